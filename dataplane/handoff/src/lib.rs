@@ -1,0 +1,216 @@
+//! What workers and the DHT core say to each other, and the rings it crosses. Never blocks:
+//! a full ring is an answer, and the caller counts it.
+//!
+//! Each worker has three bounded single-producer single-consumer rings of its own to the core:
+//! lookups, which packets wait for, are never queued behind announcements.
+//!
+//! ```text
+//!            Resolve      ─────────────►
+//!   worker   Announcement ─────────────►   DHT core
+//!            Answer       ◄─────────────
+//! ```
+#![forbid(unsafe_code)]
+
+mod clock;
+mod doorbell;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use holdfast_net::FlowKey;
+use rtrb::{Consumer, Producer, RingBuffer};
+
+pub use clock::{Clock, Version, unix_us};
+pub use doorbell::Doorbell;
+
+/// A worker asks who owns a flow. Answered by exactly one [`Answer::Resolved`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resolve {
+    /// The flow of the stray packet.
+    pub flow: FlowKey,
+    /// When the worker asked, in microseconds since the Unix epoch: the end of the paper's
+    /// detection time.
+    pub asked_at_unix_us: u64,
+}
+
+/// A worker tells the core what it learnt. Nothing is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Announcement {
+    /// This server owns the flow (R3, R7).
+    Publish {
+        /// The flow.
+        flow: FlowKey,
+        /// The session's version; a greater one is a newer session on the same 5-tuple.
+        version: Version,
+    },
+    /// The session has ended (R8).
+    Withdraw {
+        /// The flow.
+        flow: FlowKey,
+        /// The version that it was published with.
+        version: Version,
+    },
+    /// `sender` tunnelled a packet of a flow to us that we do not hold (R6): tell it.
+    NotMine {
+        /// The flow.
+        flow: FlowKey,
+        /// Locator of the server that sent it.
+        sender: IpAddr,
+    },
+}
+
+/// Who owns a flow, as the DHT says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolution {
+    /// The server with this locator; it may be our own.
+    Owner {
+        /// The owner's locator.
+        locator: IpAddr,
+        /// Version of the record.
+        version: Version,
+    },
+    /// Nobody: enough replicas said so.
+    NotFound,
+    /// Too few replicas answered in time to say anything.
+    TimedOut,
+}
+
+/// The core tells a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The answer to a [`Resolve`].
+    Resolved {
+        /// The flow asked for.
+        flow: FlowKey,
+        /// Who owns it.
+        resolution: Resolution,
+    },
+    /// `owner` says that it does not hold the flow: drop a redirect to it.
+    NotMine {
+        /// The flow.
+        flow: FlowKey,
+        /// Locator of the server that refused it.
+        owner: IpAddr,
+    },
+}
+
+/// A worker's end of its rings.
+#[derive(Debug)]
+pub struct WorkerEnd {
+    resolves: Producer<Resolve>,
+    announcements: Producer<Announcement>,
+    answers: Consumer<Answer>,
+    doorbell: Arc<Doorbell>,
+    rung: bool,
+}
+
+/// The DHT core's end of one worker's rings.
+#[derive(Debug)]
+pub struct CoreEnd {
+    /// Lookups that the worker asks for.
+    pub resolves: Consumer<Resolve>,
+    /// What the worker learnt.
+    pub announcements: Consumer<Announcement>,
+    /// What the core tells the worker.
+    pub answers: Producer<Answer>,
+}
+
+/// The ring was full; nothing was queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full;
+
+/// Makes the rings between one worker and the core.
+///
+/// `resolves` and `announcements` are capacities in messages. There is room for an answer to
+/// every lookup that can be queued or, up to `resolves` more, under way.
+#[must_use]
+pub fn rings(
+    resolves: usize,
+    announcements: usize,
+    doorbell: Arc<Doorbell>,
+) -> (WorkerEnd, CoreEnd) {
+    let (resolve_producer, resolve_consumer) = RingBuffer::new(resolves);
+    let (announcement_producer, announcement_consumer) = RingBuffer::new(announcements);
+    let (answer_producer, answer_consumer) = RingBuffer::new(2 * resolves);
+    let worker = WorkerEnd {
+        resolves: resolve_producer,
+        announcements: announcement_producer,
+        answers: answer_consumer,
+        doorbell,
+        rung: false,
+    };
+    let core = CoreEnd {
+        resolves: resolve_consumer,
+        announcements: announcement_consumer,
+        answers: answer_producer,
+    };
+    (worker, core)
+}
+
+impl WorkerEnd {
+    /// Queues a lookup.
+    ///
+    /// # Errors
+    /// [`Full`] when the ring is full: the packet cannot wait, drop and count it.
+    pub fn resolve(&mut self, resolve: Resolve) -> Result<(), Full> {
+        self.resolves.push(resolve).map_err(|_| Full)?;
+        self.rung = true;
+        Ok(())
+    }
+
+    /// Queues an announcement.
+    ///
+    /// # Errors
+    /// [`Full`] when the ring is full: mark the session, and say it again later.
+    pub fn announce(&mut self, announcement: Announcement) -> Result<(), Full> {
+        self.announcements.push(announcement).map_err(|_| Full)?;
+        self.rung = true;
+        Ok(())
+    }
+
+    /// The next answer, if there is one.
+    pub fn answer(&mut self) -> Option<Answer> {
+        self.answers.pop().ok()
+    }
+
+    /// Wakes the core if it sleeps and something was queued since the last call. Once per turn
+    /// of the worker: the only system call a turn can cause, and only when the core is idle.
+    pub fn ring_doorbell(&mut self) {
+        if std::mem::take(&mut self.rung) {
+            self.doorbell.ring();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_ring_is_an_answer() {
+        let poll = mio::Poll::new().expect("epoll");
+        let waker = mio::Waker::new(poll.registry(), mio::Token(0)).expect("eventfd");
+        let (mut worker, mut core) = rings(1, 1, Arc::new(Doorbell::new(waker)));
+        let flow = FlowKey::tcp_v4([20, 1, 1, 1], 1234, [192, 168, 0, 1], 80);
+        let resolve = Resolve {
+            flow,
+            asked_at_unix_us: 1,
+        };
+        assert_eq!(worker.resolve(resolve), Ok(()));
+        assert_eq!(worker.resolve(resolve), Err(Full));
+        let publish = Announcement::Publish {
+            flow,
+            version: Version(1),
+        };
+        assert_eq!(worker.announce(publish), Ok(()));
+        assert_eq!(worker.announce(publish), Err(Full));
+        assert_eq!(core.resolves.pop(), Ok(resolve));
+        let answer = Answer::Resolved {
+            flow,
+            resolution: Resolution::NotFound,
+        };
+        core.answers.push(answer).expect("room for every answer");
+        assert_eq!(worker.answer(), Some(answer));
+        assert_eq!(worker.answer(), None);
+    }
+}

@@ -1,0 +1,390 @@
+//! Checks a frame once and remembers where its headers are. Never changes it, never trusts a
+//! length that the frame claims for itself.
+
+use std::net::IpAddr;
+
+use thiserror::Error;
+use zerocopy::FromBytes;
+
+use crate::headers::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet, Ipv4, Ipv6, NEXT_DESTINATION,
+    NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTOCOL_TCP, PROTOCOL_UDP, Tcp, TcpFlags, Udp,
+    Vlan,
+};
+
+/// IPv6 extension headers that are walked before a packet counts as malformed.
+const EXTENSION_HEADERS_MAX: usize = 8;
+
+/// Why a frame that claims to be IP is none. Such frames are passed on untouched: judging them
+/// is the kernel's job.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum Malformed {
+    /// The frame ends inside a header.
+    #[error("frame ends inside a header")]
+    Truncated,
+    /// The IP version is not the EtherType's.
+    #[error("IP version and EtherType disagree")]
+    Version,
+    /// A header claims a length that is impossible or longer than the frame.
+    #[error("header claims an impossible length")]
+    Length,
+    /// More IPv6 extension headers than are walked.
+    #[error("too many IPv6 extension headers")]
+    Extensions,
+}
+
+/// The network header of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// IPv4.
+    Ipv4 {
+        /// Source address.
+        source: [u8; 4],
+        /// Destination address.
+        destination: [u8; 4],
+    },
+    /// IPv6.
+    Ipv6 {
+        /// Source address.
+        source: [u8; 16],
+        /// Destination address.
+        destination: [u8; 16],
+    },
+}
+
+impl Network {
+    /// Source address.
+    #[must_use]
+    pub fn source(&self) -> IpAddr {
+        match *self {
+            Network::Ipv4 { source, .. } => IpAddr::from(source),
+            Network::Ipv6 { source, .. } => IpAddr::from(source),
+        }
+    }
+
+    /// Destination address.
+    #[must_use]
+    pub fn destination(&self) -> IpAddr {
+        match *self {
+            Network::Ipv4 { destination, .. } => IpAddr::from(destination),
+            Network::Ipv6 { destination, .. } => IpAddr::from(destination),
+        }
+    }
+}
+
+/// What an IP packet carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// A TCP segment.
+    Tcp {
+        /// Source port.
+        source_port: u16,
+        /// Destination port.
+        destination_port: u16,
+        /// Control bits.
+        flags: TcpFlags,
+    },
+    /// A UDP datagram.
+    Udp {
+        /// Source port.
+        source_port: u16,
+        /// Destination port.
+        destination_port: u16,
+    },
+    /// A fragment, the first one included: only the whole datagram has ports one can trust.
+    Fragment,
+    /// Another protocol.
+    Other(u8),
+}
+
+/// A checked IP packet in a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// Offset of the IP header in the frame, in bytes: 0 for a bare packet, 14 or 18 (one
+    /// 802.1Q tag) behind Ethernet.
+    pub network_offset: usize,
+    /// Offset of the transport header in the frame, in bytes.
+    pub transport_offset: usize,
+    /// Where the IP packet ends in the frame, in bytes; Ethernet padding may follow.
+    pub end: usize,
+    /// The network header.
+    pub network: Network,
+    /// The transport header.
+    pub transport: Transport,
+}
+
+impl Packet {
+    /// Reads an Ethernet frame with at most one 802.1Q tag.
+    ///
+    /// `Ok(None)`: not IP (ARP, LLDP, doubly tagged …), nothing is wrong with it.
+    ///
+    /// # Errors
+    /// [`Malformed`] when the frame claims to be IP and is not.
+    pub fn from_ethernet(frame: &[u8]) -> Result<Option<Packet>, Malformed> {
+        let Ok((ethernet, rest)) = Ethernet::ref_from_prefix(frame) else {
+            return Ok(None);
+        };
+        let mut ethertype = ethernet.ethertype.get();
+        let mut offset = size_of::<Ethernet>();
+        if ethertype == ETHERTYPE_VLAN {
+            let Ok((tag, _)) = Vlan::ref_from_prefix(rest) else {
+                return Ok(None);
+            };
+            ethertype = tag.ethertype.get();
+            offset += size_of::<Vlan>();
+        }
+        match ethertype {
+            ETHERTYPE_IPV4 => ipv4(frame, offset).map(Some),
+            ETHERTYPE_IPV6 => ipv6(frame, offset).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Reads the IP packet that starts at `offset` of `frame`: the inside of a tunnel.
+    ///
+    /// # Errors
+    /// [`Malformed`] when there is no sound IP packet.
+    pub fn from_ip(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
+        match frame.get(offset).map(|byte| byte >> 4) {
+            Some(4) => ipv4(frame, offset),
+            Some(6) => ipv6(frame, offset),
+            Some(_) => Err(Malformed::Version),
+            None => Err(Malformed::Truncated),
+        }
+    }
+}
+
+fn ipv4(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
+    let bytes = frame.get(offset..).ok_or(Malformed::Truncated)?;
+    let (header, _) = Ipv4::ref_from_prefix(bytes).map_err(|_| Malformed::Truncated)?;
+    if header.version_ihl >> 4 != 4 {
+        return Err(Malformed::Version);
+    }
+    let header_length = header.header_length();
+    let total_length = usize::from(header.total_length.get());
+    if header_length < size_of::<Ipv4>() || total_length < header_length {
+        return Err(Malformed::Length);
+    }
+    if total_length > bytes.len() {
+        return Err(Malformed::Length);
+    }
+    let transport_offset = offset + header_length;
+    let end = offset + total_length;
+    let transport = if header.is_fragment() {
+        Transport::Fragment
+    } else {
+        transport(header.protocol, &frame[transport_offset..end])?
+    };
+    let network = Network::Ipv4 {
+        source: header.source,
+        destination: header.destination,
+    };
+    Ok(Packet {
+        network_offset: offset,
+        transport_offset,
+        end,
+        network,
+        transport,
+    })
+}
+
+fn ipv6(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
+    let bytes = frame.get(offset..).ok_or(Malformed::Truncated)?;
+    let (header, _) = Ipv6::ref_from_prefix(bytes).map_err(|_| Malformed::Truncated)?;
+    if header.version_class_label.get() >> 28 != 6 {
+        return Err(Malformed::Version);
+    }
+    let end = offset + size_of::<Ipv6>() + usize::from(header.payload_length.get());
+    if end > frame.len() {
+        return Err(Malformed::Length);
+    }
+    let network = Network::Ipv6 {
+        source: header.source,
+        destination: header.destination,
+    };
+    let mut transport_offset = offset + size_of::<Ipv6>();
+    let mut next = header.next_header;
+    for _ in 0..=EXTENSION_HEADERS_MAX {
+        let rest = frame.get(transport_offset..end).ok_or(Malformed::Length)?;
+        match next {
+            NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_DESTINATION => {
+                let [following, length, ..] = *rest else {
+                    return Err(Malformed::Truncated);
+                };
+                next = following;
+                transport_offset += (usize::from(length) + 1) * 8;
+            }
+            NEXT_FRAGMENT => {
+                let transport = Transport::Fragment;
+                return Ok(Packet {
+                    network_offset: offset,
+                    transport_offset,
+                    end,
+                    network,
+                    transport,
+                });
+            }
+            protocol => {
+                let transport = transport(protocol, rest)?;
+                return Ok(Packet {
+                    network_offset: offset,
+                    transport_offset,
+                    end,
+                    network,
+                    transport,
+                });
+            }
+        }
+    }
+    Err(Malformed::Extensions)
+}
+
+fn transport(protocol: u8, bytes: &[u8]) -> Result<Transport, Malformed> {
+    match protocol {
+        PROTOCOL_TCP => {
+            let (tcp, _) = Tcp::ref_from_prefix(bytes).map_err(|_| Malformed::Truncated)?;
+            let header_length = usize::from(tcp.data_offset >> 4) * 4;
+            if header_length < size_of::<Tcp>() || header_length > bytes.len() {
+                return Err(Malformed::Length);
+            }
+            Ok(Transport::Tcp {
+                source_port: tcp.source_port.get(),
+                destination_port: tcp.destination_port.get(),
+                flags: tcp.flags,
+            })
+        }
+        PROTOCOL_UDP => {
+            let (udp, _) = Udp::ref_from_prefix(bytes).map_err(|_| Malformed::Truncated)?;
+            let length = usize::from(udp.length.get());
+            if length < size_of::<Udp>() || length > bytes.len() {
+                return Err(Malformed::Length);
+            }
+            Ok(Transport::Udp {
+                source_port: udp.source_port.get(),
+                destination_port: udp.destination_port.get(),
+            })
+        }
+        other => Ok(Transport::Other(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    fn v4(payload: &[u8]) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2([1; 6], [2; 6])
+            .ipv4([20, 1, 1, 1], [192, 168, 0, 1], 64)
+            .tcp(1234, 80, 7, 1000)
+            .ack(9);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, payload).expect("fits");
+        frame
+    }
+
+    fn v6(payload: &[u8]) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2([1; 6], [2; 6])
+            .single_vlan(5.try_into().expect("a VLAN id"))
+            .ipv6([3; 16], [4; 16], 64)
+            .udp(1234, 6080);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, payload).expect("fits");
+        frame
+    }
+
+    #[test]
+    fn reads_tcp_over_ipv4() {
+        let packet = Packet::from_ethernet(&v4(b"hello"))
+            .expect("sound")
+            .expect("IP");
+        assert_eq!(packet.network_offset, 14);
+        assert_eq!(packet.transport_offset, 34);
+        assert_eq!(packet.end, 14 + 20 + 20 + 5);
+        assert_eq!(packet.network.source(), IpAddr::from([20, 1, 1, 1]));
+        assert_eq!(
+            packet.transport,
+            Transport::Tcp {
+                source_port: 1234,
+                destination_port: 80,
+                flags: TcpFlags::ACK
+            }
+        );
+    }
+
+    #[test]
+    fn reads_tagged_udp_over_ipv6() {
+        let packet = Packet::from_ethernet(&v6(b"x"))
+            .expect("sound")
+            .expect("IP");
+        assert_eq!(packet.network_offset, 18);
+        assert_eq!(
+            packet.transport,
+            Transport::Udp {
+                source_port: 1234,
+                destination_port: 6080
+            }
+        );
+    }
+
+    #[test]
+    fn ethernet_padding_is_not_payload() {
+        let mut frame = v4(b"");
+        let end = frame.len();
+        frame.resize(60.max(end), 0);
+        assert_eq!(
+            Packet::from_ethernet(&frame)
+                .expect("sound")
+                .expect("IP")
+                .end,
+            end
+        );
+    }
+
+    #[test]
+    fn a_fragment_has_no_ports() {
+        let mut frame = v4(b"hello");
+        frame[20] |= 0x20; // more fragments
+        let packet = Packet::from_ethernet(&frame).expect("sound").expect("IP");
+        assert_eq!(packet.transport, Transport::Fragment);
+    }
+
+    #[test]
+    fn arp_is_not_ip() {
+        let mut frame = vec![0u8; 42];
+        frame[12..14].copy_from_slice(&[0x08, 0x06]);
+        assert_eq!(Packet::from_ethernet(&frame), Ok(None));
+    }
+
+    #[test]
+    fn every_truncation_is_refused_or_not_ip() {
+        for frame in [v4(b"hello"), v6(b"hello")] {
+            for length in 0..frame.len() {
+                assert!(
+                    !matches!(Packet::from_ethernet(&frame[..length]), Ok(Some(_))),
+                    "{length}"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn offsets_stay_inside_hostile_frames(
+            mut frame in proptest::collection::vec(any::<u8>(), 0..200),
+            ethertype in prop_oneof![Just(0x0800u16), Just(0x86dd), any::<u16>()],
+            version in prop_oneof![Just(0x45u8), Just(0x60), any::<u8>()],
+        ) {
+            if frame.len() > 14 {
+                frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+                frame[14] = version;
+            }
+            if let Ok(Some(packet)) = Packet::from_ethernet(&frame) {
+                prop_assert!(packet.network_offset < packet.transport_offset);
+                prop_assert!(packet.transport_offset <= packet.end);
+                prop_assert!(packet.end <= frame.len());
+            }
+        }
+    }
+}
