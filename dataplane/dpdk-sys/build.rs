@@ -11,20 +11,14 @@ const DPDK_MIN: &str = "22.11";
 
 /// Linked by name instead of pkg-config's whole list: these are all that the bindings
 /// call; each pulls its own dependencies in, and drivers are loaded by the EAL.
-const LIBRARIES: &[&str] = &[
-    "rte_net_ring",
-    "rte_ethdev",
-    "rte_mbuf",
-    "rte_mempool",
-    "rte_ring",
-    "rte_eal",
-];
+const LIBRARIES: &[&str] =
+    &["rte_net_ring", "rte_ethdev", "rte_mbuf", "rte_mempool", "rte_ring", "rte_eal"];
 
 const FUNCTIONS: &[&str] = &[
-    "holdfast_rte_errno",
+    "holdfast_(ignore_realtime_signals|rte_errno)",
     "rte_dev_(probe|remove)",
-    "rte_eal_(init|cleanup|hotplug_remove)",
-    "rte_eth_(allmulticast_enable|promiscuous_enable)",
+    "rte_eal_(init|cleanup)",
+    "rte_eth_(allmulticast_enable|promiscuous_(disable|enable))",
     "rte_eth_dev_(adjust_nb_rx_tx_desc|close|configure|get_mtu|get_name_by_port)",
     "rte_eth_dev_(get_port_by_name|info_get|is_valid_port|set_link_(down|up))",
     "rte_eth_dev_(set_mtu|socket_id|start|stop)",
@@ -53,8 +47,7 @@ const CONSTANTS: &[&str] = &[
     "RTE_MAX_QUEUES_PER_PORT",
     "RTE_MEMPOOL_CACHE_MAX_SIZE",
     "RTE_PKTMBUF_HEADROOM",
-    "RTE_RING_SZ_MASK",
-    "RING_F_S[CP]_(ENQ|DEQ)",
+    "RING_F_(SP_ENQ|SC_DEQ|EXACT_SZ)",
     "SOCKET_ID_ANY",
 ];
 
@@ -80,10 +73,8 @@ fn main() {
 /// search path of its libraries goes to cargo on the way. Ends the build with advice
 /// when DPDK is missing or too old.
 fn dpdk_cflags() -> Vec<String> {
-    let probe = pkg_config::Config::new()
-        .atleast_version(DPDK_MIN)
-        .cargo_metadata(false)
-        .probe("libdpdk");
+    let probe =
+        pkg_config::Config::new().atleast_version(DPDK_MIN).cargo_metadata(false).probe("libdpdk");
     let library = probe.unwrap_or_else(|error| {
         panic!(
             "\n\nholdfast needs DPDK {DPDK_MIN} or newer with its development files.\n\
@@ -130,9 +121,7 @@ fn bind(header: &Path, cflags: &[String], out: &Path) -> PathBuf {
         builder = builder.allowlist_var(constant);
     }
     let bindings = builder.generate().expect("bindgen binds wrapper.h");
-    bindings
-        .write_to_file(out.join("bindings.rs"))
-        .expect("OUT_DIR is writable");
+    bindings.write_to_file(out.join("bindings.rs")).expect("OUT_DIR is writable");
     shim.with_extension("c")
 }
 

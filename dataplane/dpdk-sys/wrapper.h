@@ -2,6 +2,8 @@
  * writes as function-like macros (RTE_BIT64) and thread-local variables are
  * given a form here that bindgen understands. */
 
+#include <signal.h>
+
 #include <rte_cycles.h>
 #include <rte_dev.h>
 #include <rte_eal.h>
@@ -16,6 +18,17 @@
 
 /* rte_errno is a thread-local variable behind a macro. */
 static inline int holdfast_rte_errno(void) { return rte_errno; }
+
+/* Sets every real-time signal but the first that has its default action to be ignored. */
+static inline void holdfast_ignore_realtime_signals(void)
+{
+	for (int signo = SIGRTMIN + 1; signo < SIGRTMAX; signo++) {
+		struct sigaction action;
+
+		if (sigaction(signo, NULL, &action) == 0 && action.sa_handler == SIG_DFL)
+			signal(signo, SIG_IGN);
+	}
+}
 
 static const uint64_t HOLDFAST_RSS_IP = RTE_ETH_RSS_IP;
 static const uint64_t HOLDFAST_RSS_TCP = RTE_ETH_RSS_TCP;

@@ -1,0 +1,76 @@
+//! What the packet path needs of a frame, so that DPDK's mbufs and plain memory both serve.
+//! Never copies one.
+
+/// An Ethernet frame in one piece, with room in front for headers.
+pub trait Frame {
+    /// The frame's bytes.
+    fn data(&self) -> &[u8];
+    /// The frame's bytes.
+    fn data_mut(&mut self) -> &mut [u8];
+    /// Grows the frame by `count` bytes in front. `None`, and nothing changed, when the headroom
+    /// does not suffice.
+    fn prepend(&mut self, count: usize) -> Option<()>;
+    /// Takes `count` bytes off the front. `None`, and nothing changed, when there are fewer.
+    fn trim_front(&mut self, count: usize) -> Option<()>;
+}
+
+impl Frame for holdfast_dpdk::Mbuf {
+    fn data(&self) -> &[u8] {
+        holdfast_dpdk::Mbuf::data(self)
+    }
+
+    fn data_mut(&mut self) -> &mut [u8] {
+        holdfast_dpdk::Mbuf::data_mut(self)
+    }
+
+    fn prepend(&mut self, count: usize) -> Option<()> {
+        holdfast_dpdk::Mbuf::prepend(self, count).map(|_| ())
+    }
+
+    fn trim_front(&mut self, count: usize) -> Option<()> {
+        holdfast_dpdk::Mbuf::trim_front(self, count)
+    }
+}
+
+/// A frame in memory, for tests and tools.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemFrame {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+/// Headroom of a [`MemFrame`], in bytes; the same as DPDK's default.
+pub const HEADROOM: usize = 128;
+
+impl MemFrame {
+    /// A frame of these bytes.
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> MemFrame {
+        let mut buffer = vec![0; HEADROOM];
+        buffer.extend_from_slice(bytes);
+        MemFrame { buffer, start: HEADROOM }
+    }
+}
+
+impl Frame for MemFrame {
+    fn data(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    fn data_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.start..]
+    }
+
+    fn prepend(&mut self, count: usize) -> Option<()> {
+        self.start = self.start.checked_sub(count)?;
+        Some(())
+    }
+
+    fn trim_front(&mut self, count: usize) -> Option<()> {
+        if count > self.data().len() {
+            return None;
+        }
+        self.start += count;
+        Some(())
+    }
+}

@@ -1,0 +1,122 @@
+//! Counters of the packet path: every outcome of a packet, every refusal and every limit has one.
+//! Never a lock: each worker writes its own, anyone reads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($variant:ident $name:literal $help:literal)*) => {
+        /// What is counted, per worker, since the start.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Counter { $(#[doc = $help] $variant,)* }
+
+        impl Counter {
+            /// All counters.
+            pub const ALL: &[Counter] = &[$(Counter::$variant,)*];
+
+            /// The counter's name in listings and metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Counter::$variant => $name,)* }
+            }
+
+            /// What it counts, in a sentence.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Counter::$variant => $help,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    UplinkReceived "uplink_received" "Frames received from the uplink."
+    UplinkSent "uplink_sent" "Frames sent to the uplink."
+    UplinkUnsent "uplink_unsent" "Frames dropped because the uplink's transmit queue stayed full."
+    HostReceived "host_received" "Frames received from the host."
+    HostSent "host_sent" "Frames sent to the host."
+    HostUnsent "host_unsent" "Frames dropped because the host port's transmit queue stayed full."
+    Passed "passed" "Frames from the uplink that are no service's TCP, passed to the host."
+    MalformedPassed "malformed_passed" "Frames that claim to be IP and are not sound, passed on for the kernel to judge."
+    FragmentPassed "fragment_passed" "Fragments to or from a service's address, passed on as they are."
+    SynToHost "syn_to_host" "SYNs to a service, given to the host (R2)."
+    LocalHit "local_hit" "Segments of local sessions, given to the host (R4)."
+    RedirectHit "redirect_hit" "Segments tunnelled to their owner by a redirect in the table (R4)."
+    Miss "miss" "Stray segments: no SYN, and no session or redirect in the table (R5)."
+    NegativeHit "negative_hit" "Strays given to the host because the DHT just said that nobody owns the flow."
+    Parked "parked" "Strays parked while the owner is looked up."
+    ParkFull "park_full" "Strays dropped because the parking has no room."
+    ParkFlowFull "park_flow_full" "Strays dropped because their flow has as many parked as it may."
+    ParkExpired "park_expired" "Parked segments dropped because no answer came in time."
+    LookupAsked "lookup_asked" "Lookups asked of the DHT core."
+    LookupRingFull "lookup_ring_full" "Strays dropped because the ring to the DHT core was full."
+    LookupRefusedWorker "lookup_refused_worker" "Strays dropped because the worker asks as many lookups as it may."
+    LookupRefusedSource "lookup_refused_source" "Strays dropped because their source prefix asks as many lookups as it may."
+    ResolvedOwner "resolved_owner" "Lookups that found another server as owner."
+    ResolvedSelf "resolved_self" "Lookups that found this server as owner."
+    ResolvedAgain "resolved_again" "Lookups that found nobody and are asked again after the grace."
+    ResolvedNobody "resolved_nobody" "Lookups that found nobody twice: the host answers."
+    ResolvedTimedOut "resolved_timed_out" "Lookups that too few replicas answered in time."
+    ResolvedStranger "resolved_stranger" "Lookups whose owner is no member of the cluster: not followed."
+    AnswerLate "answer_late" "Answers for flows that no packet waits for any more."
+    ReleasedTunnel "released_tunnel" "Parked segments sent to their owner."
+    ReleasedHost "released_host" "Parked segments given to the host."
+    DroppedTimedOut "dropped_timed_out" "Parked segments dropped because the lookup timed out; TCP retransmits."
+    TunnelSent "tunnel_sent" "Segments encapsulated and sent to their owner."
+    TunnelTooBig "tunnel_too_big" "Segments dropped because the tunnel header takes them over the uplink's MTU."
+    TunnelNoHeadroom "tunnel_no_headroom" "Segments dropped because the frame has no room in front for the tunnel header."
+    TunnelReceived "tunnel_received" "Tunnelled segments taken from members and given to the host (R6)."
+    TunnelStranger "tunnel_stranger" "Tunnel packets dropped because their source is no member of the cluster (R6)."
+    TunnelMalformed "tunnel_malformed" "Tunnel packets dropped because there is no sound packet inside."
+    TunnelNotService "tunnel_not_service" "Tunnel packets dropped because the inside is no service's TCP."
+    NotMineSent "not_mine_sent" "Segments tunnelled to us whose session we do not hold: the sender is told (R6)."
+    NotMineUnsent "not_mine_unsent" "The same, but the ring to the DHT core was full."
+    NotMineReceived "not_mine_received" "Owners that told us they do not hold a flow."
+    RedirectInstalled "redirect_installed" "Redirects put into the table."
+    RedirectDropped "redirect_dropped" "Redirects dropped because their owner does not hold the flow."
+    RedirectSuperseded "redirect_superseded" "Redirects superseded by a SYN or by the host itself (R2, R7)."
+    RedirectExpired "redirect_expired" "Redirects that were idle for too long."
+    SessionOpened "session_opened" "Sessions opened: the host answered SYN-ACK (R3)."
+    SessionLearnt "session_learnt" "Sessions learnt from what the host sends or from its sockets (R7)."
+    SessionClosed "session_closed" "Sessions withdrawn after FIN both ways or RST, and a linger (R8)."
+    SessionExpired "session_expired" "Sessions withdrawn because they were idle or half-open for too long."
+    HalfOpenOverLimit "half_open_over_limit" "Half-open sessions above the limit: published only when their handshake completes (R3)."
+    PublishQueued "publish_queued" "Sessions handed to the DHT core to be published."
+    PublishDeferred "publish_deferred" "Publications put off because the ring to the DHT core was full; the sweep repeats them."
+    WithdrawQueued "withdraw_queued" "Sessions handed to the DHT core to be withdrawn."
+    WithdrawDeferred "withdraw_deferred" "Withdrawals put off because the ring to the DHT core was full; the sweep repeats them."
+    TableFull "table_full" "Sessions or redirects that found no room in the table."
+    TableContended "table_contended" "Table updates given up because another worker changed the entry; the next packet repeats them."
+    Turns "turns" "Turns of the worker's loop."
+    TurnsIdle "turns_idle" "Turns that found nothing to do."
+}
+
+/// One worker's counters: written by it alone, read by anyone.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct WorkerCounters([AtomicU64; Counter::ALL.len()]);
+
+impl Default for WorkerCounters {
+    fn default() -> Self {
+        WorkerCounters([const { AtomicU64::new(0) }; Counter::ALL.len()])
+    }
+}
+
+impl WorkerCounters {
+    /// The counter's value.
+    #[must_use]
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize].load(Ordering::Relaxed)
+    }
+
+    /// Adds one. Only for the worker that owns these counters.
+    pub fn count(&self, counter: Counter) {
+        self.add(counter, 1);
+    }
+
+    /// Adds `amount`. Only for the worker that owns these counters: with one writer a load and a
+    /// store do, without the price of an atomic addition.
+    pub fn add(&self, counter: Counter, amount: u64) {
+        let value = &self.0[counter as usize];
+        value.store(value.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,511 @@
+//! The rules of `docs/specification/rules.md`, one dialogue each: the test is the network, the
+//! host and the DHT core of one worker. Every dialogue is held in IPv4 and in IPv6.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use holdfast_dataplane::session::{Session, State};
+use holdfast_dataplane::stats::Counter;
+use holdfast_handoff::{Announcement, Answer, Resolution};
+use support::{ACK, Bench, FIN_ACK, Net, Options, RST, SYN, SYN_ACK, inside, nets, owner};
+
+fn both(dialogue: impl Fn(Net)) {
+    nets().into_iter().for_each(dialogue);
+}
+
+fn local_state(bench: &Bench, port: u16) -> Option<State> {
+    match bench.table.lookup(&bench.net.flow(port))?.session {
+        Session::Local { state, .. } => Some(state),
+        Session::Redirect { .. } => None,
+    }
+}
+
+#[test]
+fn r2_a_syn_goes_to_the_host_and_supersedes_a_redirect() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(1000);
+        bench.uplink_brings(&net.client_segment(1000, SYN, b""));
+        assert_eq!(bench.host_gets(), Some(net.client_segment(1000, SYN, b"")));
+        assert_eq!(bench.asks(), None);
+        assert_eq!(bench.table.lookup(&net.flow(1000)), None);
+        assert_eq!(bench.count(Counter::RedirectSuperseded), 1);
+    });
+}
+
+#[test]
+fn r3_a_syn_ack_publishes_once_and_the_ack_establishes() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.uplink_brings(&net.client_segment(1000, SYN, b""));
+        assert_eq!(bench.announces(), None, "a SYN alone proves nothing");
+        bench.host_sends(&net.host_segment(1000, SYN_ACK, b""));
+        bench.host_sends(&net.host_segment(1000, SYN_ACK, b""));
+        assert!(
+            matches!(bench.announces(), Some(Announcement::Publish { flow, .. }) if flow == net.flow(1000))
+        );
+        assert_eq!(bench.announces(), None, "a retransmission is no new session");
+        assert_eq!(local_state(&bench, 1000), Some(State::HalfOpen));
+        bench.uplink_brings(&net.client_segment(1000, ACK, b""));
+        assert_eq!(local_state(&bench, 1000), Some(State::Established));
+        assert_eq!(bench.announces(), None);
+    });
+}
+
+#[test]
+fn r3_above_the_half_open_limit_publishing_waits_for_the_handshake() {
+    both(|net| {
+        let mut bench = Bench::with(net, &Options { half_open_max: 1, ..Options::default() });
+        bench.host_sends(&net.host_segment(1, SYN_ACK, b""));
+        bench.host_sends(&net.host_segment(2, SYN_ACK, b""));
+        assert!(
+            matches!(bench.announces(), Some(Announcement::Publish { flow, .. }) if flow == net.flow(1))
+        );
+        assert_eq!(bench.announces(), None);
+        assert_eq!(bench.count(Counter::HalfOpenOverLimit), 1);
+        bench.pass_ms(2000);
+        assert_eq!(bench.announces(), None, "the sweep does not publish it either");
+        bench.uplink_brings(&net.client_segment(2, ACK, b""));
+        assert!(
+            matches!(bench.announces(), Some(Announcement::Publish { flow, .. }) if flow == net.flow(2))
+        );
+    });
+}
+
+#[test]
+fn r3_half_open_sessions_end_by_themselves() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.host_sends(&net.host_segment(1, SYN_ACK, b""));
+        let Some(Announcement::Publish { version, .. }) = bench.announces() else { panic!() };
+        bench.pass_ms(11_000);
+        assert_eq!(bench.table.lookup(&net.flow(1)), None);
+        assert_eq!(bench.announces(), Some(Announcement::Withdraw { flow: net.flow(1), version }));
+    });
+}
+
+#[test]
+fn r4_local_sessions_reach_the_host_untouched_both_ways() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        let request = net.client_segment(1000, ACK, b"GET /");
+        bench.uplink_brings(&request);
+        assert_eq!(bench.host_gets(), Some(request));
+        let response = net.host_segment(1000, ACK, b"200 OK");
+        bench.host_sends(&response);
+        assert_eq!(bench.uplink_gets(), Some(response));
+        assert_eq!(bench.asks(), None);
+    });
+}
+
+#[test]
+fn r4_r5_a_stray_is_looked_up_once_and_tunnelled_from_then_on() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        let strays: Vec<_> =
+            [&b"one"[..], b"two"].iter().map(|p| net.client_segment(1000, ACK, p)).collect();
+        bench.uplink_brings(&strays[0]);
+        bench.uplink_brings(&strays[1]);
+        assert_eq!(bench.asks(), Some(net.flow(1000)));
+        assert_eq!(bench.asks(), None, "one lookup, however many packets wait");
+        assert_eq!(bench.uplink_gets(), None);
+
+        bench.core_answers(net.flow(1000), owner(net.other));
+        for stray in &strays {
+            let frame = bench.uplink_gets().expect("released in order");
+            assert_eq!(inside(&frame), (net.me, net.other, stray[14..].to_vec()));
+            assert_eq!(frame[..6], stray[6..12], "back to the router that brought it");
+            assert_eq!(frame[6..12], stray[..6]);
+        }
+        let third = net.client_segment(1000, ACK, b"three");
+        bench.uplink_brings(&third);
+        assert_eq!(inside(&bench.uplink_gets().unwrap()).2, third[14..]);
+        assert_eq!(bench.asks(), None);
+        assert_eq!(bench.host_gets(), None, "the host never sees a stray: it would reset it");
+    });
+}
+
+#[test]
+fn r5_a_session_of_our_own_is_taken_up_again() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        let stray = net.client_segment(1000, ACK, b"hello");
+        bench.uplink_brings(&stray);
+        assert_eq!(bench.asks(), Some(net.flow(1000)));
+        bench.core_answers(net.flow(1000), owner(net.me));
+        assert_eq!(bench.host_gets(), Some(stray));
+        assert_eq!(local_state(&bench, 1000), Some(State::Established));
+    });
+}
+
+#[test]
+fn r5_nobodys_flow_is_asked_for_twice_and_then_the_host_answers() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        let stray = net.client_segment(1000, ACK, b"who?");
+        bench.uplink_brings(&stray);
+        assert_eq!(bench.asks(), Some(net.flow(1000)));
+        bench.core_answers(net.flow(1000), Resolution::NotFound);
+        assert_eq!(bench.host_gets(), None, "its record may be on its way");
+        assert_eq!(bench.asks(), None);
+        bench.pass_ms(100);
+        assert_eq!(bench.asks(), Some(net.flow(1000)));
+        bench.core_answers(net.flow(1000), Resolution::NotFound);
+        assert_eq!(bench.host_gets(), Some(stray.clone()));
+        bench.uplink_brings(&stray);
+        assert_eq!(bench.host_gets(), Some(stray.clone()), "remembered");
+        assert_eq!(bench.asks(), None);
+        bench.pass_ms(1100);
+        bench.uplink_brings(&stray);
+        assert_eq!(bench.asks(), Some(net.flow(1000)), "but not for long");
+    });
+}
+
+#[test]
+fn r5_found_after_the_grace() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.uplink_brings(&net.client_segment(1000, ACK, b"early"));
+        bench.asks();
+        bench.core_answers(net.flow(1000), Resolution::NotFound);
+        bench.pass_ms(100);
+        assert_eq!(bench.asks(), Some(net.flow(1000)));
+        bench.core_answers(net.flow(1000), owner(net.other));
+        assert_eq!(inside(&bench.uplink_gets().unwrap()).1, net.other);
+    });
+}
+
+#[test]
+fn r5_without_an_answer_the_packet_is_dropped_and_never_reset() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.uplink_brings(&net.client_segment(1000, ACK, b"lost"));
+        assert_eq!(bench.asks(), Some(net.flow(1000)));
+        bench.core_answers(net.flow(1000), Resolution::TimedOut);
+        assert_eq!(bench.count(Counter::DroppedTimedOut), 1);
+        bench.uplink_brings(&net.client_segment(1000, ACK, b"lost"));
+        assert_eq!(bench.asks(), Some(net.flow(1000)), "a retransmission asks again");
+        bench.pass_ms(1100);
+        assert_eq!(bench.count(Counter::ParkExpired), 1);
+        assert_eq!((bench.host_gets(), bench.uplink_gets()), (None, None));
+        bench.core_answers(net.flow(1000), owner(net.other));
+        assert_eq!(bench.count(Counter::AnswerLate), 1);
+    });
+}
+
+#[test]
+fn r5_limits_drop_and_count() {
+    both(|net| {
+        let mut bench = Bench::with(net, &Options { resolves: 2, ..Options::default() });
+        for port in 0..3 {
+            bench.uplink_brings(&net.client_segment(port, ACK, b""));
+        }
+        assert_eq!(bench.count(Counter::LookupRingFull), 1);
+        for _ in 0..4 {
+            bench.uplink_brings(&net.client_segment(0, ACK, b""));
+        }
+        assert_eq!(bench.count(Counter::ParkFlowFull), 1);
+        while bench.asks().is_some() {}
+        for port in 10..40 {
+            bench.uplink_brings(&net.client_segment(port, ACK, b""));
+            bench.asks();
+        }
+        assert!(bench.count(Counter::ParkFull) > 0);
+        assert_eq!((bench.host_gets(), bench.uplink_gets()), (None, None));
+    });
+}
+
+#[test]
+fn r5_an_owner_outside_the_cluster_is_not_followed() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.uplink_brings(&net.client_segment(1000, ACK, b""));
+        bench.asks();
+        bench.core_answers(net.flow(1000), owner(net.stranger));
+        assert_eq!((bench.host_gets(), bench.uplink_gets()), (None, None));
+        assert_eq!(bench.count(Counter::ResolvedStranger), 1);
+    });
+}
+
+#[test]
+fn r6_a_members_tunnel_reaches_the_host() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        let segment = net.client_segment(1000, ACK, b"by another way");
+        bench.uplink_brings(&net.tunnelled(&segment, net.other));
+        assert_eq!(bench.host_gets(), Some(segment));
+        assert_eq!(bench.announces(), None);
+        assert_eq!(bench.count(Counter::TunnelReceived), 1);
+    });
+}
+
+#[test]
+fn r6_strangers_and_nonsense_are_refused() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        let segment = net.client_segment(1000, ACK, b"let me in");
+        bench.uplink_brings(&net.tunnelled(&segment, net.stranger));
+        assert_eq!(bench.count(Counter::TunnelStranger), 1);
+        // Not a service's: the host's own answer, tunnelled.
+        bench.uplink_brings(&net.tunnelled(&net.host_segment(1000, ACK, b""), net.other));
+        assert_eq!(bench.count(Counter::TunnelNotService), 1);
+        let mut broken = net.tunnelled(&segment, net.other);
+        let gue = broken.len() - (segment.len() - 14) - 4;
+        broken[gue] = 0x20; // a control message
+        bench.uplink_brings(&broken);
+        assert_eq!(bench.count(Counter::TunnelMalformed), 1);
+        assert_eq!(bench.host_gets(), None);
+    });
+}
+
+#[test]
+fn r6_what_we_do_not_hold_is_never_tunnelled_again_and_the_sender_is_told() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(1000);
+        let segment = net.client_segment(1000, ACK, b"round and round");
+        bench.uplink_brings(&net.tunnelled(&segment, net.other));
+        assert_eq!(bench.host_gets(), Some(segment));
+        assert_eq!(bench.uplink_gets(), None);
+        assert_eq!(bench.asks(), None);
+        let told = Announcement::NotMine { flow: net.flow(1000), sender: net.other };
+        assert_eq!(bench.announces(), Some(told));
+    });
+}
+
+#[test]
+fn r6_not_mine_drops_the_redirect_to_that_owner_only() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(1000);
+        bench.core_says(Answer::NotMine { flow: net.flow(1000), owner: net.stranger });
+        bench.uplink_brings(&net.client_segment(1000, ACK, b"again"));
+        assert!(bench.uplink_gets().is_some());
+        bench.core_says(Answer::NotMine { flow: net.flow(1000), owner: net.other });
+        bench.uplink_brings(&net.client_segment(1000, ACK, b"and again"));
+        assert_eq!(bench.asks(), Some(net.flow(1000)));
+    });
+}
+
+#[test]
+fn r7_what_the_host_sends_proves_a_session() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.host_sends(&net.host_segment(1000, ACK, b"still here"));
+        assert!(
+            matches!(bench.announces(), Some(Announcement::Publish { flow, .. }) if flow == net.flow(1000))
+        );
+        assert_eq!(local_state(&bench, 1000), Some(State::Established));
+        bench.host_sends(&net.host_segment(2000, RST, b""));
+        assert_eq!(bench.announces(), None, "a RST proves the opposite");
+        assert_eq!(bench.table.lookup(&net.flow(2000)), None);
+        assert!(bench.uplink_gets().is_some() && bench.uplink_gets().is_some());
+    });
+}
+
+#[test]
+fn r7_the_host_overrules_a_redirect() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(1000);
+        bench.host_sends(&net.host_segment(1000, ACK, b"mine"));
+        assert!(matches!(bench.announces(), Some(Announcement::Publish { .. })));
+        let segment = net.client_segment(1000, ACK, b"good");
+        bench.uplink_brings(&segment);
+        assert_eq!(bench.host_gets(), Some(segment));
+    });
+}
+
+#[test]
+fn r8_fin_both_ways_lingers_and_withdraws_with_its_version() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        let version = bench.open(1000);
+        bench.uplink_brings(&net.client_segment(1000, FIN_ACK, b""));
+        assert_eq!(local_state(&bench, 1000), Some(State::ClientClosed));
+        bench.pass_ms(20_000);
+        assert_eq!(
+            local_state(&bench, 1000),
+            Some(State::ClientClosed),
+            "half-closed is not closed"
+        );
+        bench.host_sends(&net.host_segment(1000, FIN_ACK, b""));
+        assert_eq!(local_state(&bench, 1000), Some(State::Closed));
+        bench.pass_ms(3000);
+        bench.host_gets();
+        let late = net.client_segment(1000, ACK, b"");
+        bench.uplink_brings(&late);
+        assert_eq!(bench.host_gets(), Some(late), "late segments find the host");
+        assert_eq!(bench.announces(), None);
+        bench.pass_ms(7000);
+        assert_eq!(
+            bench.announces(),
+            Some(Announcement::Withdraw { flow: net.flow(1000), version })
+        );
+        assert_eq!(bench.table.lookup(&net.flow(1000)), None);
+    });
+}
+
+#[test]
+fn r8_rst_ends_a_session_unless_the_host_goes_on() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        let version = bench.open(1000);
+        bench.uplink_brings(&net.client_segment(1000, RST, b""));
+        assert_eq!(local_state(&bench, 1000), Some(State::Reset));
+        bench.host_sends(&net.host_segment(1000, ACK, b"that RST was forged"));
+        assert_eq!(local_state(&bench, 1000), Some(State::Established));
+        bench.host_sends(&net.host_segment(1000, RST, b""));
+        bench.pass_ms(7000);
+        assert_eq!(
+            bench.announces(),
+            Some(Announcement::Withdraw { flow: net.flow(1000), version })
+        );
+    });
+}
+
+#[test]
+fn r8_a_full_ring_loses_no_publication_and_no_withdrawal() {
+    both(|net| {
+        let mut bench = Bench::with(net, &Options { announcements: 1, ..Options::default() });
+        bench.host_sends(&net.host_segment(1, ACK, b""));
+        bench.host_sends(&net.host_segment(2, ACK, b""));
+        assert_eq!(bench.count(Counter::PublishDeferred), 1);
+        let published = |bench: &mut Bench| match bench.announces() {
+            Some(Announcement::Publish { flow, version }) => (flow, version),
+            other => panic!("{other:?}"),
+        };
+        let first = published(&mut bench);
+        bench.pass_ms(2000);
+        let second = published(&mut bench);
+        assert_eq!((first.0, second.0), (net.flow(1), net.flow(2)));
+
+        for port in [1, 2] {
+            bench.host_sends(&net.host_segment(port, RST, b""));
+        }
+        bench.pass_ms(7000);
+        assert!(bench.count(Counter::WithdrawDeferred) > 0);
+        let mut withdrawn = Vec::new();
+        for _ in 0..2 {
+            match bench.announces() {
+                Some(Announcement::Withdraw { flow, version }) => withdrawn.push((flow, version)),
+                other => panic!("{other:?}"),
+            }
+            bench.pass_ms(2000);
+        }
+        withdrawn.sort();
+        let mut expected = vec![first, second];
+        expected.sort();
+        assert_eq!(withdrawn, expected);
+    });
+}
+
+#[test]
+fn r12_reuse_of_a_5_tuple_gets_a_greater_version() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        let first = bench.open(1000);
+        // The client has crashed and comes back with the same port.
+        bench.uplink_brings(&net.client_segment(1000, SYN, b""));
+        bench.host_gets();
+        bench.host_sends(&net.host_segment(1000, SYN_ACK, b""));
+        let Some(Announcement::Publish { version: second, .. }) = bench.announces() else {
+            panic!()
+        };
+        assert!(second > first);
+        assert_eq!(local_state(&bench, 1000), Some(State::HalfOpen));
+        bench.pass_ms(2000);
+        assert_eq!(bench.announces(), None, "nothing withdraws the new session");
+    });
+}
+
+#[test]
+fn all_else_passes_untouched_both_ways() {
+    let arp = {
+        let mut frame = vec![0xff; 6];
+        frame.extend([2, 0, 0, 0, 0, 1, 0x08, 0x06]);
+        frame.resize(60, 7);
+        frame
+    };
+    both(|net| {
+        let mut other_port = net.client_segment(1000, ACK, b"ssh");
+        let offset = if net.client.is_ipv4() { 14 + 20 } else { 14 + 40 };
+        other_port[offset + 2..offset + 4].copy_from_slice(&22u16.to_be_bytes());
+        let mut broken = net.client_segment(1000, ACK, b"broken");
+        broken.truncate(40);
+        let mut icmp = net.client_segment(1000, ACK, b"ping");
+        icmp[if net.client.is_ipv4() { 14 + 9 } else { 14 + 6 }] =
+            if net.client.is_ipv4() { 1 } else { 58 };
+        let bgp = net.host_segment(179, ACK, b"keepalive");
+        for frame in [&arp, &other_port, &broken, &icmp, &vec![0; 5]] {
+            let mut bench = Bench::new(net);
+            bench.uplink_brings(frame);
+            assert_eq!(bench.host_gets().as_ref(), Some(frame));
+            bench.host_sends(frame);
+            assert_eq!(bench.uplink_gets().as_ref(), Some(frame));
+            assert_eq!((bench.asks(), bench.announces()), (None, None));
+        }
+        let mut bench = Bench::new(net);
+        bench.host_sends(&bgp);
+        assert_eq!(bench.uplink_gets(), Some(bgp));
+    });
+}
+
+#[test]
+fn a_full_table_still_carries_traffic() {
+    both(|net| {
+        let mut bench = Bench::with(net, &Options { capacity: 1, ..Options::default() });
+        bench.open(1);
+        bench.host_sends(&net.host_segment(2, SYN_ACK, b""));
+        assert_eq!(bench.count(Counter::TableFull), 1);
+        bench.uplink_gets().expect("the SYN-ACK goes out all the same");
+        bench.uplink_brings(&net.client_segment(3, ACK, b""));
+        bench.asks();
+        bench.core_answers(net.flow(3), owner(net.other));
+        assert_eq!(
+            inside(&bench.uplink_gets().unwrap()).1,
+            net.other,
+            "tunnelled without a redirect"
+        );
+    });
+}
+
+#[test]
+fn frames_wait_for_a_full_port_and_are_counted_when_too_many_do() {
+    let net = nets()[0];
+    let mut bench = Bench::new(net);
+    bench.open(1000);
+    bench.host.0.borrow_mut().room = Some(0);
+    for _ in 0..4 {
+        for _ in 0..32 {
+            let frame = net.client_segment(1000, ACK, b"x");
+            bench
+                .uplink
+                .0
+                .borrow_mut()
+                .to_worker
+                .push_back(holdfast_dataplane::frame::MemFrame::new(&frame));
+        }
+        bench.turn();
+    }
+    assert_eq!(bench.count(Counter::HostUnsent), 0);
+    bench.uplink_brings(&net.client_segment(1000, ACK, b"one too many"));
+    assert_eq!(bench.count(Counter::HostUnsent), 1);
+    bench.host.0.borrow_mut().room = None;
+    bench.turn();
+    assert_eq!(bench.host.0.borrow().from_worker.len(), 128);
+}
+
+#[test]
+fn a_segment_too_big_for_the_tunnel_is_counted() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(1000);
+        bench.uplink_brings(&net.client_segment(1000, ACK, &[0; 1440]));
+        assert_eq!(bench.uplink_gets(), None);
+        assert_eq!(bench.count(Counter::TunnelTooBig), 1);
+    });
+}

@@ -1,0 +1,366 @@
+//! A worker with its ports in memory, and the frames that tests send through it.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use etherparse::PacketBuilder;
+use holdfast_dataplane::admission::AdmissionLimits;
+use holdfast_dataplane::classify::{Classifier, Services};
+use holdfast_dataplane::encap::{Tunnel, encapsulate};
+use holdfast_dataplane::frame::{Frame, MemFrame};
+use holdfast_dataplane::idle::IdleStrategy;
+use holdfast_dataplane::parking::ParkingLimits;
+use holdfast_dataplane::port::{BURST, Port};
+use holdfast_dataplane::session::expiry::Timeouts;
+use holdfast_dataplane::session::table::SessionTable;
+use holdfast_dataplane::stats::{Counter, WorkerCounters};
+use holdfast_dataplane::time::Now;
+use holdfast_dataplane::worker::{Settings, Shared, Worker};
+use holdfast_handoff::{
+    Announcement, Answer, Clock, CoreEnd, Doorbell, Resolution, Version, rings,
+};
+use holdfast_net::headers::TcpFlags;
+use holdfast_net::{FlowKey, HashKey, Packet};
+
+pub const SYN: u8 = 0x02;
+pub const SYN_ACK: u8 = 0x12;
+pub const ACK: u8 = 0x10;
+pub const FIN_ACK: u8 = 0x11;
+pub const RST: u8 = 0x04;
+
+/// Addresses of one family.
+#[derive(Debug, Clone, Copy)]
+pub struct Net {
+    pub client: IpAddr,
+    pub service: IpAddr,
+    pub me: IpAddr,
+    pub other: IpAddr,
+    pub stranger: IpAddr,
+}
+
+pub fn nets() -> [Net; 2] {
+    let net = |client: &str, service: &str, me: &str, other: &str, stranger: &str| Net {
+        client: client.parse().unwrap(),
+        service: service.parse().unwrap(),
+        me: me.parse().unwrap(),
+        other: other.parse().unwrap(),
+        stranger: stranger.parse().unwrap(),
+    };
+    [
+        net("20.1.1.1", "192.168.0.1", "10.0.0.1", "10.0.0.2", "10.9.9.9"),
+        net("2001:db8::1", "2001:db8:80::1", "fd00::1", "fd00::2", "fd99::9"),
+    ]
+}
+
+impl Net {
+    pub fn flow(&self, port: u16) -> FlowKey {
+        FlowKey::tcp(SocketAddr::new(self.client, port), SocketAddr::new(self.service, 80)).unwrap()
+    }
+
+    /// A client's segment, as the router brings it.
+    pub fn client_segment(&self, port: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
+        tcp(
+            [0x02, 0, 0, 0, 0, 0xaa],
+            [0x02, 0, 0, 0, 0, 0x01],
+            self.client,
+            port,
+            self.service,
+            80,
+            flags,
+            payload,
+        )
+    }
+
+    /// A service's segment, as the host sends it.
+    pub fn host_segment(&self, port: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
+        tcp(
+            [0x02, 0, 0, 0, 0, 0x01],
+            [0x02, 0, 0, 0, 0, 0xaa],
+            self.service,
+            80,
+            self.client,
+            port,
+            flags,
+            payload,
+        )
+    }
+
+    /// `frame` in a tunnel from `from` to us.
+    pub fn tunnelled(&self, frame: &[u8], from: IpAddr) -> Vec<u8> {
+        let mut outer = MemFrame::new(frame);
+        let packet = Packet::from_ethernet(frame).unwrap().unwrap();
+        let tunnel = Tunnel { local: from, remote: self.me, port: 6080 };
+        encapsulate(&mut outer, &packet, tunnel, 1, 1600).unwrap();
+        // The encapsulation has turned the link addresses round; turn them back.
+        let bytes = outer.data_mut();
+        let (left, right) = bytes[..12].split_at_mut(6);
+        left.swap_with_slice(right);
+        bytes.to_vec()
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn tcp(
+    from: [u8; 6],
+    to: [u8; 6],
+    source: IpAddr,
+    source_port: u16,
+    destination: IpAddr,
+    destination_port: u16,
+    flags: u8,
+    payload: &[u8],
+) -> Vec<u8> {
+    let ethernet = PacketBuilder::ethernet2(from, to);
+    let ip = match (source, destination) {
+        (IpAddr::V4(s), IpAddr::V4(d)) => ethernet.ipv4(s.octets(), d.octets(), 60),
+        (IpAddr::V6(s), IpAddr::V6(d)) => ethernet.ipv6(s.octets(), d.octets(), 60),
+        _ => unreachable!("one family"),
+    };
+    let mut builder = ip.tcp(source_port, destination_port, 1000, 4096);
+    let flags = TcpFlags(flags);
+    if flags.contains(TcpFlags::SYN) {
+        builder = builder.syn();
+    }
+    if flags.contains(TcpFlags::ACK) {
+        builder = builder.ack(2000);
+    }
+    if flags.contains(TcpFlags::FIN) {
+        builder = builder.fin();
+    }
+    if flags.contains(TcpFlags::RST) {
+        builder = builder.rst();
+    }
+    let mut frame = Vec::new();
+    builder.write(&mut frame, payload).unwrap();
+    frame
+}
+
+/// What the two ends of a port in memory share.
+#[derive(Default)]
+pub struct Wire {
+    pub to_worker: VecDeque<MemFrame>,
+    pub from_worker: VecDeque<MemFrame>,
+    /// Frames that the port still takes.
+    pub room: Option<usize>,
+}
+
+#[derive(Clone, Default)]
+pub struct MemPort(pub Rc<RefCell<Wire>>);
+
+impl Port for MemPort {
+    type Frame = MemFrame;
+
+    fn receive(&mut self, burst: &mut ArrayVec<MemFrame, BURST>) {
+        let mut wire = self.0.borrow_mut();
+        while !burst.is_full() {
+            let Some(frame) = wire.to_worker.pop_front() else { return };
+            burst.push(frame);
+        }
+    }
+
+    fn transmit<const N: usize>(&mut self, frames: &mut ArrayVec<MemFrame, N>) {
+        let mut wire = self.0.borrow_mut();
+        let count = wire.room.unwrap_or(usize::MAX).min(frames.len());
+        if let Some(room) = &mut wire.room {
+            *room -= count;
+        }
+        wire.from_worker.extend(frames.drain(..count));
+    }
+}
+
+/// A worker on a bench: the test is the network, the host and the DHT core.
+pub struct Bench {
+    pub net: Net,
+    pub worker: Worker<MemPort, MemPort>,
+    pub core: CoreEnd,
+    pub table: Arc<SessionTable>,
+    pub counters: Arc<WorkerCounters>,
+    pub uplink: MemPort,
+    pub host: MemPort,
+    pub now: Now,
+    _poll: mio::Poll,
+}
+
+pub struct Options {
+    pub capacity: usize,
+    pub half_open_max: u64,
+    pub resolves: usize,
+    pub announcements: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { capacity: 64, half_open_max: 16, resolves: 16, announcements: 16 }
+    }
+}
+
+pub fn settings(net: &Net, half_open_max: u64) -> Settings {
+    let member = |address: IpAddr| {
+        ipnet::IpNet::new(address, if address.is_ipv4() { 24 } else { 64 }).unwrap()
+    };
+    Settings {
+        classifier: Classifier {
+            services: Services::new([SocketAddr::new(net.service, 80)]).unwrap(),
+            locator: net.me,
+            tunnel_port: 6080,
+        },
+        members: vec![member(net.me)],
+        uplink_mtu: 1500,
+        half_open_max,
+        timeouts: Timeouts {
+            half_open_ms: 10_000,
+            established_ms: 3_600_000,
+            linger_ms: 5_000,
+            redirect_ms: 60_000,
+        },
+        parking: ParkingLimits {
+            packets_max: 16,
+            packets_per_flow_max: 4,
+            timeout_us: 1_000_000,
+            grace_us: 30_000,
+        },
+        admission: AdmissionLimits {
+            per_second: 1000,
+            burst: 64,
+            per_source_per_second: 1000,
+            per_source_burst: 64,
+            negative_us: 1_000_000,
+        },
+        idle: IdleStrategy::Busy,
+    }
+}
+
+impl Bench {
+    pub fn new(net: Net) -> Bench {
+        Bench::with(net, &Options::default())
+    }
+
+    pub fn with(net: Net, options: &Options) -> Bench {
+        let poll = mio::Poll::new().unwrap();
+        let waker = mio::Waker::new(poll.registry(), mio::Token(0)).unwrap();
+        let doorbell = Arc::new(Doorbell::new(waker));
+        let (worker_end, core) = rings(options.resolves, options.announcements, doorbell);
+        let table = Arc::new(SessionTable::new(options.capacity, HashKey([3, 4])));
+        let shared = Shared {
+            settings: Arc::new(settings(&net, options.half_open_max)),
+            table: Arc::clone(&table),
+            clock: Arc::new(Clock::default()),
+        };
+        let counters = Arc::<WorkerCounters>::default();
+        let (uplink, host) = (MemPort::default(), MemPort::default());
+        let worker = Worker::new(
+            shared,
+            (0, 1),
+            Arc::clone(&counters),
+            worker_end,
+            uplink.clone(),
+            host.clone(),
+        );
+        Bench {
+            net,
+            worker,
+            core,
+            table,
+            counters,
+            uplink,
+            host,
+            now: Now::from_us(1_000_000),
+            _poll: poll,
+        }
+    }
+
+    pub fn turn(&mut self) {
+        self.worker.turn(self.now);
+    }
+
+    /// Lets time pass, in steps short enough for a whole sweep of the table in each second.
+    pub fn pass_ms(&mut self, ms: u64) {
+        for _ in 0..ms.div_ceil(100) {
+            self.now = Now::from_us(self.now.us + 100_000);
+            self.turn();
+        }
+    }
+
+    pub fn uplink_brings(&mut self, frame: &[u8]) {
+        self.uplink.0.borrow_mut().to_worker.push_back(MemFrame::new(frame));
+        self.turn();
+    }
+
+    pub fn host_sends(&mut self, frame: &[u8]) {
+        self.host.0.borrow_mut().to_worker.push_back(MemFrame::new(frame));
+        self.turn();
+    }
+
+    pub fn host_gets(&mut self) -> Option<Vec<u8>> {
+        self.host.0.borrow_mut().from_worker.pop_front().map(|frame| frame.data().to_vec())
+    }
+
+    pub fn uplink_gets(&mut self) -> Option<Vec<u8>> {
+        self.uplink.0.borrow_mut().from_worker.pop_front().map(|frame| frame.data().to_vec())
+    }
+
+    /// The flow that the worker asks the DHT core for.
+    pub fn asks(&mut self) -> Option<FlowKey> {
+        self.core.resolves.pop().ok().map(|resolve| resolve.flow)
+    }
+
+    pub fn announces(&mut self) -> Option<Announcement> {
+        self.core.announcements.pop().ok()
+    }
+
+    pub fn core_answers(&mut self, flow: FlowKey, resolution: Resolution) {
+        self.core.answers.push(Answer::Resolved { flow, resolution }).unwrap();
+        self.turn();
+    }
+
+    pub fn core_says(&mut self, answer: Answer) {
+        self.core.answers.push(answer).unwrap();
+        self.turn();
+    }
+
+    pub fn count(&self, counter: Counter) -> u64 {
+        self.counters.get(counter)
+    }
+
+    /// Opens a session of ours: the handshake, all three segments. Gives its version.
+    pub fn open(&mut self, port: u16) -> Version {
+        let net = self.net;
+        self.uplink_brings(&net.client_segment(port, SYN, b""));
+        assert_eq!(self.host_gets(), Some(net.client_segment(port, SYN, b"")));
+        self.host_sends(&net.host_segment(port, SYN_ACK, b""));
+        assert_eq!(self.uplink_gets(), Some(net.host_segment(port, SYN_ACK, b"")));
+        let Some(Announcement::Publish { flow, version }) = self.announces() else {
+            panic!("SYN-ACK publishes");
+        };
+        assert_eq!(flow, net.flow(port));
+        self.uplink_brings(&net.client_segment(port, ACK, b""));
+        assert_eq!(self.host_gets(), Some(net.client_segment(port, ACK, b"")));
+        version
+    }
+
+    /// Makes a redirect to the other server by a stray and its lookup.
+    pub fn redirect(&mut self, port: u16) {
+        let net = self.net;
+        self.uplink_brings(&net.client_segment(port, ACK, b"stray"));
+        assert_eq!(self.asks(), Some(net.flow(port)));
+        self.core_answers(net.flow(port), owner(net.other));
+        assert!(self.uplink_gets().is_some(), "the parked packet goes into the tunnel");
+    }
+}
+
+pub fn owner(locator: IpAddr) -> Resolution {
+    Resolution::Owner { locator, version: Version(1) }
+}
+
+/// The packet inside a tunnel packet, from its IP header on, and where the tunnel leads.
+pub fn inside(frame: &[u8]) -> (IpAddr, IpAddr, Vec<u8>) {
+    let outer = Packet::from_ethernet(frame).unwrap().unwrap();
+    let inner = holdfast_dataplane::classify::tunnelled(frame, &outer).unwrap();
+    let bytes = frame[inner.network_offset..inner.end].to_vec();
+    (outer.network.source(), outer.network.destination(), bytes)
+}
