@@ -1,1 +1,16 @@
-//! Being written.
+//! The control of holdfast: configuration, control socket and the life of the daemon. Never
+//! touches a packet: `holdfast-dataplane` does.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "daemon")]
+pub mod appliance;
+pub mod client;
+#[cfg(feature = "daemon")]
+pub mod commands;
+pub mod config;
+#[cfg(feature = "daemon")]
+pub mod kernel_sockets;
+pub mod lifecycle;
+pub mod protocol;
+pub mod show;
+pub mod socket;

@@ -52,9 +52,9 @@ const CONSTANTS: &[&str] = &[
 ];
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=wrapper.h");
-    println!("cargo:rerun-if-env-changed=PKG_CONFIG_PATH");
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=wrapper.h");
+    println!("cargo::rerun-if-env-changed=PKG_CONFIG_PATH");
 
     let cflags = dpdk_cflags();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -65,7 +65,7 @@ fn main() {
     compile(&shim, &cflags);
     // After the shim: the linker reads left to right and the shim needs these.
     for library in LIBRARIES {
-        println!("cargo:rustc-link-lib=dylib={library}");
+        println!("cargo::rustc-link-lib=dylib={library}");
     }
 }
 
@@ -75,16 +75,19 @@ fn main() {
 fn dpdk_cflags() -> Vec<String> {
     let probe =
         pkg_config::Config::new().atleast_version(DPDK_MIN).cargo_metadata(false).probe("libdpdk");
-    let library = probe.unwrap_or_else(|error| {
-        panic!(
-            "\n\nholdfast needs DPDK {DPDK_MIN} or newer with its development files.\n\
-             On Debian 12: apt-get install libdpdk-dev libclang-dev pkg-config\n\
-             Elsewhere: build DPDK and let PKG_CONFIG_PATH name the directory of \
-             libdpdk.pc.\n\npkg-config said:\n{error}\n"
-        )
-    });
+    let library = match probe {
+        Ok(library) => library,
+        Err(error) => {
+            println!(
+                "cargo::error=DPDK {DPDK_MIN} or newer with its development files is needed; \
+                 on Debian 12: apt-get install libdpdk-dev libclang-dev pkg-config; elsewhere: \
+                 let PKG_CONFIG_PATH name the directory of libdpdk.pc"
+            );
+            panic!("{error}");
+        }
+    };
     for path in &library.link_paths {
-        println!("cargo:rustc-link-search=native={}", path.display());
+        println!("cargo::rustc-link-search=native={}", path.display());
     }
 
     // The pkg-config crate keeps only -I and -D; -march and -include matter as well.
@@ -109,11 +112,7 @@ fn bind(header: &Path, cflags: &[String], out: &Path) -> PathBuf {
         .derive_default(true)
         .generate_comments(false)
         .prepend_enum_name(false)
-        .formatter(bindgen::Formatter::None)
-        // Packed structs with aligned members, which Rust cannot express.
-        .opaque_type("rte_arp_(hdr|ipv4)")
-        .opaque_type("rte_(l2tpv2_combined_msg_hdr|gtp_psc_generic_hdr)")
-        .opaque_type("rte_flow_.*");
+        .formatter(bindgen::Formatter::None);
     for function in FUNCTIONS {
         builder = builder.allowlist_function(function);
     }

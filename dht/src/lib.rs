@@ -1,1 +1,32 @@
-//! Being written.
+//! A Kademlia DHT that says which server owns a TCP session. Made for one data centre: with the
+//! default buckets every node knows all others and a lookup is one hop.
+//!
+//! [`Service`] runs a [`Node`] on a UDP socket and the rings of the dataplane's workers; the
+//! node itself does no input or output, so that a simulator can run thousands of them. The crate
+//! never touches packets of sessions and imports nothing of the dataplane.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod id;
+mod id_map;
+pub mod lookup;
+pub mod message;
+pub mod node;
+mod peer_slots;
+mod publish;
+pub mod record;
+mod request;
+pub mod routing_table;
+pub mod rtt;
+mod service;
+pub mod stats;
+pub mod store;
+
+pub use config::{Config, ConfigError, REPLICAS_MAX};
+pub use id::Id;
+pub use ipnet::IpNet;
+pub use node::{Action, Event, LookupReport, Node, Peer, ReplicaReport, Statement};
+pub use peer_slots::Slot;
+pub use record::Claim;
+pub use service::{Error, Handle, HandleError, Service};
+pub use stats::{Counter, Counters, Distribution, Gauges, LookupRecord, Outcome, Stats};

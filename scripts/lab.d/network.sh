@@ -6,6 +6,14 @@ ns() { echo "$LAB_PREFIX$1"; }
 in_node() { local node=$1; shift; ip netns exec "$(ns "$node")" "$@"; }
 node_exists() { [[ -e /run/netns/$(ns "$1") ]]; }
 
+some_node_exists() {
+    local node
+    for node in $(nodes); do
+        if node_exists "$node"; then return 0; fi
+    done
+    return 1
+}
+
 # The interface by which a server's kernel reaches the network.
 host_interface() {
     if [[ $MODE == holdfast ]]; then echo host0; else leaf_of "$1"; fi

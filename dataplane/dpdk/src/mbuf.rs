@@ -14,6 +14,15 @@ pub const HEADROOM: u16 = sys::RTE_PKTMBUF_HEADROOM as u16;
 /// A driver may hand over a frame in several segments ([`is_contiguous`](Self::is_contiguous)
 /// is false); `data`, `prepend` and `trim_front` then work on the first one, and what
 /// changes the end of the frame refuses.
+///
+/// One owner means that it cannot be sent twice:
+///
+/// ```compile_fail,E0382
+/// # fn example(mbuf: holdfast_dpdk::Mbuf, burst: &mut arrayvec::ArrayVec<holdfast_dpdk::Mbuf, 8>) {
+/// burst.push(mbuf);
+/// burst.push(mbuf);
+/// # }
+/// ```
 #[repr(transparent)]
 #[derive(Debug)]
 pub struct Mbuf(NonNull<sys::rte_mbuf>);

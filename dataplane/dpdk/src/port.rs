@@ -303,7 +303,8 @@ impl Port {
         })
     }
 
-    /// The link's state now, without waiting for a negotiation to end.
+    /// The link's state now, without waiting for a negotiation to end. `net_af_xdp` says "up"
+    /// for ever; the interface's `/sys/class/net/NAME/carrier` knows better.
     ///
     /// # Errors
     /// [`Error::Call`] when the driver does not answer.
@@ -321,7 +322,8 @@ impl Port {
     }
 
     /// Takes the link administratively up or down. On a TAP this is the interface's own
-    /// up and down, and the kernel drops the routes through one that is down.
+    /// up and down, and the kernel drops the routes through one that is down. Writing 0 or 1
+    /// to its `/sys/class/net/NAME/carrier` keeps them.
     ///
     /// # Errors
     /// [`Error::Call`] when the driver refuses or cannot.

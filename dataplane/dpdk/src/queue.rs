@@ -11,7 +11,13 @@ use holdfast_dpdk_sys as sys;
 use crate::mbuf::Mbuf;
 use crate::port::PortInner;
 
-/// A receive queue. It keeps its port running.
+/// A receive queue. It keeps its port running. It may move to another thread, but two
+/// threads cannot share it:
+///
+/// ```compile_fail,E0277
+/// fn shared<T: Sync>() {}
+/// shared::<holdfast_dpdk::RxQueue>();
+/// ```
 #[derive(Debug)]
 pub struct RxQueue {
     port: Arc<PortInner>,
@@ -20,7 +26,13 @@ pub struct RxQueue {
     _not_sync: PhantomData<Cell<()>>,
 }
 
-/// A transmit queue. It keeps its port running.
+/// A transmit queue. It keeps its port running. As with [`RxQueue`], it may move to another
+/// thread, but two threads cannot share it:
+///
+/// ```compile_fail,E0277
+/// fn shared<T: Sync>() {}
+/// shared::<holdfast_dpdk::TxQueue>();
+/// ```
 #[derive(Debug)]
 pub struct TxQueue {
     port: Arc<PortInner>,

@@ -9,7 +9,12 @@ use crate::eal::{Eal, EalInner};
 use crate::error::Error;
 
 /// While it lives, the thread that made it has an lcore id and with it a cache in every
-/// [`Mempool`](crate::Mempool). It stays on that thread.
+/// [`Mempool`](crate::Mempool). It stays on that thread:
+///
+/// ```compile_fail,E0277
+/// fn moved<T: Send>() {}
+/// moved::<holdfast_dpdk::ThreadRegistration>();
+/// ```
 #[derive(Debug)]
 pub struct ThreadRegistration {
     /// False on a thread that had its id before, from the EAL or another registration.

@@ -361,6 +361,13 @@ fn a_start_is_refused_before_it_can_lose_frames() {
         room_bytes: 1_000,
     };
     assert_eq!(error, expected);
+    let (c, d) = ring_pair(eal(), "mtu", 1).unwrap();
+    let config = PortConfig { mtu: Some(45), ..PortConfig::default() };
+    let error = c.start(&config, &[pool("mtu", 63)]).unwrap_err().to_string();
+    assert!(error.contains("MTU 45 is not within the device's 46 to 65535 bytes"), "{error}");
+    let config = PortConfig { tx_queues: 0, ..PortConfig::default() };
+    let error = d.start(&config, &[pool("tx", 63)]).unwrap_err().to_string();
+    assert!(error.contains("it needs at least one transmit queue"), "{error}");
     let error = b.start(&PortConfig::default(), &[]).unwrap_err();
     assert!(error.to_string().contains("1 receive queues need 1 mempools, not 0"), "{error}");
 }

@@ -1,0 +1,450 @@
+//! Puts a server's appliance together and keeps it running: ports, workers, DHT core, control
+//! socket. Never touches a packet.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use holdfast_dataplane::admission::AdmissionLimits;
+use holdfast_dataplane::classify::{Classifier, Services};
+use holdfast_dataplane::idle::IdleStrategy;
+use holdfast_dataplane::parking::ParkingLimits;
+use holdfast_dataplane::port::DpdkPort;
+use holdfast_dataplane::session::Session;
+use holdfast_dataplane::session::expiry::Timeouts;
+use holdfast_dataplane::session::table::{Insert, SessionTable};
+use holdfast_dataplane::stats::WorkerCounters;
+use holdfast_dataplane::time::TscClock;
+use holdfast_dataplane::worker::{Settings, Shared, Worker};
+use holdfast_dht::{Handle, Service};
+use holdfast_dpdk::{self as dpdk, Eal, Mempool, MempoolConfig, Port, PortConfig, PortInfo};
+use holdfast_handoff::{Announcement, Clock, CoreEnd, Doorbell, WorkerEnd, rings};
+use holdfast_net::HashKey;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use tracing::{info, warn};
+
+use crate::commands::Commands;
+use crate::config::{Config, Device, HugePages, Idle};
+use crate::kernel_sockets;
+use crate::lifecycle::Shutdown;
+use crate::socket::ControlSocket;
+
+/// Announcements that a worker can have queued for the DHT core.
+const ANNOUNCEMENTS: usize = 16 * 1024;
+/// How often the main thread looks whether all threads are alive.
+const SUPERVISION: Duration = Duration::from_millis(200);
+/// How long the DHT core may take to stop.
+const STOP: Duration = Duration::from_secs(2);
+
+/// What the control socket shows of a running appliance.
+#[derive(Debug)]
+pub struct Appliance {
+    /// What it was told.
+    pub config: Config,
+    /// The session table.
+    pub table: Arc<SessionTable>,
+    /// Each worker's counters, in the order of the configuration.
+    pub counters: Vec<Arc<WorkerCounters>>,
+    /// The uplink.
+    pub uplink: Port,
+    /// The host port.
+    pub host_port: Port,
+    /// The DHT core.
+    pub dht: Handle,
+    /// When it started.
+    pub started: Instant,
+    /// The clock that the workers read.
+    pub clock: TscClock,
+}
+
+/// Runs the appliance until `shutdown` is requested.
+///
+/// # Errors
+/// When it cannot start, or a part of it cannot go on.
+pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let eal = Eal::init(&eal_arguments(&config)?).context("starting DPDK")?;
+    info!("{} started", dpdk::version());
+
+    let clock = Arc::new(Clock::default());
+    let core = Service::bind(dht_config(&config), Arc::clone(&clock)).context("starting the DHT core")?;
+    let (ports, queues) = Ports::start(&eal, &config)?;
+    let shared = shared(&config, &ports, clock)?;
+    let tsc_clock = TscClock::start(dpdk::tsc(), eal.tsc_hz());
+
+    let workers = config.workers.cores.len();
+    let (mut worker_ends, mut core_ends) = all_rings(&config, workers + 1, &core.doorbell());
+    // The last pair of rings is the main thread's.
+    let mut main_end = worker_ends.pop().context("no rings")?;
+
+    let appliance = Arc::new(Appliance {
+        table: Arc::clone(&shared.table),
+        counters: (0..workers).map(|_| Arc::default()).collect(),
+        uplink: ports.uplink,
+        host_port: ports.host_port,
+        dht: core.handle(),
+        started: Instant::now(),
+        clock: tsc_clock,
+        config,
+    });
+    let dht = spawn("dht", move || core.run(std::mem::take(&mut core_ends)))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut threads = Vec::new();
+    for (index, (queues, core_end)) in queues.into_iter().zip(worker_ends).enumerate() {
+        let worker = Worker::new(
+            shared.clone(),
+            (index, workers),
+            Arc::clone(&appliance.counters[index]),
+            core_end,
+            queues.uplink,
+            queues.host_port,
+        );
+        let (eal, stop) = (eal.clone(), Arc::clone(&stop));
+        let cpu = appliance.config.workers.cores[index];
+        let run = move || work(&eal, cpu, worker, tsc_clock, &stop);
+        threads.push(spawn(&format!("worker {index}"), run)?);
+    }
+    adopt_kernel_sessions(&shared, &mut main_end, tsc_clock)?;
+
+    let commands = Commands::new(Arc::clone(&appliance));
+    let handler = Arc::new(move |request| commands.answer(request));
+    let path = appliance.config.node.control_socket.clone();
+    let control = ControlSocket::open(&path, handler)?;
+    info!(
+        locator = %appliance.config.node.locator,
+        workers,
+        "running; control socket {}",
+        path.display()
+    );
+
+    let outcome = supervise(shutdown, &threads, &dht);
+    drop(control);
+    info!("stopping");
+    stop.store(true, Ordering::Relaxed);
+    appliance.dht.stop();
+    for thread in threads {
+        join(thread)?.context("a worker failed")?;
+    }
+    let deadline = Instant::now() + STOP;
+    while !dht.is_finished() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if dht.is_finished() {
+        join(dht)?.context("the DHT core failed")?;
+    }
+    outcome
+}
+
+/// Waits for the end; an error when a thread ended before.
+fn supervise<T, D>(
+    shutdown: &Shutdown,
+    workers: &[JoinHandle<T>],
+    dht: &JoinHandle<D>,
+) -> anyhow::Result<()> {
+    while !shutdown.wait(SUPERVISION) {
+        if workers.iter().any(JoinHandle::is_finished) {
+            bail!("a worker ended by itself");
+        }
+        if dht.is_finished() {
+            bail!("the DHT core ended by itself");
+        }
+    }
+    Ok(())
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<JoinHandle<T>> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(run).with_context(|| format!("starting thread {name}"))
+}
+
+fn join<T>(thread: JoinHandle<T>) -> anyhow::Result<T> {
+    thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))
+}
+
+/// A worker's thread: pinned, known to the EAL so that it has caches of the mempools.
+fn work(
+    eal: &Eal,
+    cpu: u16,
+    worker: Worker<DpdkPort, DpdkPort>,
+    clock: TscClock,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(usize::from(cpu));
+    sched_setaffinity(None, &cpus).with_context(|| format!("pinning a worker to core {cpu}"))?;
+    let _registration = eal.register_thread().context("registering a worker with DPDK")?;
+    worker.run(|| clock.at(dpdk::tsc()), stop);
+    Ok(())
+}
+
+/// The EAL's arguments: ours, then the configuration's own.
+fn eal_arguments(config: &Config) -> anyhow::Result<Vec<String>> {
+    let mut arguments = vec![
+        format!("--file-prefix={}", config.dpdk.file_prefix),
+        format!("--lcores=0@({})", allowed_cpus()?),
+        // The first that matches counts. The TAP driver calls it an error that it need not
+        // start its signal handling.
+        "--log-level=pmd.net.tap:critical".to_owned(),
+        "--log-level=*:warning".to_owned(),
+    ];
+    if use_huge_pages(config)? {
+        arguments.extend(["-m".to_owned(), config.dpdk.memory_mib.to_string()]);
+        arguments.push("--in-memory".to_owned());
+    } else {
+        arguments.push("--no-huge".to_owned());
+        arguments.extend(["-m".to_owned(), config.dpdk.memory_mib.to_string()]);
+    }
+    let pci: Vec<_> = [&config.uplink.device, &config.host_port.device]
+        .into_iter()
+        .filter_map(|device| match device {
+            Device::Pci(address) => Some(address),
+            _ => None,
+        })
+        .collect();
+    if pci.is_empty() {
+        arguments.push("--no-pci".to_owned());
+    }
+    for address in pci {
+        arguments.push(format!("--allow={address}"));
+    }
+    arguments.extend(config.dpdk.eal_args.iter().cloned());
+    Ok(arguments)
+}
+
+/// The CPUs this process may run on, as the EAL writes lists: the main thread is not pinned.
+fn allowed_cpus() -> anyhow::Result<String> {
+    let allowed = sched_getaffinity(None).context("reading the CPU affinity")?;
+    let cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+    Ok(cpus.map(|cpu| cpu.to_string()).collect::<Vec<_>>().join(","))
+}
+
+fn use_huge_pages(config: &Config) -> anyhow::Result<bool> {
+    let free_mib = free_huge_pages_mib();
+    let wanted_mib = u64::from(config.dpdk.memory_mib);
+    Ok(match config.dpdk.huge_pages {
+        HugePages::Off => false,
+        HugePages::Auto => free_mib >= wanted_mib,
+        HugePages::On if free_mib >= wanted_mib => true,
+        HugePages::On => bail!(
+            "dpdk.huge_pages is \"on\", but {free_mib} MiB of huge pages are free and \
+             dpdk.memory_mib asks for {wanted_mib}: echo {} > /proc/sys/vm/nr_hugepages",
+            wanted_mib.div_ceil(2)
+        ),
+    })
+}
+
+/// MiB in free huge pages of the default size; 0 when the kernel does not say.
+fn free_huge_pages_mib() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let value = |key: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(key));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    value("HugePages_Free:") * value("Hugepagesize:") / 1024
+}
+
+/// Both ports, started.
+struct Ports {
+    uplink: Port,
+    host_port: Port,
+    /// Bytes of IP packet that the uplink takes.
+    uplink_mtu: usize,
+}
+
+/// A worker's queue pairs.
+struct Queues {
+    uplink: DpdkPort,
+    host_port: DpdkPort,
+}
+
+impl Ports {
+    fn start(eal: &Eal, config: &Config) -> anyhow::Result<(Ports, Vec<Queues>)> {
+        let workers = u16::try_from(config.workers.cores.len())?;
+        // One pool per worker for both ports: what came in by one goes out by the other, and
+        // AF_XDP sends without a copy what lies in its own pool.
+        let mempool = |index| {
+            let mempool = MempoolConfig { mbufs: config.dpdk.mbufs_per_worker, ..MempoolConfig::default() };
+            Mempool::new(eal, &format!("worker{index}"), &mempool)
+                .with_context(|| format!(
+                    "allocating {} mbufs of {} MiB (dpdk.mbufs_per_worker, dpdk.memory_mib)",
+                    mempool.mbufs, config.dpdk.memory_mib
+                ))
+        };
+        let pools = (0..workers).map(mempool).collect::<anyhow::Result<Vec<_>>>()?;
+        let port_config = PortConfig {
+            rx_queues: workers,
+            tx_queues: workers,
+            rx_descriptors: config.uplink.rx_descriptors,
+            tx_descriptors: config.uplink.tx_descriptors,
+            promiscuous: config.uplink.promiscuous,
+            ..PortConfig::default()
+        };
+        let start = |device: &Device, index, mac| -> anyhow::Result<_> {
+            check_interface(device)?;
+            let claimed = match device.eal_vdev(index, workers, mac) {
+                Some(vdev) => dpdk::Device::attach(eal, &vdev)?.remove(0),
+                None => dpdk::Device::by_name(eal, &device.port_name(index))?,
+            };
+            Ok(claimed.start(&port_config, &pools)?)
+        };
+        let uplink = &config.uplink.device;
+        let (uplink_port, uplink_rx, uplink_tx) =
+            start(uplink, 0, None).with_context(|| format!("starting the uplink {uplink}"))?;
+        let host = &config.host_port.device;
+        let (host_port, host_rx, host_tx) = start(host, 1, config.host_port.mac)
+            .with_context(|| format!("starting the host port {host}"))?;
+        let uplink_mtu = interface_mtu(uplink).unwrap_or(uplink_port.info().mtu.into());
+        log_port("uplink", uplink_port.info());
+        log_port("host port", host_port.info());
+
+        let pair = |(receive, transmit)| DpdkPort { receive, transmit };
+        let uplinks = uplink_rx.into_iter().zip(uplink_tx).map(pair);
+        let hosts = host_rx.into_iter().zip(host_tx).map(pair);
+        let queues = uplinks.zip(hosts).map(|(uplink, host_port)| Queues { uplink, host_port });
+        Ok((Ports { uplink: uplink_port, host_port, uplink_mtu }, queues.collect()))
+    }
+}
+
+/// DPDK does not say why an AF_XDP device cannot be made.
+fn check_interface(device: &Device) -> anyhow::Result<()> {
+    if let Device::Interface(name) = device
+        && !Path::new("/sys/class/net").join(name).exists()
+    {
+        bail!("there is no network interface {name} (see: ip link)");
+    }
+    Ok(())
+}
+
+fn log_port(role: &str, info: &PortInfo) {
+    info!("{role}: {info}");
+    for refusal in &info.refused {
+        warn!("{role}: {refusal}");
+    }
+}
+
+/// The MTU of the kernel interface behind an AF_XDP port; DPDK does not ask for it.
+fn interface_mtu(device: &Device) -> Option<usize> {
+    let Device::Interface(name) = device else { return None };
+    std::fs::read_to_string(format!("/sys/class/net/{name}/mtu")).ok()?.trim().parse().ok()
+}
+
+fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<Shared> {
+    let microseconds = |duration: Duration| duration.as_micros().try_into().unwrap_or(u64::MAX);
+    let milliseconds = |duration: Duration| duration.as_millis().try_into().unwrap_or(u64::MAX);
+    let settings = Settings {
+        classifier: Classifier {
+            services: Services::new(config.service_sockets())?,
+            locator: config.node.locator,
+            tunnel_port: config.tunnel.port,
+        },
+        members: config.cluster.members.clone(),
+        uplink_mtu: ports.uplink_mtu,
+        half_open_max: config.sessions.half_open_max as u64,
+        timeouts: Timeouts {
+            half_open_ms: milliseconds(config.sessions.half_open_timeout),
+            established_ms: milliseconds(config.sessions.established_idle),
+            linger_ms: milliseconds(config.sessions.linger),
+            redirect_ms: milliseconds(config.sessions.redirect_idle),
+        },
+        parking: ParkingLimits {
+            packets_max: config.parking.packets_max,
+            packets_per_flow_max: config.parking.packets_per_flow_max,
+            timeout_us: microseconds(config.parking.timeout),
+            grace_us: microseconds(config.parking.grace),
+        },
+        admission: AdmissionLimits {
+            per_second: config.admission.lookups_per_second,
+            burst: config.admission.burst,
+            per_source_per_second: config.admission.per_source_per_second,
+            per_source_burst: config.admission.per_source_burst,
+            negative_us: microseconds(config.admission.negative_ttl),
+        },
+        idle: match config.workers.idle {
+            Idle::Busy => IdleStrategy::Busy,
+            Idle::Adaptive => IdleStrategy::Adaptive,
+        },
+    };
+    let hash_key = HashKey(random_words()?);
+    Ok(Shared {
+        settings: Arc::new(settings),
+        table: Arc::new(SessionTable::new(config.sessions.capacity, hash_key)),
+        clock,
+    })
+}
+
+/// Two random words from the kernel.
+fn random_words() -> anyhow::Result<[u64; 2]> {
+    let mut bytes = [0; 16];
+    let flags = rustix::rand::GetRandomFlags::empty();
+    rustix::rand::getrandom(&mut bytes, flags).context("reading random bytes")?;
+    let (words, _) = bytes.as_chunks::<8>();
+    Ok([u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])])
+}
+
+/// Rings between `count` threads and the core.
+fn all_rings(config: &Config, count: usize, doorbell: &Arc<Doorbell>) -> (Vec<WorkerEnd>, Vec<CoreEnd>) {
+    // A flow that waits has a packet parked, so this is all that can be asked at once.
+    let resolves = config.parking.packets_max;
+    (0..count).map(|_| rings(resolves, ANNOUNCEMENTS, Arc::clone(doorbell))).unzip()
+}
+
+fn dht_config(config: &Config) -> holdfast_dht::Config {
+    let mut id_key = [0; 16];
+    if let Some(key) = &config.cluster.key {
+        id_key.copy_from_slice(&key.0[..16]);
+    }
+    holdfast_dht::Config {
+        bootstrap: config.dht.bootstrap.clone(),
+        members: config.cluster.members.clone(),
+        id_key,
+        k: config.dht.k,
+        bucket_bits: config.dht.bucket_bits,
+        alpha: config.dht.alpha,
+        replicas: config.dht.replicas,
+        record_ttl: config.dht.record_ttl,
+        lookup_timeout: config.dht.lookup_timeout,
+        records_max: config.dht.records_max,
+        published_max: config.sessions.capacity,
+        ..holdfast_dht::Config::new(config.node.locator, config.dht.listen)
+    }
+}
+
+/// R7: the sessions that the host's kernel holds already are ours; publish them. What finds no
+/// room in the ring is published by the workers' sweeps.
+fn adopt_kernel_sessions(
+    shared: &Shared,
+    core: &mut WorkerEnd,
+    clock: TscClock,
+) -> anyhow::Result<()> {
+    let services = &shared.settings.classifier.services;
+    let is_service = |socket: SocketAddr| services.contains(socket.ip(), socket.port());
+    let now = clock.at(dpdk::tsc()).tick();
+    let (mut adopted, mut refused) = (0u64, 0u64);
+    kernel_sockets::sessions(is_service, |flow, state| {
+        let version = shared.clock.next();
+        let session = Session::Local { state, version, published: false };
+        match shared.table.insert(&flow, session, now) {
+            Insert::Inserted(handle) => {
+                adopted += 1;
+                if core.announce(Announcement::Publish { flow, version }).is_ok() {
+                    shared.table.set_published(handle, true);
+                }
+            }
+            // A worker has learnt it meanwhile.
+            Insert::Exists(_) => {}
+            Insert::Full => refused += 1,
+        }
+    })?;
+    core.ring_doorbell();
+    info!(adopted, "the kernel's sessions are known");
+    if refused > 0 {
+        warn!("{refused} of the kernel's sessions found no room: raise sessions.capacity");
+    }
+    Ok(())
+}

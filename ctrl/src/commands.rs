@@ -1,0 +1,284 @@
+//! Answers the control socket's requests from what the running appliance shows. Never changes
+//! it, and never keeps a worker waiting: tables and counters are read while they are written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use holdfast_dataplane::session::{Listed, Session};
+use holdfast_dataplane::stats::{Counter, WorkerCounters};
+use holdfast_dht::{self as dht, HandleError};
+use holdfast_dpdk::{self as dpdk, Port};
+use holdfast_net::FlowKey;
+
+use crate::appliance::Appliance;
+use crate::protocol::{
+    Counters, DhtStats, Distribution, ErrorCode, JournalEntry, LookupOutcome, LookupReply,
+    LookupReport, LookupsReply, Peer, PeersReply, PortStats, ProtocolError, ReplicaAnswer, Reply,
+    Request, SessionEntry, SessionKind, SessionsReply, StatsReply, VersionReply, WorkerStats,
+};
+
+/// Answers requests about one appliance.
+#[derive(Debug)]
+pub struct Commands {
+    appliance: Arc<Appliance>,
+}
+
+impl Commands {
+    /// Answers about `appliance`.
+    #[must_use]
+    pub fn new(appliance: Arc<Appliance>) -> Commands {
+        Commands { appliance }
+    }
+
+    /// Answers one request.
+    ///
+    /// # Errors
+    /// The refusal to send back.
+    pub fn answer(&self, request: Request) -> Result<Reply, ProtocolError> {
+        Ok(match request {
+            Request::ShowStats {} => Reply::Stats(Box::new(self.stats()?)),
+            Request::ShowSessions { .. } => Reply::Sessions(self.sessions(&request)),
+            Request::ShowPeers {} => Reply::Peers(self.peers()?),
+            Request::ShowLookups { limit } => Reply::Lookups(self.lookups(limit.get())?),
+            Request::ShowVersion {} => Reply::Version(self.version()),
+            Request::Lookup { flow } => Reply::Lookup(self.lookup(flow)?),
+        })
+    }
+
+    fn version(&self) -> VersionReply {
+        VersionReply {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            dpdk_version: dpdk::version(),
+            locator: self.appliance.config.node.locator,
+            pid: std::process::id(),
+            uptime_ms: as_u64(self.appliance.started.elapsed().as_millis()),
+        }
+    }
+
+    fn stats(&self) -> Result<StatsReply, ProtocolError> {
+        let Appliance { config, counters, table, uplink, host_port, dht, .. } = &*self.appliance;
+        let gauges = table.gauges();
+        let table = [
+            ("capacity", gauges.capacity),
+            ("local", gauges.local),
+            ("half_open", gauges.half_open),
+            ("redirect", gauges.redirects),
+        ];
+        let cores = config.workers.cores.iter();
+        let workers = cores.zip(counters).map(|(core, counters)| WorkerStats {
+            core: (*core).into(),
+            counters: worker_counters(&[counters]),
+        });
+        Ok(StatsReply {
+            daemon: self.version(),
+            workers: workers.collect(),
+            totals: worker_counters(&counters.iter().collect::<Vec<_>>()),
+            ports: vec![port_stats("uplink", uplink)?, port_stats("host_port", host_port)?],
+            table: table.map(|(name, value)| (name.to_owned(), value)).into(),
+            dht: dht_stats(&dht.stats().map_err(unavailable)?),
+        })
+    }
+
+    /// Walks over the whole table, so that `total` is right; lists what the limit allows.
+    fn sessions(&self, request: &Request) -> SessionsReply {
+        let Request::ShowSessions { limit, .. } = request else {
+            return SessionsReply::default();
+        };
+        let table = &self.appliance.table;
+        let mut reply = SessionsReply::default();
+        for bucket in 0..table.buckets() {
+            table.visit(bucket, |_, listed| {
+                let entry = self.entry(&listed);
+                if !matches(request, &entry) {
+                    return;
+                }
+                reply.total += 1;
+                if reply.sessions.len() < limit.get() {
+                    reply.sessions.push(entry);
+                }
+            });
+        }
+        reply.truncated = reply.total > reply.sessions.len() as u64;
+        reply
+    }
+
+    fn entry(&self, listed: &Listed) -> SessionEntry {
+        let now = self.appliance.clock.at(dpdk::tsc()).tick();
+        let (kind, state, owner, version) = match listed.session {
+            Session::Local { state, version, .. } => {
+                (SessionKind::Local, state.name(), self.appliance.config.node.locator, version.0)
+            }
+            // The table keeps no version of redirects: the owner's record has it.
+            Session::Redirect { owner } => (SessionKind::Redirect, "redirected", owner, 0),
+        };
+        SessionEntry {
+            flow: listed.flow,
+            kind,
+            state: state.to_owned(),
+            owner,
+            version,
+            idle_ms: now.ms_since(listed.last_seen),
+        }
+    }
+
+    fn peers(&self) -> Result<PeersReply, ProtocolError> {
+        let mut peers = self.appliance.dht.peers().map_err(unavailable)?;
+        peers.sort_by_key(|peer| peer.locator);
+        let peers = peers.into_iter().map(|peer| Peer {
+            id: peer.id.to_string(),
+            locator: peer.locator,
+            address: peer.address,
+            state: if peer.failures > 0 { "suspect" } else { "alive" }.to_owned(),
+            srtt_us: peer.srtt_us,
+            last_seen_ms: Some(peer.heard_ago_us / 1000),
+        });
+        Ok(PeersReply { peers: peers.collect() })
+    }
+
+    fn lookups(&self, limit: usize) -> Result<LookupsReply, ProtocolError> {
+        let lookups = self.appliance.dht.recent_lookups(limit).map_err(unavailable)?;
+        let lookups = lookups.into_iter().map(|lookup| JournalEntry {
+            flow: lookup.flow,
+            asked_at_unix_us: lookup.asked_at_unix_us,
+            duration_us: lookup.duration_us,
+            outcome: outcome(lookup.outcome),
+            owner: lookup.owner,
+        });
+        Ok(LookupsReply { lookups: lookups.collect() })
+    }
+
+    fn lookup(&self, flow: FlowKey) -> Result<LookupReply, ProtocolError> {
+        let table = self.appliance.table.lookup(&flow).map(|found| {
+            self.entry(&Listed { flow, session: found.session, last_seen: found.last_seen })
+        });
+        let report = self.appliance.dht.lookup(flow).map_err(unavailable)?;
+        let dht = LookupReport {
+            outcome: outcome(report.outcome),
+            owner: report.owner,
+            version: report.version.map(|version| version.0),
+            duration_us: report.duration_us,
+            replicas: report.replicas.iter().map(replica_answer).collect(),
+        };
+        Ok(LookupReply { flow, table, dht })
+    }
+}
+
+fn matches(request: &Request, entry: &SessionEntry) -> bool {
+    let Request::ShowSessions { kind, state, client, service, owner, limit: _ } = request else {
+        return false;
+    };
+    kind.is_none_or(|kind| kind == entry.kind)
+        && state.as_ref().is_none_or(|state| *state == entry.state)
+        && client.as_ref().is_none_or(|client| client.admits(&entry.flow))
+        && service.as_ref().is_none_or(|service| service.admits(&entry.flow))
+        && owner.is_none_or(|owner| owner == entry.owner)
+}
+
+fn worker_counters(workers: &[&Arc<WorkerCounters>]) -> Counters {
+    let sum = |counter| workers.iter().map(|counters| counters.get(counter)).sum();
+    Counter::ALL.iter().map(|&counter| (counter.name().to_owned(), sum(counter))).collect()
+}
+
+fn port_stats(role: &str, port: &Port) -> Result<PortStats, ProtocolError> {
+    let internal = |error: dpdk::Error| ProtocolError::new(ErrorCode::Internal, error.to_string());
+    let info = port.info();
+    let stats = port.stats().map_err(internal)?;
+    let link = port.link().map_err(internal)?;
+    Ok(PortStats {
+        role: role.to_owned(),
+        name: port.name().to_owned(),
+        driver: info.device.driver.clone(),
+        mac: info.device.mac.to_string(),
+        link_up: link.up,
+        speed_mbps: link.speed_mbps,
+        mtu: info.mtu.into(),
+        rx_packets: stats.rx_packets,
+        rx_bytes: stats.rx_bytes,
+        rx_missed: stats.rx_missed,
+        rx_errors: stats.rx_errors,
+        rx_no_mbuf: stats.rx_no_mbuf,
+        tx_packets: stats.tx_packets,
+        tx_bytes: stats.tx_bytes,
+        tx_errors: stats.tx_errors,
+    })
+}
+
+fn dht_stats(stats: &dht::Stats) -> DhtStats {
+    let gauges = &stats.gauges;
+    let gauges = [
+        ("peers", gauges.peers),
+        ("peers_suspect", gauges.peers_suspect),
+        ("records", gauges.records),
+        ("tombstones", gauges.tombstones),
+        ("published", gauges.published),
+        ("published_unacked", gauges.published_unacked),
+        ("withdrawing", gauges.withdrawing),
+        ("lookups_in_flight", gauges.lookups_in_flight),
+        ("requests_in_flight", gauges.requests_in_flight),
+        ("joined", gauges.joined.into()),
+    ];
+    let distributions = [
+        ("setting_time_us", &stats.setting_time_us),
+        ("lookup_time_us", &stats.lookup_time_found_us),
+        ("lookup_time_not_found_us", &stats.lookup_time_not_found_us),
+    ];
+    DhtStats {
+        counters: stats
+            .counters
+            .iter()
+            .map(|(counter, value)| (counter.name().to_owned(), value))
+            .collect(),
+        gauges: gauges.map(|(name, value)| (name.to_owned(), value)).into(),
+        distributions: BTreeMap::from(
+            distributions.map(|(name, times)| (name.to_owned(), distribution(times))),
+        ),
+    }
+}
+
+fn distribution(times: &dht::Distribution) -> Distribution {
+    Distribution {
+        count: times.count,
+        min: times.min,
+        p50: times.p50,
+        p90: times.p90,
+        p99: times.p99,
+        max: times.max,
+        buckets: times.buckets.clone(),
+    }
+}
+
+fn outcome(outcome: dht::Outcome) -> LookupOutcome {
+    match outcome {
+        dht::Outcome::Owner => LookupOutcome::Owner,
+        dht::Outcome::NotFound => LookupOutcome::NotFound,
+        dht::Outcome::TimedOut => LookupOutcome::TimedOut,
+    }
+}
+
+fn replica_answer(report: &dht::ReplicaReport) -> ReplicaAnswer {
+    let (answer, claim) = match &report.said {
+        dht::Statement::Holds(claim) => ("owner", Some(claim)),
+        dht::Statement::Deleted(claim) => ("deleted", Some(claim)),
+        dht::Statement::NotHeld => ("not_found", None),
+        dht::Statement::NoAnswer => ("no_answer", None),
+    };
+    ReplicaAnswer {
+        locator: report.locator,
+        answer: answer.to_owned(),
+        owner: claim.map(|claim| claim.owner),
+        version: claim.map(|claim| claim.version.0),
+        rtt_us: None,
+    }
+}
+
+fn unavailable(error: HandleError) -> ProtocolError {
+    let code = match error {
+        HandleError::Busy => ErrorCode::Busy,
+        HandleError::Stopped | HandleError::TimedOut => ErrorCode::Unavailable,
+    };
+    ProtocolError::new(code, error.to_string())
+}
+
+fn as_u64(number: u128) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}

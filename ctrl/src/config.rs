@@ -1,0 +1,907 @@
+//! The configuration of a server: TOML, strict, with every value checked against the others.
+//! Never guesses: an unknown key or a value out of range is an error, and all errors are reported
+//! together. `docs/guide/configuration.md` documents every key.
+
+mod device;
+mod reader;
+
+use std::fmt;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub use device::{Device, DeviceError, MacAddress, MacAddressError};
+pub use reader::{ConfigError, ConfigErrors};
+use reader::{Known, Reader, Section};
+
+/// Most pairs of service address and port in all: workers look a packet's up in one short table.
+pub const SERVICES_MAX: usize = 64;
+/// Most workers.
+pub const WORKERS_MAX: usize = 64;
+
+/// Bytes that an mbuf takes with its metadata, headroom and share of the pool's rings.
+const MBUF_BYTES: u64 = 2432;
+/// Mbufs that are neither in a descriptor ring nor parked: bursts and the pool's caches.
+const MBUFS_UNDER_WAY: u64 = 512;
+/// `sockaddr_un` holds a path of this many bytes and a zero.
+const SOCKET_PATH_MAX: usize = 107;
+/// Largest key file that is read, in bytes: 64 digits and some white space.
+const KEY_FILE_MAX: u64 = 256;
+
+/// EAL arguments which holdfast sets from keys of their own.
+const OWN_EAL_ARGS: &[(&str, &str)] = &[
+    ("--file-prefix", "dpdk.file_prefix"),
+    ("--no-huge", "dpdk.huge_pages"),
+    ("-m", "dpdk.memory_mib"),
+    ("--socket-mem", "dpdk.memory_mib"),
+    ("-l", "workers.cores"),
+    ("-c", "workers.cores"),
+    ("--lcores", "workers.cores"),
+    ("--vdev", "uplink.device and host_port.device"),
+];
+
+/// Everything that a server is told before it starts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// This server.
+    pub node: Node,
+    /// DPDK's environment abstraction layer.
+    pub dpdk: Dpdk,
+    /// The port to the network.
+    pub uplink: Uplink,
+    /// The port to this server's kernel.
+    pub host_port: HostPort,
+    /// The worker threads.
+    pub workers: Workers,
+    /// The anycast services; no two with the same address, never empty.
+    pub services: Vec<Service>,
+    /// The session table.
+    pub sessions: Sessions,
+    /// Packets that wait for a lookup.
+    pub parking: Parking,
+    /// How many lookups are let through.
+    pub admission: Admission,
+    /// How strays travel to their owner.
+    pub tunnel: Tunnel,
+    /// The DHT core.
+    pub dht: Dht,
+    /// Who belongs to the cluster.
+    pub cluster: Cluster,
+    /// What works but is probably not meant; one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// `[node]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// The server's unique address, which other servers tunnel to.
+    pub locator: IpAddr,
+    /// Path of the control socket; absolute.
+    pub control_socket: PathBuf,
+    /// Least severity that is logged.
+    pub log: LogLevel,
+}
+
+/// Severity of log messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Something was lost or cannot go on.
+    Error,
+    /// Something an operator should look at.
+    Warn,
+    /// The course of things: start, stop, members that come and go.
+    Info,
+    /// For finding faults.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// The word that the configuration uses.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// `[dpdk]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dpdk {
+    /// Appended to the EAL's arguments as they are.
+    pub eal_args: Vec<String>,
+    /// Whether huge pages are used.
+    pub huge_pages: HugePages,
+    /// Memory of the EAL without huge pages, and at most with them; in MiB.
+    pub memory_mib: u32,
+    /// Tells the DPDK processes of a machine apart.
+    pub file_prefix: String,
+    /// Packet buffers per worker.
+    pub mbufs_per_worker: u32,
+}
+
+/// Use of huge pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HugePages {
+    /// When enough of them are free.
+    Auto,
+    /// Always; without them the daemon does not start.
+    On,
+    /// Never.
+    Off,
+}
+
+/// `[uplink]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Uplink {
+    /// The device.
+    pub device: Device,
+    /// Descriptors of each receive queue; a power of two.
+    pub rx_descriptors: u16,
+    /// Descriptors of each transmit queue; a power of two.
+    pub tx_descriptors: u16,
+    /// Whether frames for other stations are received: the kernel's addresses behind the host
+    /// port may differ from the device's.
+    pub promiscuous: bool,
+}
+
+/// `[host_port]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostPort {
+    /// The device.
+    pub device: Device,
+    /// Address of a TAP; `None` lets the driver choose.
+    pub mac: Option<MacAddress>,
+}
+
+/// `[workers]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workers {
+    /// The CPU of each worker; no two alike, never empty.
+    pub cores: Vec<u16>,
+    /// What a worker does when there is nothing to do.
+    pub idle: Idle,
+}
+
+/// What a worker does when there is nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// Spins, then pauses, then sleeps for short times.
+    Adaptive,
+    /// Always polls: the least delay, a whole CPU.
+    Busy,
+}
+
+/// `[[service]]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// The anycast address.
+    pub address: IpAddr,
+    /// The TCP ports; no two alike, never empty, never 0.
+    pub ports: Vec<u16>,
+}
+
+/// `[sessions]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sessions {
+    /// Entries of the table, local sessions and redirects together.
+    pub capacity: usize,
+    /// Half-open sessions above which publishing waits for the handshake's end (R3).
+    pub half_open_max: usize,
+    /// An established session without packets is forgotten after this time.
+    pub established_idle: Duration,
+    /// A redirect without packets is forgotten after this time.
+    pub redirect_idle: Duration,
+    /// A session whose handshake does not end is forgotten after this time.
+    pub half_open_timeout: Duration,
+    /// A closed session is kept for this time (R8).
+    pub linger: Duration,
+}
+
+/// `[parking]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parking {
+    /// Most parked packets per worker.
+    pub packets_max: usize,
+    /// Most parked packets per flow.
+    pub packets_per_flow_max: usize,
+    /// A packet is dropped when it has waited for this long.
+    pub timeout: Duration,
+    /// Pause before "nobody owns it" is asked again (R5).
+    pub grace: Duration,
+}
+
+/// `[admission]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admission {
+    /// Lookups per second and worker in the long run.
+    pub lookups_per_second: u32,
+    /// Lookups per worker at once.
+    pub burst: u32,
+    /// Lookups per second, worker and source prefix in the long run.
+    pub per_source_per_second: u32,
+    /// Lookups per worker and source prefix at once.
+    pub per_source_burst: u32,
+    /// How long "nobody owns it" is remembered.
+    pub negative_ttl: Duration,
+}
+
+/// `[tunnel]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tunnel {
+    /// Form of the outer header.
+    pub encapsulation: Encapsulation,
+    /// UDP destination port.
+    pub port: u16,
+}
+
+/// Form of the tunnel's outer header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// Generic UDP encapsulation.
+    Gue,
+}
+
+/// `[dht]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dht {
+    /// The core's UDP socket, on the locator.
+    pub listen: SocketAddr,
+    /// Nodes that a new one asks first; this server itself is left out.
+    pub bootstrap: Vec<SocketAddr>,
+    /// Nodes per k-bucket.
+    pub k: usize,
+    /// Bits of the id that a bucket's level stands for.
+    pub bucket_bits: u8,
+    /// Queries in flight per lookup.
+    pub alpha: usize,
+    /// Servers that hold each record.
+    pub replicas: usize,
+    /// A record is forgotten when its owner has not renewed it for this long.
+    pub record_ttl: Duration,
+    /// A lookup without enough answers ends after this time.
+    pub lookup_timeout: Duration,
+    /// Most records that this server holds for the cluster.
+    pub records_max: usize,
+}
+
+/// `[cluster]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    /// Prefixes of the members' locators, of the locator's family; never empty.
+    pub members: Vec<IpNet>,
+    /// The cluster's key, when there is one.
+    pub key: Option<ClusterKey>,
+}
+
+impl Cluster {
+    /// Whether `locator` may be a member's.
+    #[must_use]
+    pub fn is_member(&self, locator: IpAddr) -> bool {
+        self.members.iter().any(|prefix| prefix.contains(&locator))
+    }
+}
+
+/// The secret that all members of a cluster share. Its `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ClusterKey(pub [u8; 32]);
+
+impl fmt::Debug for ClusterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClusterKey(…)")
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("{}: {error}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is no valid configuration.
+    #[error(transparent)]
+    Invalid(#[from] ConfigErrors),
+}
+
+impl Config {
+    /// Reads and checks the configuration in `path`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or all that is wrong in it.
+    pub fn load(path: &Path) -> Result<Config, LoadError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| LoadError::Unreadable { path: path.to_owned(), error })?;
+        Ok(Config::parse(&path.display().to_string(), &text)?)
+    }
+
+    /// Checks the configuration in `text`; errors call it `file`. The cluster's key file, when
+    /// the text names one, is read.
+    ///
+    /// # Errors
+    /// All that is wrong, in the order of the text.
+    pub fn parse(file: &str, text: &str) -> Result<Config, ConfigErrors> {
+        Ok(read(file, text)?.0)
+    }
+
+    /// Every pair of service address and port; at most [`SERVICES_MAX`].
+    pub fn service_sockets(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.services.iter().flat_map(|service| {
+            let sockets = service.ports.iter();
+            sockets.map(|port| SocketAddr::new(service.address, *port))
+        })
+    }
+
+    /// What a person wants to see confirmed, a line each.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(" ");
+        let services = list(&mut self.service_sockets().map(|socket| socket.to_string()));
+        let members = list(&mut self.cluster.members.iter().map(ToString::to_string));
+        let cores = list(&mut self.workers.cores.iter().map(ToString::to_string));
+        let bootstrap = list(&mut self.dht.bootstrap.iter().map(ToString::to_string));
+        let bootstrap = if bootstrap.is_empty() { "nobody".to_owned() } else { bootstrap };
+        format!(
+            "  locator    {}\n  uplink     {}\n  host port  {}\n  workers    {} on cores {cores}\n  \
+             services   {services}\n  sessions   {}\n  tunnel     gue, UDP port {}\n  \
+             dht        {}, joins {bootstrap}, {} replicas\n  members    {members}\n  \
+             control    {}\n",
+            self.node.locator,
+            self.uplink.device,
+            self.host_port.device,
+            self.workers.cores.len(),
+            self.sessions.capacity,
+            self.tunnel.port,
+            self.dht.listen,
+            self.dht.replicas,
+            self.node.control_socket.display(),
+        )
+    }
+}
+
+/// The configuration, and the keys that were asked for on the way.
+fn read(file: &str, text: &str) -> Result<(Config, Vec<Known>), ConfigErrors> {
+    let mut reader = Reader::new(file, text);
+    if !reader.is_toml() {
+        reader.finish()?;
+        reader = Reader::new(file, "");
+    }
+    let mut config = sections(&mut reader);
+    check(&mut reader, &config);
+    config.warnings = warnings(&config);
+    config.dht.bootstrap.retain(|address| *address != config.dht.listen);
+    Ok((config, reader.finish()?))
+}
+
+fn sections(reader: &mut Reader<'_>) -> Config {
+    let node = node(reader);
+    let listen = SocketAddr::new(node.locator, 7000);
+    Config {
+        dpdk: dpdk(reader),
+        uplink: uplink(reader),
+        host_port: host_port(reader),
+        workers: workers(reader),
+        services: services(reader),
+        sessions: sessions(reader),
+        parking: parking(reader),
+        admission: admission(reader),
+        tunnel: tunnel(reader),
+        dht: dht(reader, listen),
+        cluster: cluster(reader),
+        warnings: Vec::new(),
+        node,
+    }
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+/// An address that one machine can have; `None` for others.
+fn unicast(text: &str) -> Option<IpAddr> {
+    let address: IpAddr = text.parse().ok()?;
+    let one = match address {
+        IpAddr::V4(v4) => !v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_none() && !v6.is_unicast_link_local(),
+    };
+    (one && !address.is_unspecified() && !address.is_multicast()).then_some(address)
+}
+
+const UNICAST: &str = "the unicast address of one server, IPv4 or IPv6, as in \"10.0.0.1\"";
+
+fn node(reader: &mut Reader<'_>) -> Node {
+    let mut section = reader.section("node");
+    let socket = "/run/holdfast/holdfastd.sock";
+    let node = Node {
+        locator: section.required("locator", UNICAST, IpAddr::from([0; 4]), unicast),
+        control_socket: section.text(
+            "control_socket",
+            "an absolute path of at most 107 bytes",
+            (socket, PathBuf::from(socket)),
+            |text| {
+                let sound = text.starts_with('/') && text.len() <= SOCKET_PATH_MAX;
+                sound.then(|| PathBuf::from(text))
+            },
+        ),
+        log: section.choice(
+            "log",
+            &[LogLevel::Info, LogLevel::Error, LogLevel::Warn, LogLevel::Debug, LogLevel::Trace]
+                .map(|level| (level.as_str(), level)),
+        ),
+    };
+    section.finish();
+    node
+}
+
+fn dpdk(reader: &mut Reader<'_>) -> Dpdk {
+    let mut section = reader.section("dpdk");
+    let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let prefix = |text: &str| {
+        let sound = (1..=64).contains(&text.len()) && text.chars().all(word);
+        (sound && !text.starts_with('.')).then(|| text.to_owned())
+    };
+    let dpdk = Dpdk {
+        eal_args: section.texts("eal_args", "an argument of the EAL", Some("[]"), |text| {
+            (!text.is_empty()).then(|| text.to_owned())
+        }),
+        huge_pages: section.choice(
+            "huge_pages",
+            &[("auto", HugePages::Auto), ("on", HugePages::On), ("off", HugePages::Off)],
+        ),
+        memory_mib: section.number("memory_mib", 256, 64..=1_048_576),
+        file_prefix: section.text(
+            "file_prefix",
+            "1 to 64 letters, digits, '_', '-' or '.'",
+            ("holdfast", "holdfast".to_owned()),
+            prefix,
+        ),
+        mbufs_per_worker: section.number("mbufs_per_worker", 8192, 1024..=4_194_304),
+    };
+    section.finish();
+    dpdk
+}
+
+const DEVICE: &str = "a PCI address (\"0000:3b:02.0\"), a DPDK virtual device \
+     (\"net_ring0,ARGUMENTS\"), a TAP (\"tap:NAME\") or a network interface (\"eth1\")";
+
+fn device(text: &str) -> Option<Device> {
+    text.parse().ok()
+}
+
+fn uplink(reader: &mut Reader<'_>) -> Uplink {
+    let mut section = reader.section("uplink");
+    let none = Device::Interface(String::new());
+    let uplink = Uplink {
+        device: section.required("device", DEVICE, none, device),
+        rx_descriptors: section.number("rx_descriptors", 1024, 64..=32768),
+        tx_descriptors: section.number("tx_descriptors", 1024, 64..=32768),
+        promiscuous: section.flag("promiscuous", true),
+    };
+    section.finish();
+    uplink
+}
+
+fn host_port(reader: &mut Reader<'_>) -> HostPort {
+    let mut section = reader.section("host_port");
+    let name = "host0".to_owned();
+    let host_port = HostPort {
+        device: section.text("device", DEVICE, ("tap:host0", Device::Tap { name }), device),
+        mac: section.optional(
+            "mac",
+            "the Ethernet address of one station, as in \"02:00:00:00:00:01\"",
+            |text| text.parse().ok(),
+        ),
+    };
+    section.finish();
+    host_port
+}
+
+fn workers(reader: &mut Reader<'_>) -> Workers {
+    let mut section = reader.section("workers");
+    let workers = Workers {
+        cores: section.numbers("cores", Some(0), 0..=1023),
+        idle: section.choice("idle", &[("adaptive", Idle::Adaptive), ("busy", Idle::Busy)]),
+    };
+    section.finish();
+    workers
+}
+
+fn services(reader: &mut Reader<'_>) -> Vec<Service> {
+    let tables = reader.tables("service");
+    if tables.is_empty() {
+        reader.missing("service", "at least one [[service]] with its address and ports");
+    }
+    let mut services = Vec::with_capacity(tables.len());
+    for (index, table) in tables.into_iter().enumerate() {
+        let mut section = Section::new(reader, format!("service[{index}]"), table);
+        services.push(Service {
+            address: section.required("address", UNICAST, IpAddr::from([0; 4]), unicast),
+            ports: section.numbers("ports", None, 1..=65535),
+        });
+        section.finish();
+    }
+    services
+}
+
+fn sessions(reader: &mut Reader<'_>) -> Sessions {
+    let mut section = reader.section("sessions");
+    let sessions = Sessions {
+        capacity: section.number("capacity", 1_000_000, 1024..=1 << 28),
+        half_open_max: section.number("half_open_max", 65_536, 1..=1 << 28),
+        // RFC 5382 asks middleboxes for at least 2 h 4 min: hosts that send a keep-alive every
+        // two hours (RFC 9293 §3.8.4) hold their sessions.
+        established_idle: section.duration(
+            "established_idle",
+            seconds(2 * HOUR + 5 * MINUTE),
+            seconds(MINUTE)..=seconds(30 * DAY),
+        ),
+        redirect_idle: section.duration(
+            "redirect_idle",
+            seconds(5 * MINUTE),
+            seconds(1)..=seconds(DAY),
+        ),
+        // Linux repeats a SYN-ACK five times, over 63 s.
+        half_open_timeout: section.duration(
+            "half_open_timeout",
+            seconds(65),
+            seconds(1)..=seconds(10 * MINUTE),
+        ),
+        linger: section.duration("linger", seconds(60), seconds(1)..=seconds(10 * MINUTE)),
+    };
+    section.finish();
+    sessions
+}
+
+fn parking(reader: &mut Reader<'_>) -> Parking {
+    let mut section = reader.section("parking");
+    let parking = Parking {
+        packets_max: section.number("packets_max", 2048, 1..=1 << 20),
+        packets_per_flow_max: section.number("packets_per_flow_max", 8, 1..=1024),
+        timeout: section.duration("timeout", seconds(1), millis(10)..=seconds(60)),
+        grace: section.duration("grace", millis(30), millis(1)..=seconds(5)),
+    };
+    section.finish();
+    parking
+}
+
+fn admission(reader: &mut Reader<'_>) -> Admission {
+    let mut section = reader.section("admission");
+    let admission = Admission {
+        lookups_per_second: section.number("lookups_per_second", 20_000, 1..=10_000_000),
+        burst: section.number("burst", 4096, 1..=1 << 20),
+        per_source_per_second: section.number("per_source_per_second", 200, 1..=10_000_000),
+        per_source_burst: section.number("per_source_burst", 400, 1..=1 << 20),
+        negative_ttl: section.duration("negative_ttl", seconds(1), millis(10)..=seconds(60)),
+    };
+    section.finish();
+    admission
+}
+
+fn tunnel(reader: &mut Reader<'_>) -> Tunnel {
+    let mut section = reader.section("tunnel");
+    let tunnel = Tunnel {
+        encapsulation: section.text(
+            "encapsulation",
+            "\"gue\"; \"ipip\" and \"rewrite\" are not there yet",
+            ("gue", Encapsulation::Gue),
+            |text| (text == "gue").then_some(Encapsulation::Gue),
+        ),
+        port: section.number("port", 6080, 1..=65535),
+    };
+    section.finish();
+    tunnel
+}
+
+fn dht(reader: &mut Reader<'_>, listen: SocketAddr) -> Dht {
+    let mut section = reader.section("dht");
+    let socket = |text: &str| {
+        let socket: SocketAddr = text.parse().ok()?;
+        let sound = socket.port() > 0 && unicast(&socket.ip().to_string()).is_some();
+        sound.then_some(socket)
+    };
+    let expected = "ADDRESS:PORT, as in \"10.0.0.1:7000\" or \"[2001:db8::1]:7000\"; \
+         names are not looked up";
+    let dht = Dht {
+        listen: section.text("listen", expected, ("locator:7000", listen), socket),
+        bootstrap: section.texts("bootstrap", expected, Some("[]"), socket),
+        k: section.number("k", 128, 1..=1024),
+        bucket_bits: section.number("bucket_bits", 8, 1..=8),
+        alpha: section.number("alpha", 3, 1..=16),
+        replicas: section.number("replicas", 3, 1..=6),
+        record_ttl: section.duration(
+            "record_ttl",
+            seconds(HOUR),
+            seconds(MINUTE)..=seconds(7 * DAY),
+        ),
+        lookup_timeout: section.duration("lookup_timeout", millis(500), millis(20)..=seconds(30)),
+        records_max: section.number("records_max", 4_000_000, 1024..=1 << 28),
+    };
+    section.finish();
+    dht
+}
+
+fn cluster(reader: &mut Reader<'_>) -> Cluster {
+    let mut section = reader.section("cluster");
+    let members = section.texts(
+        "members",
+        "a prefix of the members' locators, as in \"10.0.0.0/24\"",
+        None,
+        |text| {
+            let prefix: IpNet = text.parse().ok()?;
+            (prefix.prefix_len() > 0 && prefix.trunc() == prefix).then_some(prefix)
+        },
+    );
+    let path = section.optional("key_file", "an absolute path", |text| {
+        text.starts_with('/').then(|| PathBuf::from(text))
+    });
+    section.finish();
+    let key = path.and_then(|path| match read_key(&path) {
+        Ok(key) => Some(key),
+        Err(error) => {
+            reader.refuse("cluster.key_file", error);
+            None
+        }
+    });
+    Cluster { members, key }
+}
+
+fn read_key(path: &Path) -> Result<ClusterKey, String> {
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let metadata = file.metadata().map_err(|error| error.to_string())?;
+    if !metadata.is_file() {
+        return Err("expected a file with 64 hexadecimal digits".to_owned());
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o027 != 0 {
+        return Err(format!(
+            "has mode {mode:04o}: expected at most 0640, for others may not read it, \
+             nor anyone but its owner write it"
+        ));
+    }
+    let mut text = String::new();
+    let read = file.take(KEY_FILE_MAX).read_to_string(&mut text);
+    read.map_err(|error| error.to_string())?;
+    parse_key(text.trim()).ok_or_else(|| {
+        "expected 64 hexadecimal digits, as `openssl rand -hex 32` prints them".to_owned()
+    })
+}
+
+fn parse_key(text: &str) -> Option<ClusterKey> {
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut key = [0; 32];
+    for (index, byte) in key.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
+    }
+    Some(ClusterKey(key))
+}
+
+/// What each value alone cannot tell.
+fn check(reader: &mut Reader<'_>, config: &Config) {
+    check_dpdk(reader, config);
+    check_ports(reader, config);
+    check_services(reader, config);
+    check_limits(reader, config);
+    check_dht(reader, config);
+    check_cluster(reader, config);
+}
+
+fn check_dpdk(reader: &mut Reader<'_>, config: &Config) {
+    for (index, arg) in config.dpdk.eal_args.iter().enumerate() {
+        let entry = format!("dpdk.eal_args[{index}]");
+        let name = arg.split('=').next().unwrap_or_default();
+        let own = OWN_EAL_ARGS.iter().find(|(own, _)| {
+            // A short option may have its value behind it: -m512.
+            *own == name || (own.len() == 2 && !name.starts_with("--") && name.starts_with(own))
+        });
+        if let Some((_, key)) = own {
+            reader.refuse(&entry, format_args!("set {key} instead"));
+        }
+        if name == "--in-memory" && config.dpdk.huge_pages == HugePages::Off {
+            reader.refuse(&entry, "needs huge pages, but dpdk.huge_pages is \"off\"");
+        }
+    }
+    let mbufs = u64::from(config.dpdk.mbufs_per_worker);
+    let descriptors =
+        u64::from(config.uplink.rx_descriptors) + u64::from(config.uplink.tx_descriptors);
+    let needed = 2 * descriptors + config.parking.packets_max as u64 + MBUFS_UNDER_WAY;
+    let keys = ["dpdk.mbufs_per_worker", "uplink.rx_descriptors", "uplink.tx_descriptors"];
+    if reader.sound(&keys) && reader.sound(&["parking.packets_max"]) && mbufs < needed {
+        let right = format_args!(
+            "expected at least {needed}: the descriptors of both ports, parking.packets_max \
+             and {MBUFS_UNDER_WAY} under way"
+        );
+        reader.refuse("dpdk.mbufs_per_worker", right);
+    }
+    let mib = (mbufs * config.workers.cores.len() as u64 * MBUF_BYTES).div_ceil(1 << 20);
+    let keys = ["dpdk.mbufs_per_worker", "dpdk.memory_mib", "workers.cores"];
+    if reader.sound(&keys) && u64::from(config.dpdk.memory_mib) < mib {
+        let right = format_args!("expected at least {mib}, what the mbufs of all workers take");
+        reader.refuse("dpdk.memory_mib", right);
+    }
+}
+
+fn check_ports(reader: &mut Reader<'_>, config: &Config) {
+    for (key, value) in [
+        ("uplink.rx_descriptors", config.uplink.rx_descriptors),
+        ("uplink.tx_descriptors", config.uplink.tx_descriptors),
+    ] {
+        if !value.is_power_of_two() {
+            reader.refuse(key, "expected a power of two");
+        }
+    }
+    let (uplink, host) = (&config.uplink.device, &config.host_port.device);
+    let same_port = uplink.port_name(0) == host.port_name(1);
+    let same_interface = uplink.interface().is_some() && uplink.interface() == host.interface();
+    if reader.sound(&["uplink.device", "host_port.device"]) && (same_port || same_interface) {
+        reader.refuse("host_port.device", "expected another device than uplink.device");
+    }
+    if config.host_port.mac.is_some() && !matches!(host, Device::Tap { .. }) {
+        reader.refuse("host_port.mac", "expected only with a device \"tap:NAME\"");
+    }
+    let cores = &config.workers.cores;
+    if cores.is_empty() && reader.sound(&["workers.cores"]) {
+        reader.refuse("workers.cores", "expected at least one core");
+    }
+    if cores.len() > WORKERS_MAX {
+        let right = format_args!("expected at most {WORKERS_MAX} cores");
+        reader.refuse("workers.cores", right);
+    }
+    for index in repeated(cores) {
+        let entry = format!("workers.cores[{index}]");
+        reader.refuse(&entry, "expected a core for each worker alone");
+    }
+}
+
+fn check_services(reader: &mut Reader<'_>, config: &Config) {
+    let addresses: Vec<IpAddr> = config.services.iter().map(|service| service.address).collect();
+    for index in repeated(&addresses) {
+        let key = format!("service[{index}].address");
+        if reader.sound(&[&key]) {
+            reader.refuse(&key, "expected all ports of an address in one [[service]]");
+        }
+    }
+    for (index, service) in config.services.iter().enumerate() {
+        let key = format!("service[{index}].address");
+        if service.address == config.node.locator && reader.sound(&[&key, "node.locator"]) {
+            reader.refuse(&key, "expected another address than node.locator, which is not anycast");
+        }
+        let key = format!("service[{index}].ports");
+        if service.ports.is_empty() && reader.sound(&[&key]) {
+            reader.refuse(&key, "expected at least one port");
+        }
+        if reader.sound(&[&key]) {
+            for repeated in repeated(&service.ports) {
+                reader.refuse(&format!("{key}[{repeated}]"), "expected each port once");
+            }
+        }
+    }
+    let sockets = config.service_sockets().count();
+    if sockets > SERVICES_MAX {
+        let right = format_args!("{sockets} ports in all: expected at most {SERVICES_MAX}");
+        reader.refuse("service", right);
+    }
+}
+
+/// Indices of the entries that stand further ahead as well.
+fn repeated<T: PartialEq>(values: &[T]) -> Vec<usize> {
+    let again = |index: &usize| values[..*index].contains(&values[*index]);
+    (0..values.len()).filter(again).collect()
+}
+
+fn check_limits(reader: &mut Reader<'_>, config: &Config) {
+    let (sessions, parking) = (&config.sessions, &config.parking);
+    let mut compare = |key: &str, relation: &str, other: &str, ok: bool| {
+        if !ok && reader.sound(&[key, other]) {
+            reader.refuse(key, format_args!("expected {relation} {other}"));
+        }
+    };
+    compare(
+        "sessions.half_open_max",
+        "less than",
+        "sessions.capacity",
+        sessions.half_open_max < sessions.capacity,
+    );
+    compare(
+        "parking.packets_per_flow_max",
+        "at most",
+        "parking.packets_max",
+        parking.packets_per_flow_max <= parking.packets_max,
+    );
+    compare("parking.grace", "less than", "parking.timeout", parking.grace < parking.timeout);
+    compare(
+        "dht.lookup_timeout",
+        "less than",
+        "parking.timeout",
+        config.dht.lookup_timeout < parking.timeout,
+    );
+}
+
+fn check_dht(reader: &mut Reader<'_>, config: &Config) {
+    let (dht, locator) = (&config.dht, config.node.locator);
+    if reader.sound(&["dht.listen", "node.locator"]) {
+        if dht.listen.ip() != locator {
+            reader.refuse("dht.listen", format_args!("expected the locator's address, {locator}"));
+        }
+        if dht.listen.port() == config.tunnel.port {
+            reader.refuse("dht.listen", "expected another port than tunnel.port");
+        }
+    }
+    for (key, value) in [("dht.alpha", dht.alpha), ("dht.replicas", dht.replicas)] {
+        if value > dht.k && reader.sound(&[key, "dht.k"]) {
+            reader.refuse(key, format_args!("expected at most dht.k, {}", dht.k));
+        }
+    }
+    for (index, address) in dht.bootstrap.iter().enumerate() {
+        let keys = ["dht.bootstrap", "cluster.members"];
+        if reader.sound(&keys) && !config.cluster.is_member(address.ip()) {
+            let entry = format!("dht.bootstrap[{index}]");
+            reader.refuse(&entry, "expected an address in cluster.members");
+        }
+    }
+}
+
+fn check_cluster(reader: &mut Reader<'_>, config: &Config) {
+    let (cluster, locator) = (&config.cluster, config.node.locator);
+    if !reader.sound(&["cluster.members", "node.locator"]) {
+        return;
+    }
+    for (index, prefix) in cluster.members.iter().enumerate() {
+        if prefix.addr().is_ipv4() != locator.is_ipv4() {
+            let family = if locator.is_ipv4() { "IPv4" } else { "IPv6" };
+            let right =
+                format_args!("expected an {family} prefix: tunnels have the locator's family");
+            reader.refuse(&format!("cluster.members[{index}]"), right);
+        }
+    }
+    if !cluster.is_member(locator) {
+        let right = format_args!("expected a prefix that contains node.locator, {locator}");
+        reader.refuse("cluster.members", right);
+    }
+}
+
+fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if config.cluster.key.is_none() {
+        warnings.push(
+            "cluster.key_file is not set: anyone who can send from a member's address \
+             can speak in the DHT"
+                .to_owned(),
+        );
+    }
+    for service in &config.services {
+        if config.cluster.is_member(service.address) {
+            warnings.push(format!(
+                "service address {} is in cluster.members: narrow the prefixes to the locators",
+                service.address
+            ));
+        }
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests;

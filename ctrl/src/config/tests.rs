@@ -1,0 +1,452 @@
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::*;
+
+const MINIMAL: &str = include_str!("../../examples/minimal.toml");
+const FULL: &str = include_str!("../../examples/full.toml");
+const GUIDE: &str = include_str!("../../../docs/guide/configuration.md");
+const KEY_FILE: &str = "/etc/holdfast/cluster.key";
+
+/// A key file with this content and mode.
+fn key_file(content: &str, mode: u32) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = std::fs::OpenOptions::new();
+    let path = directory.path().join("cluster.key");
+    let file = options.write(true).create_new(true).mode(0o600).open(path).unwrap();
+    std::io::Write::write_all(&mut &file, content.as_bytes()).unwrap();
+    file.set_permissions(std::fs::Permissions::from_mode(mode)).unwrap();
+    directory
+}
+
+/// The full example with a key file that is there.
+fn full(directory: &tempfile::TempDir) -> String {
+    let path = directory.path().join("cluster.key");
+    FULL.replace(KEY_FILE, path.to_str().unwrap())
+}
+
+fn refusal(text: &str) -> String {
+    Config::parse("c.toml", text).expect_err("refused").to_string()
+}
+
+#[test]
+fn the_examples_are_valid_and_the_full_one_shows_the_defaults() {
+    let directory = key_file(&"0f".repeat(32), 0o640);
+    let minimal = Config::parse("minimal.toml", MINIMAL).unwrap();
+    let mut full = Config::parse("full.toml", &full(&directory)).unwrap();
+
+    assert_eq!(full.cluster.key.take(), Some(ClusterKey([0x0f; 32])));
+    assert_eq!(full.host_port.mac.take().unwrap().to_string(), "02:00:00:00:00:01");
+    assert_eq!(full.dht.bootstrap, ["10.0.0.2:7000".parse().unwrap()]);
+    full.dht.bootstrap.clear();
+    full.warnings = minimal.warnings.clone();
+    assert_eq!(full, minimal);
+    assert!(minimal.warnings[0].starts_with("cluster.key_file is not set"));
+}
+
+#[test]
+fn the_full_example_has_every_key() {
+    let directory = key_file(&"0f".repeat(32), 0o600);
+    let text = full(&directory);
+    let (_, known) = read("full.toml", &text).unwrap();
+    let table: toml::Table = toml::from_str(&text).unwrap();
+    for Known { key, .. } in known {
+        let (section, name) = key.split_once('.').unwrap();
+        let there = match section.strip_suffix("[0]") {
+            Some(section) => table[section][0].get(name).is_some(),
+            None => table[section].get(name).is_some(),
+        };
+        assert!(there, "{key} is not in examples/full.toml");
+    }
+}
+
+#[test]
+fn the_guide_documents_every_key_with_its_default_and_range() {
+    let (_, known) = read("minimal.toml", MINIMAL).unwrap();
+    let mut documented: BTreeSet<&str> = GUIDE
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .filter(|key| key.contains('.'))
+        .collect();
+    for known in known {
+        let key = known.key.replace("[0]", "");
+        let row = format!("| `{key}` |");
+        let row = GUIDE.lines().find(|line| line.starts_with(&row));
+        let row = row.unwrap_or_else(|| panic!("{key} has no row in the guide"));
+        documented.remove(key.as_str());
+        let default = known.default.map_or("—".to_owned(), |default| format!("`{default}`"));
+        let range = known.range.map(|(min, max)| format!("`{min}` to `{max}`"));
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!(cells[2], default, "default of {key}");
+        assert_eq!(cells[3], range.as_deref().unwrap_or(cells[3]), "range of {key}");
+    }
+    assert!(documented.is_empty(), "in the guide but not known: {documented:?}");
+}
+
+#[test]
+fn the_guide_shows_the_minimal_example() {
+    assert!(GUIDE.contains(MINIMAL.trim()));
+}
+
+#[test]
+fn reads_what_it_was_told() {
+    let text = MINIMAL
+        .replace("\"10.0.0.1\"", "\"2001:db8::1\"")
+        .replace("[\"10.0.0.0/24\"]", "[\"2001:db8::/64\"]")
+        .replace("\"eth1\"", "\"0000:3b:02.0\"")
+        + r#"
+[[service]]
+address = "2001:db8:1::80"
+ports = [443]
+
+[sessions]
+linger = "1m 30s"
+
+[dht]
+bootstrap = ["[2001:db8::1]:7000", "[2001:db8::2]:7000"]
+
+[workers]
+cores = [2, 3]
+idle = "busy"
+"#;
+    let config = Config::parse("c.toml", &text).unwrap();
+    assert_eq!(config.dht.listen, "[2001:db8::1]:7000".parse().unwrap());
+    assert_eq!(config.dht.bootstrap, ["[2001:db8::2]:7000".parse().unwrap()], "without itself");
+    assert_eq!(config.sessions.linger, Duration::from_secs(90));
+    assert_eq!(config.workers, Workers { cores: vec![2, 3], idle: Idle::Busy });
+    assert_eq!(config.uplink.device, Device::Pci("0000:3b:02.0".to_owned()));
+    let services: Vec<String> = config.service_sockets().map(|s| s.to_string()).collect();
+    assert_eq!(services, ["192.168.0.1:80", "192.168.0.1:443", "[2001:db8:1::80]:443"]);
+    let summary = config.summary();
+    assert!(summary.contains("[2001:db8:1::80]:443"), "{summary}");
+    assert!(config.cluster.is_member("2001:db8::7".parse().unwrap()));
+    assert!(!config.cluster.is_member("2001:db8:7::7".parse().unwrap()));
+}
+
+/// What replaces what in the minimal example, and the error that follows. An empty first text
+/// appends the second one.
+const REFUSED: &[(&str, &str, &str)] = &[
+    // Syntax and structure.
+    ("[node]", "[node", "c.toml:2:6: unclosed table, expected `]`"),
+    ("[uplink]", "[uplnik]", "c.toml:5:2: unknown key 'uplnik': expected one of node, dpdk, "),
+    (
+        "locator",
+        "locater",
+        "c.toml:3:1: unknown key 'locater' in [node]: expected one of locator, control_socket, log",
+    ),
+    ("[node]", "node = 5\n[x]", "c.toml:2:8: node = 5: expected a table, headed [node]"),
+    ("[[service]]", "[service]", "c.toml:8:1: [service]: expected tables, each headed [[service]]"),
+    (
+        "",
+        "[dpdk]\nk = 1",
+        "c.toml:15:1: unknown key 'k' in [dpdk]: expected one of eal_args, huge_pages, ",
+    ),
+    // Missing.
+    (
+        "locator = \"10.0.0.1\"",
+        "",
+        "c.toml:2:1: node.locator is missing: expected the unicast address",
+    ),
+    (
+        "[cluster]\nmembers = [\"10.0.0.0/24\"]",
+        "",
+        "cluster.members is missing: expected a list, each entry a prefix",
+    ),
+    (
+        "ports = [80, 443]",
+        "",
+        "c.toml:8:1: service[0].ports is missing: expected a list, each entry a whole number from 1 to 65535",
+    ),
+    // One value.
+    (
+        "\"10.0.0.1\"",
+        "\"10.0.0\"",
+        "c.toml:3:11: node.locator = \"10.0.0\": expected the unicast address of one server",
+    ),
+    ("\"10.0.0.1\"", "\"224.0.0.1\"", "node.locator = \"224.0.0.1\": expected the unicast address"),
+    ("\"10.0.0.1\"", "\"0.0.0.0\"", "node.locator = \"0.0.0.0\": expected the unicast address"),
+    ("\"10.0.0.1\"", "\"fe80::1\"", "node.locator = \"fe80::1\": expected the unicast address"),
+    ("\"10.0.0.1\"", "10", "node.locator = 10: expected the unicast address"),
+    ("\"eth1\"", "\"a/b\"", "c.toml:6:10: uplink.device = \"a/b\": expected a PCI address"),
+    (
+        "[80, 443]",
+        "[80, 0]",
+        "c.toml:10:14: service[0].ports[1] = 0: expected a whole number from 1 to 65535",
+    ),
+    ("[80, 443]", "[80, 65536]", "service[0].ports[1] = 65536: expected a whole number"),
+    ("[80, 443]", "[80, \"443\"]", "service[0].ports[1] = \"443\": expected a whole number"),
+    (
+        "[80, 443]",
+        "80",
+        "service[0].ports = 80: expected a list, each entry a whole number from 1 to 65535",
+    ),
+    ("[80, 443]", "[]", "service[0].ports = []: expected at least one port"),
+    (
+        "\"10.0.0.0/24\"",
+        "\"10.0.0.1/24\"",
+        "cluster.members[0] = \"10.0.0.1/24\": expected a prefix",
+    ),
+    ("\"10.0.0.0/24\"", "\"0.0.0.0/0\"", "cluster.members[0] = \"0.0.0.0/0\": expected a prefix"),
+    (
+        "",
+        "[sessions]\ncapacity = 1023",
+        "c.toml:15:12: sessions.capacity = 1023: expected a whole number from 1024 to 268435456",
+    ),
+    ("", "[sessions]\ncapacity = -5", "sessions.capacity = -5: expected a whole number"),
+    ("", "[sessions]\ncapacity = 1e6", "sessions.capacity = 1e6: expected a whole number"),
+    (
+        "",
+        "[sessions]\nlinger = 60",
+        "sessions.linger = 60: expected a time with its unit from \"1s\" to \"10m\"",
+    ),
+    (
+        "",
+        "[sessions]\nlinger = \"11m\"",
+        "sessions.linger = \"11m\": expected a time with its unit",
+    ),
+    (
+        "",
+        "[sessions]\nlinger = \"5 lightyears\"",
+        "sessions.linger = \"5 lightyears\": expected a time",
+    ),
+    ("", "[uplink2]\n", "unknown key 'uplink2'"),
+    (
+        "",
+        "[workers]\nidle = \"lazy\"",
+        "workers.idle = \"lazy\": expected \"adaptive\" or \"busy\"",
+    ),
+    (
+        "",
+        "[host_port]\nmac = \"01:00:5e:00:00:01\"",
+        "host_port.mac = \"01:00:5e:00:00:01\": expected the Ethernet address of one station",
+    ),
+    (
+        "",
+        "[tunnel]\nencapsulation = \"ipip\"",
+        "tunnel.encapsulation = \"ipip\": expected \"gue\"; \"ipip\" and \"rewrite\" are not there yet",
+    ),
+    (
+        "",
+        "[dht]\nlisten = \"server1:7000\"",
+        "dht.listen = \"server1:7000\": expected ADDRESS:PORT",
+    ),
+    (
+        "",
+        "[dht]\nbootstrap = [\"10.0.0.2\"]",
+        "dht.bootstrap[0] = \"10.0.0.2\": expected ADDRESS:PORT",
+    ),
+    ("", "[dpdk]\nfile_prefix = \"../x\"", "dpdk.file_prefix = \"../x\": expected 1 to 64 letters"),
+    (
+        "",
+        "[dpdk]\neal_args = [\"--file-prefix=x\"]",
+        "dpdk.eal_args[0] = \"--file-prefix=x\": set dpdk.file_prefix instead",
+    ),
+    (
+        "",
+        "[dpdk]\neal_args = [\"-m512\"]",
+        "dpdk.eal_args[0] = \"-m512\": set dpdk.memory_mib instead",
+    ),
+    (
+        "[uplink]",
+        "control_socket = \"run/x\"\n[uplink]",
+        "node.control_socket = \"run/x\": expected an absolute path",
+    ),
+    (
+        "[uplink]",
+        "log = \"loud\"\n[uplink]",
+        "node.log = \"loud\": expected \"info\" or \"error\" or",
+    ),
+    ("[uplink]", "[uplink]\npromiscuous = 1", "uplink.promiscuous = 1: expected true or false"),
+    (
+        "[uplink]",
+        "[uplink]\nrx_descriptors = 1000",
+        "uplink.rx_descriptors = 1000: expected a power of two",
+    ),
+    // Values that contradict each other.
+    (
+        "\"192.168.0.1\"",
+        "\"10.0.0.1\"",
+        "service[0].address = \"10.0.0.1\": expected another address than node.locator",
+    ),
+    (
+        "\"10.0.0.1\"",
+        "\"10.0.1.1\"",
+        "cluster.members = [\"10.0.0.0/24\"]: expected a prefix that contains node.locator, 10.0.1.1",
+    ),
+    (
+        "[\"10.0.0.0/24\"]",
+        "[\"10.0.0.0/24\", \"fd00::/8\"]",
+        "cluster.members[1] = \"fd00::/8\": expected an IPv4 prefix: tunnels have the locator's family",
+    ),
+    ("[80, 443]", "[80, 80]", "service[0].ports[1] = 80: expected each port once"),
+    (
+        "[cluster]",
+        "[[service]]\naddress = \"192.168.0.1\"\nports = [8080]\n[cluster]",
+        "service[1].address = \"192.168.0.1\": expected all ports of an address in one [[service]]",
+    ),
+    (
+        "",
+        "[host_port]\ndevice = \"eth1\"",
+        "host_port.device = \"eth1\": expected another device than uplink.device",
+    ),
+    (
+        "",
+        "[host_port]\ndevice = \"eth2\"\nmac = \"02:00:00:00:00:01\"",
+        "host_port.mac = \"02:00:00:00:00:01\": expected only with a device \"tap:NAME\"",
+    ),
+    (
+        "",
+        "[workers]\ncores = [1, 2, 1]",
+        "workers.cores[2] = 1: expected a core for each worker alone",
+    ),
+    ("", "[workers]\ncores = []", "workers.cores = []: expected at least one core"),
+    (
+        "",
+        "[sessions]\ncapacity = 1024\nhalf_open_max = 1024",
+        "sessions.half_open_max = 1024: expected less than sessions.capacity",
+    ),
+    (
+        "",
+        "[sessions]\ncapacity = 1024",
+        "c.toml:14:1: sessions.half_open_max = 65536 (the default): expected less than sessions.capacity",
+    ),
+    (
+        "",
+        "[parking]\npackets_max = 4",
+        "parking.packets_per_flow_max = 8 (the default): expected at most parking.packets_max",
+    ),
+    (
+        "",
+        "[parking]\ntimeout = \"500ms\"",
+        "dht.lookup_timeout = 500ms (the default): expected less than parking.timeout",
+    ),
+    (
+        "",
+        "[dht]\nlisten = \"10.0.0.2:7000\"",
+        "dht.listen = \"10.0.0.2:7000\": expected the locator's address, 10.0.0.1",
+    ),
+    (
+        "",
+        "[dht]\nlisten = \"10.0.0.1:6080\"",
+        "dht.listen = \"10.0.0.1:6080\": expected another port than tunnel.port",
+    ),
+    (
+        "",
+        "[dht]\nbootstrap = [\"10.0.9.1:7000\"]",
+        "dht.bootstrap[0] = \"10.0.9.1:7000\": expected an address in cluster.members",
+    ),
+    ("", "[dht]\nk = 2", "dht.alpha = 3 (the default): expected at most dht.k, 2"),
+    (
+        "",
+        "[dpdk]\nmbufs_per_worker = 4096",
+        "dpdk.mbufs_per_worker = 4096: expected at least 6656: the descriptors of both ports",
+    ),
+    (
+        "",
+        "[dpdk]\nmbufs_per_worker = 1000000",
+        "dpdk.memory_mib = 256 (the default): expected at least 2320, what the mbufs of all workers take",
+    ),
+    (
+        "",
+        "[dpdk]\nhuge_pages = \"off\"\neal_args = [\"--in-memory\"]",
+        "dpdk.eal_args[0] = \"--in-memory\": needs huge pages, but dpdk.huge_pages is \"off\"",
+    ),
+    ("", "[cluster.members]\n", "c.toml:14:10: duplicate key"),
+];
+
+#[test]
+fn refuses_what_is_wrong_and_says_where_and_what_would_be_right() {
+    for (old, new, expected) in REFUSED {
+        let text = if old.is_empty() {
+            format!("{MINIMAL}{new}\n")
+        } else {
+            assert!(MINIMAL.contains(old), "{old}");
+            MINIMAL.replace(old, new)
+        };
+        let message = refusal(&text);
+        assert!(message.contains(expected), "{new}\n  gave: {message}\n  not:  {expected}");
+    }
+}
+
+#[test]
+fn reports_all_errors_together_in_the_order_of_the_file() {
+    let text = r#"
+[node]
+locator = "here"
+log = "loud"
+[[service]]
+address = "192.168.0.1"
+ports = [0]
+colour = "red"
+[sessions]
+capacity = 10
+"#;
+    let errors = Config::parse("c.toml", text).expect_err("refused").0;
+    let places: Vec<(usize, usize)> = errors.iter().map(|e| (e.line, e.column)).collect();
+    let expected = [(3, 11), (4, 7), (7, 10), (8, 1), (10, 12), (11, 1), (11, 1)];
+    assert_eq!(places, expected, "{errors:#?}");
+    assert!(errors[5].message.starts_with("uplink.device is missing"), "{errors:#?}");
+    assert!(errors[6].message.starts_with("cluster.members is missing"), "{errors:#?}");
+}
+
+#[test]
+fn a_bad_value_causes_no_second_error() {
+    let message = refusal(&MINIMAL.replace("\"10.0.0.1\"", "\"x\""));
+    assert_eq!(message.lines().count(), 1, "{message}");
+    let message = refusal(&MINIMAL.replace("[80, 443]", "[80, 99999]"));
+    assert_eq!(message.lines().count(), 1, "{message}");
+    let message = refusal("= 5");
+    assert_eq!(message.lines().count(), 1, "{message}");
+}
+
+#[test]
+fn counts_columns_in_characters() {
+    let message = refusal(&format!("{MINIMAL}\"größe\" = 5\n"));
+    assert!(message.starts_with("c.toml:14:1: unknown key 'größe'"), "{message}");
+    let message = refusal(&format!("{MINIMAL}members2 = {{ \"ß\" = 1, \"ß\" = 2 }}\n"));
+    assert!(message.starts_with("c.toml:14:23: duplicate key"), "{message}");
+}
+
+#[test]
+fn a_key_file_that_others_can_read_or_that_is_no_key_is_refused() {
+    let good = "0f".repeat(32);
+    let rows = [
+        (good.as_str(), 0o644, "has mode 0644: expected at most 0640"),
+        (good.as_str(), 0o660, "has mode 0660: expected at most 0640"),
+        (&good[1..], 0o600, "expected 64 hexadecimal digits"),
+        (&good.replace("0f", "+f"), 0o600, "expected 64 hexadecimal digits"),
+        ("", 0o600, "expected 64 hexadecimal digits"),
+    ];
+    for (content, mode, expected) in rows {
+        let directory = key_file(content, mode);
+        let message = refusal(&full(&directory));
+        assert!(message.contains(expected), "{message}");
+        assert!(!message.contains(&good), "the key is never shown: {message}");
+    }
+    let message = refusal(&FULL.replace(KEY_FILE, "/nowhere/cluster.key"));
+    let expected = "cluster.key_file = \"/nowhere/cluster.key\": No such file";
+    assert!(message.contains(expected), "{message}");
+}
+
+#[test]
+fn a_key_does_not_show_itself() {
+    assert_eq!(format!("{:?}", ClusterKey([0xab; 32])), "ClusterKey(…)");
+}
+
+#[test]
+fn too_many_services_are_refused() {
+    let ports: Vec<String> = (1..=65).map(|port: u32| port.to_string()).collect();
+    let text = MINIMAL.replace("80, 443", &ports.join(","));
+    let expected = "65 ports in all: expected at most 64";
+    assert!(refusal(&text).contains(expected), "{}", refusal(&text));
+}
+
+proptest::proptest! {
+    #[test]
+    fn hostile_text_never_panics(text in "[\\[\\]a-z\"'=.,#0-9\\n ß{}-]{0,200}") {
+        let _ = Config::parse("c.toml", &text);
+        let _ = Config::parse("c.toml", &format!("{MINIMAL}{text}"));
+    }
+}

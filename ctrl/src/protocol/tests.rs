@@ -1,0 +1,195 @@
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn flow() -> FlowKey {
+    "20.1.1.1:1234-192.168.0.1:80".parse().unwrap()
+}
+
+/// A request of every kind.
+fn requests() -> Vec<Request> {
+    vec![
+        Request::ShowStats {},
+        Request::ShowSessions {
+            kind: None,
+            state: None,
+            client: None,
+            service: None,
+            owner: None,
+            limit: Limit::default(),
+        },
+        Request::ShowSessions {
+            kind: Some(SessionKind::Redirect),
+            state: Some("established".to_owned()),
+            client: Some("20.1.0.0/16".parse().unwrap()),
+            service: Some("[2001:db8::80]:443".parse().unwrap()),
+            owner: Some("10.0.0.2".parse().unwrap()),
+            limit: LIMIT_MAX.try_into().unwrap(),
+        },
+        Request::ShowPeers {},
+        Request::ShowLookups { limit: 5.try_into().unwrap() },
+        Request::ShowVersion {},
+        Request::Lookup { flow: flow() },
+    ]
+}
+
+#[test]
+fn every_request_survives_the_wire() {
+    for request in requests() {
+        let line = request_line(&request).unwrap();
+        assert!(!line.contains('\n'));
+        assert_eq!(parse_request(line.as_bytes()), Ok(request), "{line}");
+    }
+}
+
+#[test]
+fn every_command_is_known_by_its_name() {
+    let mut names: Vec<String> = Vec::new();
+    for request in requests() {
+        let value = serde_json::to_value(request).unwrap();
+        names.push(value["command"].as_str().unwrap().to_owned());
+    }
+    names.dedup();
+    assert_eq!(names, COMMANDS);
+}
+
+#[test]
+fn the_wire_form_is_the_specified_one() {
+    let rows = [
+        (r#"{"version":1,"command":"show_stats"}"#, Request::ShowStats {}),
+        (r#"{"command":"show_peers","version":1}"#, Request::ShowPeers {}),
+        (
+            r#"{"version":1,"command":"lookup","flow":"20.1.1.1:1234-192.168.0.1:80"}"#,
+            Request::Lookup { flow: flow() },
+        ),
+        (
+            r#"{"version":1,"command":"show_sessions","kind":"local","client":"20.1.1.1","limit":7}"#,
+            Request::ShowSessions {
+                kind: Some(SessionKind::Local),
+                state: None,
+                client: Some(ClientFilter("20.1.1.1/32".parse().unwrap())),
+                service: None,
+                owner: None,
+                limit: Limit(7),
+            },
+        ),
+    ];
+    for (line, request) in rows {
+        assert_eq!(parse_request(line.as_bytes()), Ok(request), "{line}");
+    }
+}
+
+#[test]
+fn what_is_no_request_is_refused_with_its_code() {
+    use ErrorCode::*;
+    let rows = [
+        ("", BadRequest, "expected a JSON object"),
+        ("show_stats", BadRequest, "expected a JSON object"),
+        ("[1]", BadRequest, "expected a JSON object"),
+        ("{}", BadRequest, "expected a key \"version\""),
+        (r#"{"version":"1"}"#, BadRequest, "expected a key \"version\""),
+        (r#"{"version":2,"command":"show_stats"}"#, UnsupportedVersion, "this daemon speaks 1"),
+        (r#"{"version":1}"#, BadRequest, "expected a key \"command\""),
+        (r#"{"version":1,"command":"reboot"}"#, UnknownCommand, "one of the commands show_stats,"),
+        (r#"{"version":1,"command":"show_stats","x":1}"#, BadRequest, "unknown field `x`"),
+        (r#"{"version":1,"command":"show_peers","limit":1}"#, BadRequest, "unknown field `limit`"),
+        (r#"{"version":1,"command":"lookup"}"#, BadRequest, "missing field `flow`"),
+        (r#"{"version":1,"command":"lookup","flow":7}"#, BadRequest, "expected a string"),
+        (r#"{"version":1,"command":"lookup","flow":"a-b"}"#, BadFlow, "'a-b' is no flow"),
+        (r#"{"version":1,"command":"show_lookups","limit":0}"#, BadRequest, "from 1 to 10000"),
+        (r#"{"version":1,"command":"show_lookups","limit":10001}"#, BadRequest, "from 1 to 10000"),
+        (
+            r#"{"version":1,"command":"show_sessions","client":"x"}"#,
+            BadRequest,
+            "a client's address",
+        ),
+        (r#"{"version":1,"command":"show_sessions","service":"x"}"#, BadRequest, "a service as"),
+        (r#"{"version":1,"command":"show_sessions","owner":"x"}"#, BadRequest, "IP address"),
+        (
+            r#"{"version":1,"command":"show_sessions","kind":"x"}"#,
+            BadRequest,
+            "unknown variant `x`",
+        ),
+    ];
+    for (line, code, message) in rows {
+        let error = parse_request(line.as_bytes()).expect_err(line);
+        assert_eq!(error.code, code, "{line}");
+        assert!(error.message.contains(message), "{line}: {}", error.message);
+    }
+    let deep = format!("{{\"version\":{}", "[".repeat(60_000));
+    assert_eq!(parse_request(deep.as_bytes()).map_err(|error| error.code), Err(BadRequest));
+}
+
+#[test]
+fn answers_survive_the_wire() {
+    let reply = LookupReply {
+        flow: flow(),
+        table: None,
+        dht: LookupReport {
+            outcome: LookupOutcome::Owner,
+            owner: Some("10.0.0.2".parse().unwrap()),
+            version: Some(u64::MAX),
+            duration_us: 312,
+            replicas: Vec::new(),
+        },
+    };
+    let line = answer_line(&Ok(Reply::Lookup(reply.clone())));
+    let expected = json!({"version": 1, "ok": {
+        "flow": "20.1.1.1:1234-192.168.0.1:80",
+        "table": null,
+        "dht": {"outcome": "owner", "owner": "10.0.0.2", "version": u64::MAX,
+                "duration_us": 312, "replicas": []},
+    }});
+    assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), expected);
+    let ok = parse_answer(line.as_bytes()).unwrap();
+    assert_eq!(serde_json::from_value::<LookupReply>(ok).unwrap(), reply);
+
+    let error = ProtocolError::new(ErrorCode::Busy, "try again");
+    let line = answer_line(&Err(error.clone()));
+    assert_eq!(line, r#"{"version":1,"error":{"code":"busy","message":"try again"}}"#);
+    let refused = parse_answer(line.as_bytes()).expect_err("refused");
+    assert!(matches!(refused, AnswerError::Refused(refusal) if refusal == error));
+}
+
+#[test]
+fn a_later_daemon_is_understood_as_far_as_possible() {
+    let later = r#"{"version":1,"error":{"code":"overheated","message":"too hot","at":90}}"#;
+    let error = parse_answer(later.as_bytes()).expect_err("refused");
+    assert_eq!(error.to_string(), "too hot (unknown)");
+    for line in [r#"{"version":2,"ok":{}}"#, r#"{"version":1}"#, r#"{"ok":{}}"#, "x", ""] {
+        let error = parse_answer(line.as_bytes()).expect_err(line);
+        assert!(matches!(error, AnswerError::NotUnderstood(_)), "{line}");
+    }
+}
+
+#[test]
+fn filters_admit_what_they_name() {
+    let client = |text: &str| text.parse::<ClientFilter>().unwrap().admits(&flow());
+    let service = |text: &str| text.parse::<ServiceFilter>().unwrap().admits(&flow());
+    assert!(client("20.1.1.1") && client("20.0.0.0/8"));
+    assert!(!client("20.1.1.2") && !client("21.0.0.0/8") && !client("::/0"));
+    assert!(service("192.168.0.1") && service("192.168.0.1:80"));
+    assert!(!service("192.168.0.1:443") && !service("192.168.0.2") && !service("[::1]:80"));
+}
+
+proptest! {
+    #[test]
+    fn hostile_lines_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = parse_request(&bytes);
+        let _ = parse_answer(&bytes);
+    }
+
+    #[test]
+    fn hostile_json_never_panics(
+        key in "(command|version|flow|limit|kind|client|service|owner|error|ok|code|[a-z]{1,5})",
+        value in "(1|-1|1e9|null|\"show_[a-z]{5,8}\"|\"lookup\"|\"[0-9.:/-]{0,20}\"|\\[\\]|\\{\\})",
+        command in "(show_stats|show_sessions|show_lookups|lookup)",
+    ) {
+        let line = format!("{{\"version\":1,\"command\":\"{command}\",\"{key}\":{value}}}");
+        let _ = parse_request(line.as_bytes());
+        let _ = parse_answer(line.as_bytes());
+    }
+}

@@ -1,0 +1,75 @@
+//! `holdfastd check` on configurations that are valid and that are not.
+#![cfg(feature = "daemon")]
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+const MINIMAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/minimal.toml");
+const FULL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/full.toml");
+
+fn check(path: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_holdfastd")).arg("check").arg(path).output().unwrap()
+}
+
+#[test]
+fn a_valid_configuration_is_ok_and_summed_up() {
+    let output = check(Path::new(MINIMAL));
+    assert_eq!(output.status.code(), Some(0));
+    let expected = format!(
+        "{MINIMAL}: ok
+  locator    10.0.0.1
+  uplink     eth1
+  host port  tap:host0
+  workers    1 on cores 0
+  services   192.168.0.1:80 192.168.0.1:443
+  sessions   1000000
+  tunnel     gue, UDP port 6080
+  dht        10.0.0.1:7000, joins nobody, 3 replicas
+  members    10.0.0.0/24
+  control    /run/holdfast/holdfastd.sock
+warning: cluster.key_file is not set: anyone who can send from a member's address can speak \
+         in the DHT
+"
+    );
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn all_errors_are_listed_with_their_places() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bad.toml");
+    let text = std::fs::read_to_string(FULL).unwrap();
+    let text = text.replace("/etc/holdfast/cluster.key", "/nowhere/cluster.key");
+    std::fs::write(&path, text.replace("capacity = 1_000_000", "capacity = 7")).unwrap();
+    let output = check(&path);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    let error = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<&str> = error.lines().collect();
+    assert_eq!(lines.len(), 2, "{error}");
+    let file = path.display();
+    assert!(
+        lines[0].contains(&format!("{file}:34:12: sessions.capacity = 7: expected")),
+        "{error}"
+    );
+    assert!(lines[1].contains("cluster.key_file = \"/nowhere/cluster.key\": No such"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let output = check(Path::new("/nowhere/c.toml"));
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("/nowhere/c.toml: No such file"), "{error}");
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    for arguments in [&[][..], &["check"], &["check", MINIMAL, MINIMAL], &["fly"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfastd"));
+        let output = command.args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}

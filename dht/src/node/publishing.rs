@@ -1,0 +1,443 @@
+//! Keeps the records of this server's sessions at the nodes closest to them, and deletes them
+//! when the sessions end. Never gives up the record of a live session, and never touches one
+//! that a newer session has superseded (R3, R8, R12).
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+
+use holdfast_handoff::{Announcement, Version};
+use holdfast_net::FlowKey;
+use rand::RngExt;
+
+use super::Node;
+use crate::config::us;
+use crate::id::Id;
+use crate::message::Message;
+use crate::peer_slots::Slot;
+use crate::publish::{Entry, Phase, Slots};
+use crate::record::Claim;
+use crate::request::Purpose;
+use crate::stats::Counter;
+
+/// STOREs and DELETEs in flight at most.
+const IN_FLIGHT_MAX: usize = 4096;
+/// Entries worked on in one call of [`Node::handle`].
+const AT_ONCE: usize = 256;
+/// Entries that are no news (moves, refreshes, retries) in one turn of housekeeping: some
+/// 20,000 a second.
+const BACKGROUND_PER_TURN: usize = 512;
+/// Entries looked after in one turn of housekeeping.
+const WALK_PER_TURN: usize = 4096;
+/// Pause before unanswered STOREs are tried again, in µs.
+const RETRY_US: u64 = 1_000_000;
+/// Pause before moving records after the closest nodes have changed, at most, in µs: other
+/// servers see the same change at the same moment.
+const MOVE_JITTER_US: u64 = 200_000;
+/// How long a withdrawn session is remembered, in µs: workers' rings have no order between
+/// them, so its publish may still be on its way to us.
+const LINGER_US: u64 = 2_000_000;
+/// A STALE answer to a publish this fresh means that our clock is behind, not that the session
+/// is old, in µs.
+const FRESH_US: u64 = 2_000_000;
+/// How often a fresh publish is raised above what it meets.
+const RAISES_MAX: u8 = 4;
+/// How often a deletion is tried, in rounds of retransmissions.
+const DELETE_ROUNDS_MAX: u8 = 3;
+
+/// The work that waits.
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    urgent: VecDeque<Id>,
+    background: VecDeque<Id>,
+    background_budget: usize,
+    in_flight: usize,
+    /// Entries that are live, and those of them that are settled.
+    pub(super) live: usize,
+    pub(super) settled: usize,
+    /// Grows when the routing table changes.
+    epoch: u64,
+    /// When to act on that.
+    moves_at_us: u64,
+}
+
+impl Node {
+    pub(super) fn announcement(&mut self, announcement: Announcement) {
+        match announcement {
+            Announcement::Publish { flow, version } => self.publish(flow, version),
+            Announcement::Withdraw { flow, version } => self.withdraw(flow, version),
+            Announcement::NotMine { flow, sender } => self.refuse(flow, sender),
+        }
+    }
+
+    fn publish(&mut self, flow: FlowKey, version: Version) {
+        self.count(Counter::Published);
+        let id = self.hasher.flow(&flow);
+        let now_us = self.now_us;
+        match self.published.get(id) {
+            Some(entry) if entry.session >= version => self.count(Counter::PublishesRepeated),
+            Some(_) => {
+                self.change(id, |entry| entry.renew(version, Phase::Live, now_us));
+                self.queue(id, true);
+            }
+            None => {
+                let entry = Entry::new(flow, version, Phase::Live, now_us);
+                if !self.add(id, entry) {
+                    self.count(Counter::PublishesRefused);
+                }
+            }
+        }
+    }
+
+    fn withdraw(&mut self, flow: FlowKey, version: Version) {
+        let id = self.hasher.flow(&flow);
+        let now_us = self.now_us;
+        match self.published.get(id) {
+            Some(entry) if entry.session > version => self.count(Counter::WithdrawsIgnored),
+            Some(entry) if entry.phase == Phase::Withdrawn && entry.session == version => {}
+            Some(_) => {
+                self.count(Counter::Withdrawn);
+                self.change(id, |entry| entry.renew(version, Phase::Withdrawn, now_us));
+                self.queue(id, true);
+            }
+            // Its publish may come after it from another worker's ring, or was lost when that
+            // ring was full, or was before we restarted: delete it all the same.
+            None => {
+                let entry = Entry::new(flow, version, Phase::Withdrawn, now_us);
+                match self.add(id, entry) {
+                    true => self.count(Counter::Withdrawn),
+                    false => self.count(Counter::WithdrawsRefused),
+                }
+            }
+        }
+    }
+
+    /// A worker does not hold a flow that `sender` tunnelled to us (R6).
+    fn refuse(&mut self, flow: FlowKey, sender: IpAddr) {
+        let id = self.hasher.flow(&flow);
+        let settled_in = |entry: &&Entry| entry.announced_at_us + LINGER_US < self.now_us;
+        let live = |entry: &&Entry| entry.phase == Phase::Live;
+        if let Some(entry) = self.published.get(id).filter(live).filter(settled_in) {
+            let session = entry.session;
+            self.count(Counter::PublishesRepaired);
+            self.withdraw(flow, session);
+        }
+        let contact = self.table.get(self.hasher.node(sender));
+        let port = self.config.listen.port();
+        let to = contact.map_or(SocketAddr::new(sender, port), |c| c.address);
+        if self.is_possible_peer(to) {
+            self.count(Counter::NotMineSent);
+            self.send(to, 0, Message::NotMine(flow));
+        }
+    }
+
+    fn add(&mut self, id: Id, entry: Entry) -> bool {
+        if self.published.len() >= self.config.published_max {
+            return false;
+        }
+        self.publishing.live += usize::from(entry.phase == Phase::Live);
+        self.published.insert(id, entry);
+        self.queue(id, true);
+        true
+    }
+
+    fn queue(&mut self, id: Id, urgent: bool) {
+        let queued = self.change(id, |entry| std::mem::replace(&mut entry.queued, true));
+        match (queued, urgent) {
+            (Some(false), true) => self.publishing.urgent.push_back(id),
+            (Some(false), false) => self.publishing.background.push_back(id),
+            _ => {}
+        }
+    }
+
+    /// Changes an entry, and keeps the gauges right.
+    fn change<R>(&mut self, id: Id, change: impl FnOnce(&mut Entry) -> R) -> Option<R> {
+        let entry = self.published.get_mut(id)?;
+        let before = weight(entry);
+        let result = change(entry);
+        let after = weight(entry);
+        self.publishing.live = self.publishing.live + after.0 - before.0;
+        self.publishing.settled = self.publishing.settled + after.1 - before.1;
+        Some(result)
+    }
+
+    fn forget(&mut self, id: Id) {
+        if let Some(entry) = self.published.remove(id) {
+            let (live, settled) = weight(&entry);
+            self.publishing.live -= live;
+            self.publishing.settled -= settled;
+        }
+    }
+
+    /// Whether there is something to send now.
+    pub(super) fn is_publishing_due(&self) -> bool {
+        let queues = &self.publishing;
+        let background = !queues.background.is_empty() && queues.background_budget > 0;
+        self.membership.is_joined()
+            && queues.in_flight < IN_FLIGHT_MAX
+            && (background || !queues.urgent.is_empty())
+    }
+
+    /// Sends what waits, news first, as far as the limits allow. A node that has not joined
+    /// does not know who is closest: it waits.
+    pub(super) fn send_published(&mut self) {
+        for _ in 0..AT_ONCE {
+            if !self.is_publishing_due() {
+                return;
+            }
+            let urgent = self.publishing.urgent.pop_front();
+            let id = urgent.or_else(|| {
+                self.publishing.background_budget -= 1;
+                self.publishing.background.pop_front()
+            });
+            let Some(id) = id else { return };
+            self.settle(id);
+        }
+    }
+
+    /// Sends a record, or its deletion, to all who miss it.
+    fn settle(&mut self, id: Id) {
+        let closest = self.replicas(id);
+        let epoch = self.publishing.epoch;
+        let due_at_us = self.now_us + self.jittered(RETRY_US);
+        let planned = self.change(id, |entry| {
+            entry.queued = false;
+            entry.epoch = epoch;
+            entry.due_at_us = due_at_us;
+            (entry.plan(&closest), entry.phase, entry.version, entry.fresh)
+        });
+        let Some((plan, phase, version, fresh)) = planned else {
+            return;
+        };
+        for _ in 0..plan.forgotten {
+            self.count(Counter::HoldersForgotten);
+        }
+        if phase == Phase::Live && !fresh {
+            for _ in 0..plan.new {
+                self.count(Counter::RecordsMoved);
+            }
+        }
+        if plan.send.is_empty() {
+            self.settled_if_complete(id);
+        }
+        for slot in plan.send {
+            let purpose = match phase {
+                Phase::Live => Purpose::Store(id, version, slot),
+                Phase::Withdrawn => Purpose::Delete(id, version, slot),
+            };
+            self.settle_at(slot, purpose);
+        }
+    }
+
+    fn settle_at(&mut self, slot: Slot, purpose: Purpose) {
+        let (Purpose::Store(id, version, _) | Purpose::Delete(id, version, _)) = purpose else {
+            return;
+        };
+        // An earlier replica's answer may have changed the plan.
+        if !self.is_current(purpose, id, version) {
+            return;
+        }
+        if slot == Slot::OWN {
+            let message = self.settle_here(purpose);
+            return self.outcome(purpose, &message);
+        }
+        let address = self.slots.address(slot);
+        let deletes = matches!(purpose, Purpose::Delete(..));
+        if deletes && self.table.get(self.hasher.node(address.ip())).is_none() {
+            // A former replica that is dead: the record is gone with it, or expires.
+            self.count(Counter::DeletesGivenUp);
+            return self.acknowledged(id, slot);
+        }
+        let now_us = self.now_us;
+        if self.request(address, purpose) {
+            self.publishing.in_flight += 1;
+            self.change(id, |entry| {
+                entry.sent(slot);
+                entry.first_sent_at_us.get_or_insert(now_us);
+            });
+        }
+    }
+
+    fn settle_here(&mut self, purpose: Purpose) -> Message {
+        let ttl_s = u32::try_from(self.config.record_ttl.as_secs()).unwrap_or(u32::MAX);
+        match purpose {
+            Purpose::Store(id, version, _) => self.serve_store(id, self.claim(version), ttl_s),
+            Purpose::Delete(id, version, _) => self.serve_delete(id, self.claim(version)),
+            Purpose::Check | Purpose::Meet | Purpose::Find(_) => Message::Pong,
+        }
+    }
+
+    /// A replica has answered a STORE or DELETE.
+    pub(super) fn settled(&mut self, purpose: Purpose, message: &Message) {
+        self.publishing.in_flight -= 1;
+        self.outcome(purpose, message);
+    }
+
+    fn outcome(&mut self, purpose: Purpose, message: &Message) {
+        let (Purpose::Store(id, version, slot) | Purpose::Delete(id, version, slot)) = purpose
+        else {
+            return;
+        };
+        if !self.is_current(purpose, id, version) {
+            return;
+        }
+        match message {
+            Message::Stored | Message::Deleted => self.acknowledged(id, slot),
+            Message::Stale(claim) => self.stale(purpose, id, slot, *claim),
+            // Full, or its clock is behind: tried again later.
+            _ => {
+                self.count(Counter::StoresRefusedByPeer);
+                self.change(id, |entry| entry.unanswered(slot));
+            }
+        }
+    }
+
+    fn acknowledged(&mut self, id: Id, slot: Slot) {
+        if self.change(id, |entry| entry.acknowledged(slot)) == Some(true) {
+            self.settled_if_complete(id);
+        }
+    }
+
+    /// Nothing is missing any more: measures that, and says when to look again.
+    fn settled_if_complete(&mut self, id: Id) {
+        let half_ttl_us = us(self.config.record_ttl) / 2;
+        let refresh_at_us = self.now_us + half_ttl_us - self.rng.random_range(0..=half_ttl_us / 5);
+        let now_us = self.now_us;
+        let time_us = self.change(id, |entry| {
+            if !entry.settled {
+                return None;
+            }
+            let fresh = std::mem::replace(&mut entry.fresh, false);
+            entry.due_at_us = match entry.phase {
+                Phase::Live => refresh_at_us,
+                Phase::Withdrawn => entry.announced_at_us + LINGER_US,
+            };
+            let live = entry.phase == Phase::Live;
+            let sent_at_us = entry.first_sent_at_us.filter(|_| fresh && live);
+            sent_at_us.map(|sent_at_us| now_us - sent_at_us)
+        });
+        if let Some(time_us) = time_us.flatten() {
+            self.setting_time.record(time_us);
+        }
+    }
+
+    /// A replica holds a greater claim than ours.
+    fn stale(&mut self, purpose: Purpose, id: Id, slot: Slot, claim: Claim) {
+        if matches!(purpose, Purpose::Delete(..)) {
+            // A newer session has the flow: there is nothing of ours to delete (R12).
+            return self.acknowledged(id, slot);
+        }
+        self.count(Counter::PublishesStale);
+        let Some(entry) = self.published.get(id) else {
+            return;
+        };
+        let sent_at_us = entry.first_sent_at_us.unwrap_or(self.now_us);
+        let fresh = entry.fresh && self.now_us < sent_at_us + FRESH_US;
+        let raises = entry.raises;
+        if !fresh && claim.owner != self.own.locator {
+            self.count(Counter::PublishesSuperseded);
+            return self.forget(id);
+        }
+        if raises == RAISES_MAX || !self.observe(claim.version) {
+            self.count(Counter::PublishesGivenUp);
+            return self.forget(id);
+        }
+        self.count(Counter::PublishesRaised);
+        self.change(id, |entry| entry.raise(claim.version));
+        self.queue(id, true);
+    }
+
+    /// A STORE or DELETE was given up.
+    pub(super) fn unanswered(&mut self, purpose: Purpose) {
+        self.publishing.in_flight -= 1;
+        let (Purpose::Store(id, version, slot) | Purpose::Delete(id, version, slot)) = purpose
+        else {
+            return;
+        };
+        if self.is_current(purpose, id, version) {
+            self.count(Counter::StoresRetried);
+            let due_at_us = self.now_us + self.jittered(RETRY_US);
+            self.change(id, |entry| {
+                entry.unanswered(slot);
+                entry.due_at_us = due_at_us;
+            });
+        }
+    }
+
+    /// Whether a STORE or DELETE is about the entry as it is now.
+    pub(super) fn is_current(&self, purpose: Purpose, id: Id, version: Version) -> bool {
+        let phase = match purpose {
+            Purpose::Delete(..) => Phase::Withdrawn,
+            _ => Phase::Live,
+        };
+        let entry = self.published.get(id);
+        entry.is_some_and(|entry| entry.phase == phase && entry.version == version)
+    }
+
+    /// The nodes closest to a record, ourselves included if we are one of them.
+    fn replicas(&self, id: Id) -> Slots {
+        let replicas = self.config.replicas;
+        let closest = self.table.closest(id, replicas);
+        let own_distance = id.distance(self.own.id);
+        let mut slots: Slots = closest.iter().map(|contact| contact.slot).collect();
+        let farther = closest.iter().position(|c| id.distance(c.id) > own_distance);
+        slots.insert(farther.unwrap_or(slots.len()), Slot::OWN);
+        slots.truncate(replicas);
+        slots
+    }
+
+    /// The routing table has changed: records may have to move.
+    pub(super) fn table_changed(&mut self) {
+        let waits = self.publishing.moves_at_us > self.now_us;
+        self.publishing.epoch += 1;
+        if !waits {
+            self.publishing.moves_at_us = self.now_us + self.rng.random_range(0..=MOVE_JITTER_US);
+        }
+    }
+
+    /// Looks after a slice of the entries.
+    pub(super) fn keep_published(&mut self) {
+        self.publishing.background_budget = BACKGROUND_PER_TURN;
+        let now_us = self.now_us;
+        let epoch = self.publishing.epoch;
+        let moves = now_us >= self.publishing.moves_at_us;
+        let due = self.published.walk(WALK_PER_TURN, |_, entry| {
+            let moved = moves && entry.phase == Phase::Live && entry.epoch != epoch;
+            let due = entry.due_at_us <= now_us || moved;
+            due && !entry.queued && !entry.in_flight()
+        });
+        for id in due {
+            self.look_after(id);
+        }
+    }
+
+    fn look_after(&mut self, id: Id) {
+        let Some(entry) = self.published.get(id) else {
+            return;
+        };
+        let due = entry.due_at_us <= self.now_us;
+        match (entry.phase, entry.settled) {
+            (Phase::Live, true) if due => {
+                self.count(Counter::RecordsRefreshed);
+                self.change(id, Entry::unsettle);
+            }
+            (Phase::Withdrawn, true) => return self.forget(id),
+            (Phase::Withdrawn, false) if entry.rounds == DELETE_ROUNDS_MAX => {
+                for _ in 0..entry.missing() {
+                    self.count(Counter::DeletesGivenUp);
+                }
+                return self.forget(id);
+            }
+            (Phase::Withdrawn, false) => {
+                self.change(id, |entry| entry.rounds += 1);
+            }
+            (Phase::Live, _) => {}
+        }
+        self.queue(id, false);
+    }
+}
+
+/// How much an entry counts as live, and as live and settled.
+fn weight(entry: &Entry) -> (usize, usize) {
+    let live = entry.phase == Phase::Live;
+    (usize::from(live), usize::from(live && entry.settled))
+}

@@ -1,0 +1,414 @@
+//! Lookups: the workers' questions who owns a flow, the control thread's, and our own search for
+//! nodes. Never asks twice for the same thing at the same time.
+
+use std::net::{IpAddr, SocketAddr};
+
+use holdfast_handoff::{Answer, Resolution, Resolve, Version};
+use holdfast_net::FlowKey;
+use smallvec::SmallVec;
+
+use super::{Action, Node};
+use crate::config::us;
+use crate::id::Id;
+use crate::lookup::{Candidate, Goal, Lookup, Progress, Said, Verdict};
+use crate::message::{Message, NODES_MAX};
+use crate::record::{Claim, State};
+use crate::request::{LookupKey, Purpose};
+use crate::stats::{Counter, LookupRecord, Outcome};
+
+/// Nodes that a search for nodes must have heard from before it ends.
+const NODES_WIDTH: usize = 8;
+/// Contacts that a lookup begins with, beyond its width.
+const CANDIDATES_MORE: usize = 4;
+/// Askers that can wait for the same lookup.
+const ASKERS_MAX: usize = 64;
+
+/// Who waits for a lookup.
+#[derive(Debug, Clone, Copy)]
+enum Asker {
+    Worker { ring: usize, resolve: Resolve, arrived_at_us: u64 },
+    Control { token: u64, flow: FlowKey },
+    Membership,
+}
+
+/// A lookup in flight.
+#[derive(Debug)]
+pub(super) struct Running {
+    lookup: Lookup,
+    started_at_us: u64,
+    /// When its first request was sent.
+    sent_at_us: Option<u64>,
+    askers: SmallVec<[Asker; 1]>,
+}
+
+/// What one replica said of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statement {
+    /// This server owns it.
+    Holds(Claim),
+    /// This server did, and deleted the record.
+    Deleted(Claim),
+    /// Nothing is known of it.
+    NotHeld,
+    /// There was no answer.
+    NoAnswer,
+}
+
+/// A replica and what it said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaReport {
+    /// The replica's locator; may be our own.
+    pub locator: IpAddr,
+    /// What it said.
+    pub said: Statement,
+}
+
+/// What the replicas of a flow say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LookupReport {
+    /// The flow.
+    pub flow: FlowKey,
+    /// Id of its record.
+    pub id: Id,
+    /// What a worker would be told.
+    pub outcome: Outcome,
+    /// Locator of the owner.
+    pub owner: Option<IpAddr>,
+    /// Version of its record.
+    pub version: Option<Version>,
+    /// How long all this took, in µs.
+    pub duration_us: u64,
+    /// The replicas, closest to the record first.
+    pub replicas: Vec<ReplicaReport>,
+}
+
+/// The request that a lookup sends.
+pub(super) fn message(key: LookupKey) -> Message {
+    match key.goal {
+        Goal::Nodes => Message::FindNode { target: key.target, want: NODES_MAX as u8 },
+        Goal::Owner | Goal::Survey => Message::FindValue { id: key.target },
+    }
+}
+
+/// Whether a message answers that request.
+pub(super) fn answers(message: &Message, key: LookupKey) -> bool {
+    match key.goal {
+        Goal::Nodes => matches!(message, Message::Nodes(_)),
+        Goal::Owner | Goal::Survey => {
+            matches!(message, Message::Found(_) | Message::Gone(_) | Message::NotHeld(_))
+        }
+    }
+}
+
+impl Node {
+    /// A worker asks who owns a flow.
+    pub(super) fn resolve(&mut self, ring: usize, resolve: Resolve) {
+        self.count(Counter::LookupsAsked);
+        let asker = Asker::Worker { ring, resolve, arrived_at_us: self.now_us };
+        let target = self.hasher.flow(&resolve.flow);
+        if let Some(claim) = self.own_claim(target) {
+            self.count(Counter::LookupsLocal);
+            return self.tell_worker(ring, resolve, self.now_us, Verdict::Found(claim));
+        }
+        let goal = Goal::Owner;
+        if !self.look_up(LookupKey { goal, target }, asker) {
+            self.count(Counter::LookupsRefused);
+            self.tell_worker(ring, resolve, self.now_us, Verdict::Unknown);
+        }
+    }
+
+    /// The control thread asks what each replica says of a flow.
+    pub(super) fn survey(&mut self, token: u64, flow: FlowKey) {
+        let target = self.hasher.flow(&flow);
+        let goal = Goal::Survey;
+        let asker = Asker::Control { token, flow };
+        if !self.look_up(LookupKey { goal, target }, asker) {
+            self.count(Counter::CommandsRefused);
+            let nothing = Lookup::new(target, goal, self.config.replicas, 1);
+            self.tell_control(token, flow, &nothing, Verdict::Unknown, 0);
+        }
+    }
+
+    /// Searches for the nodes closest to an id. Returns whether the search is under way.
+    pub(super) fn search(&mut self, target: Id) -> bool {
+        let goal = Goal::Nodes;
+        self.look_up(LookupKey { goal, target }, Asker::Membership)
+    }
+
+    /// What our own records say: the sessions that we publish, and those that we are a replica
+    /// of.
+    fn own_claim(&self, target: Id) -> Option<Claim> {
+        if let Some(version) = self.published_version(target) {
+            return Some(self.claim(version));
+        }
+        let record = self.store.get(self.now_us, target)?;
+        let live = record.state == State::Live && !self.membership.is_dead(record.claim.owner);
+        live.then_some(record.claim)
+    }
+
+    /// Starts a lookup or waits for the one in flight. Returns whether that was possible.
+    fn look_up(&mut self, key: LookupKey, asker: Asker) -> bool {
+        if let Some(running) = self.lookups.get_mut(&key) {
+            if running.askers.len() == ASKERS_MAX {
+                return false;
+            }
+            running.askers.push(asker);
+            self.count(Counter::LookupsShared);
+            return true;
+        }
+        if self.lookups.len() >= self.config.lookups_max {
+            return false;
+        }
+        let running = Running {
+            lookup: self.begin(key),
+            started_at_us: self.now_us,
+            sent_at_us: None,
+            askers: SmallVec::from_iter([asker]),
+        };
+        self.lookups.insert(key, running);
+        let deadline_us = self.now_us + us(self.config.lookup_timeout);
+        self.lookup_deadlines.push_back((deadline_us, key));
+        self.advance(key);
+        true
+    }
+
+    /// A lookup that knows what we know: our closest contacts, and ourselves.
+    fn begin(&self, key: LookupKey) -> Lookup {
+        let width = match key.goal {
+            Goal::Nodes => NODES_WIDTH,
+            Goal::Owner | Goal::Survey => self.config.replicas,
+        };
+        let mut lookup = Lookup::new(key.target, key.goal, width, self.config.alpha);
+        for contact in self.table.closest(key.target, width + CANDIDATES_MORE) {
+            lookup.learn(Candidate {
+                id: contact.id,
+                address: contact.address,
+                suspect: contact.is_suspect(),
+                progress: Progress::New,
+            });
+        }
+        if key.goal != Goal::Nodes {
+            lookup.learn(Candidate {
+                id: self.own.id,
+                address: self.config.listen,
+                suspect: false,
+                progress: Progress::Said(self.own_statement(key.target)),
+            });
+        }
+        lookup
+    }
+
+    fn own_statement(&self, target: Id) -> Said {
+        let held = self.store.get(self.now_us, target);
+        match (self.own_claim(target), held) {
+            (Some(claim), _) => Said::Holds(claim),
+            (None, Some(record)) => Said::Deleted(record.claim),
+            (None, None) => Said::NotHeld,
+        }
+    }
+
+    /// Sends what the lookup wants sent, and ends it when it has its result.
+    fn advance(&mut self, key: LookupKey) {
+        while let Some(running) = self.lookups.get_mut(&key) {
+            if let Some(verdict) = running.lookup.verdict() {
+                return self.finish(key, verdict);
+            }
+            let Some((id, address)) = running.lookup.ask() else {
+                return;
+            };
+            running.sent_at_us.get_or_insert(self.now_us);
+            if !self.request(address, Purpose::Find(key))
+                && let Some(running) = self.lookups.get_mut(&key)
+            {
+                running.lookup.failed(id);
+            }
+        }
+    }
+
+    /// A node has answered a lookup.
+    pub(super) fn found(&mut self, key: LookupKey, peer: Id, message: Message) {
+        let said = match message {
+            Message::Found(claim) => {
+                self.observe(claim.version);
+                if self.membership.is_dead(claim.owner) {
+                    self.count(Counter::OwnersDead);
+                    Said::Deleted(claim)
+                } else {
+                    Said::Holds(claim)
+                }
+            }
+            Message::Gone(claim) => Said::Deleted(claim),
+            Message::NotHeld(contacts) => {
+                self.learn(key, &contacts);
+                Said::NotHeld
+            }
+            Message::Nodes(contacts) => {
+                self.learn(key, &contacts);
+                Said::NotHeld
+            }
+            _ => Said::NotHeld,
+        };
+        if let Some(running) = self.lookups.get_mut(&key) {
+            running.lookup.answered(peer, said);
+            self.advance(key);
+        }
+    }
+
+    /// Tells a lookup, and the membership, of nodes that were named to us.
+    fn learn(&mut self, key: LookupKey, contacts: &[SocketAddr]) {
+        for &address in contacts {
+            if !self.is_possible_peer(address) || self.membership.is_dead(address.ip()) {
+                continue;
+            }
+            let id = self.hasher.node(address.ip());
+            let contact = self.table.get(id);
+            let candidate = Candidate {
+                id,
+                address: contact.map_or(address, |c| c.address),
+                suspect: contact.is_some_and(|c| c.is_suspect()),
+                progress: Progress::New,
+            };
+            if contact.is_none() {
+                self.meet(address);
+            }
+            if let Some(running) = self.lookups.get_mut(&key) {
+                running.lookup.learn(candidate);
+            }
+        }
+    }
+
+    /// A node did not answer a lookup.
+    pub(super) fn not_found_out(&mut self, key: LookupKey, peer: Id) {
+        if let Some(running) = self.lookups.get_mut(&key) {
+            running.lookup.failed(peer);
+            self.advance(key);
+        }
+    }
+
+    pub(super) fn time_out_lookups(&mut self, limit: usize) {
+        for _ in 0..limit {
+            match self.lookup_deadlines.front() {
+                Some((at_us, _)) if *at_us <= self.now_us => {}
+                _ => return,
+            }
+            let Some((at_us, key)) = self.lookup_deadlines.pop_front() else {
+                return;
+            };
+            // The same thing may have been asked again since.
+            let started_at_us = at_us - us(self.config.lookup_timeout);
+            let over = |running: &&Running| running.started_at_us == started_at_us;
+            if let Some(running) = self.lookups.get(&key).filter(over) {
+                let verdict = running.lookup.final_verdict();
+                self.finish(key, verdict);
+            }
+        }
+    }
+
+    fn finish(&mut self, key: LookupKey, verdict: Verdict) {
+        let Some(running) = self.lookups.remove(&key) else {
+            return;
+        };
+        let verdict = self.believable(verdict);
+        if key.goal == Goal::Owner {
+            self.measure(&running, verdict);
+        }
+        for asker in running.askers {
+            match asker {
+                Asker::Worker { ring, resolve, arrived_at_us } => {
+                    self.tell_worker(ring, resolve, arrived_at_us, verdict)
+                }
+                Asker::Control { token, flow } => {
+                    let duration_us = self.now_us - running.started_at_us;
+                    self.tell_control(token, flow, &running.lookup, verdict, duration_us);
+                }
+                Asker::Membership => self.search_ended(key.target),
+            }
+        }
+    }
+
+    /// A node that has not joined cannot say that nobody owns a flow.
+    fn believable(&mut self, verdict: Verdict) -> Verdict {
+        if verdict == Verdict::NotFound && !self.membership.is_joined() {
+            self.count(Counter::LookupsNotJoined);
+            return Verdict::Unknown;
+        }
+        verdict
+    }
+
+    fn measure(&mut self, running: &Running, verdict: Verdict) {
+        let Some(sent_at_us) = running.sent_at_us else {
+            return self.count(Counter::LookupsLocal);
+        };
+        let time_us = self.now_us - sent_at_us;
+        match verdict {
+            Verdict::Found(_) => {
+                self.count(Counter::LookupsFound);
+                self.lookup_time_found.record(time_us);
+            }
+            Verdict::NotFound => {
+                self.count(Counter::LookupsNotFound);
+                self.lookup_time_not_found.record(time_us);
+            }
+            Verdict::Unknown => self.count(Counter::LookupsTimedOut),
+        }
+    }
+
+    fn tell_worker(&mut self, ring: usize, resolve: Resolve, arrived_at_us: u64, verdict: Verdict) {
+        let flow = resolve.flow;
+        let resolution = match verdict {
+            Verdict::Found(claim) => {
+                Resolution::Owner { locator: claim.owner, version: claim.version }
+            }
+            Verdict::NotFound => Resolution::NotFound,
+            Verdict::Unknown => Resolution::TimedOut,
+        };
+        let answer = Answer::Resolved { flow, resolution };
+        self.actions.push(Action::Answer { ring, answer });
+        let (outcome, claim) = outcome(verdict);
+        self.journal.push(LookupRecord {
+            flow,
+            asked_at_unix_us: resolve.asked_at_unix_us,
+            duration_us: self.now_us - arrived_at_us,
+            outcome,
+            owner: claim.map(|c| c.owner),
+        });
+    }
+
+    fn tell_control(
+        &mut self,
+        token: u64,
+        flow: FlowKey,
+        lookup: &Lookup,
+        verdict: Verdict,
+        duration_us: u64,
+    ) {
+        let replica = |candidate: &Candidate| ReplicaReport {
+            locator: candidate.address.ip(),
+            said: match candidate.progress {
+                Progress::Said(Said::Holds(claim)) => Statement::Holds(claim),
+                Progress::Said(Said::Deleted(claim)) => Statement::Deleted(claim),
+                Progress::Said(Said::NotHeld) => Statement::NotHeld,
+                Progress::New | Progress::Asked | Progress::Failed => Statement::NoAnswer,
+            },
+        };
+        let (outcome, claim) = outcome(verdict);
+        let report = Box::new(LookupReport {
+            flow,
+            id: self.hasher.flow(&flow),
+            outcome,
+            owner: claim.map(|c| c.owner),
+            version: claim.map(|c| c.version),
+            duration_us,
+            replicas: lookup.closest().map(replica).collect(),
+        });
+        self.actions.push(Action::Report { token, report });
+    }
+}
+
+fn outcome(verdict: Verdict) -> (Outcome, Option<Claim>) {
+    match verdict {
+        Verdict::Found(claim) => (Outcome::Owner, Some(claim)),
+        Verdict::NotFound => (Outcome::NotFound, None),
+        Verdict::Unknown => (Outcome::TimedOut, None),
+    }
+}

@@ -1,0 +1,209 @@
+//! The sessions that this node publishes: the source of truth for their records. Never asks who
+//! the closest nodes are and never sends; it says what is missing where.
+
+use arrayvec::ArrayVec;
+use holdfast_handoff::Version;
+use holdfast_net::FlowKey;
+use smallvec::SmallVec;
+
+use crate::config::REPLICAS_MAX;
+use crate::peer_slots::Slot;
+
+/// Replicas and former replicas that a published session remembers.
+const HOLDERS_MAX: usize = REPLICAS_MAX + 2;
+
+/// Some replicas.
+pub(crate) type Slots = SmallVec<[Slot; REPLICAS_MAX]>;
+
+/// Where a session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It is to be found.
+    Live,
+    /// Its record is being deleted.
+    Withdrawn,
+}
+
+/// What we know of a replica's copy, as far as the phase and version at hand go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Copy {
+    /// Never sent in any phase or version.
+    None,
+    /// To be sent; may hold an older one.
+    Unsettled,
+    /// Sent, no answer yet.
+    InFlight,
+    /// Stored, or deleted.
+    Settled,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Holder {
+    slot: Slot,
+    copy: Copy,
+    /// Whether it is one of the closest now.
+    wanted: bool,
+}
+
+/// A published session.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) flow: FlowKey,
+    /// Version of the session, by the worker's word.
+    pub(crate) session: Version,
+    /// Version of its record: the session's, or a greater one that a STALE answer called for.
+    pub(crate) version: Version,
+    pub(crate) phase: Phase,
+    /// When the worker announced the phase.
+    pub(crate) announced_at_us: u64,
+    /// When the first STORE of the session was sent to another server.
+    pub(crate) first_sent_at_us: Option<u64>,
+    /// When to look after the entry: to retry, to refresh, or to forget it.
+    pub(crate) due_at_us: u64,
+    /// Epoch of the routing table that the replicas were chosen by.
+    pub(crate) epoch: u64,
+    /// No replica is missing.
+    pub(crate) settled: bool,
+    /// Not all replicas had it yet since it was announced.
+    pub(crate) fresh: bool,
+    /// It waits in a queue.
+    pub(crate) queued: bool,
+    /// How often its version was raised.
+    pub(crate) raises: u8,
+    /// How often its deletion was tried again.
+    pub(crate) rounds: u8,
+    holders: ArrayVec<Holder, HOLDERS_MAX>,
+}
+
+/// What there is to send for an entry.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) send: Slots,
+    /// Of these, the ones that were never sent to.
+    pub(crate) new: usize,
+    /// Former replicas dropped from memory.
+    pub(crate) forgotten: usize,
+}
+
+impl Entry {
+    pub(crate) fn new(flow: FlowKey, version: Version, phase: Phase, now_us: u64) -> Entry {
+        Entry {
+            flow,
+            session: version,
+            version,
+            phase,
+            announced_at_us: now_us,
+            first_sent_at_us: None,
+            due_at_us: now_us,
+            epoch: 0,
+            settled: false,
+            fresh: true,
+            queued: false,
+            raises: 0,
+            rounds: 0,
+            holders: ArrayVec::new(),
+        }
+    }
+
+    /// Begins another phase or session on the same flow. Whoever held the last may hold it
+    /// still.
+    pub(crate) fn renew(&mut self, version: Version, phase: Phase, now_us: u64) {
+        let raised = match phase {
+            Phase::Live => Version(self.version.0.saturating_add(1)),
+            Phase::Withdrawn => self.version,
+        };
+        let fresh = Entry::new(self.flow, version, phase, now_us);
+        let holders = std::mem::take(&mut self.holders);
+        let queued = self.queued;
+        *self = Entry { version: version.max(raised), holders, queued, ..fresh };
+        self.unsettle();
+    }
+
+    /// Gives the record a greater version, to be stored everywhere again.
+    pub(crate) fn raise(&mut self, above: Version) {
+        self.version = Version(above.0.saturating_add(1)).max(self.version);
+        self.raises += 1;
+        self.unsettle();
+    }
+
+    /// All replicas are to be told again.
+    pub(crate) fn unsettle(&mut self) {
+        self.settled = false;
+        for holder in &mut self.holders {
+            if holder.copy != Copy::None {
+                holder.copy = Copy::Unsettled;
+            }
+        }
+    }
+
+    /// Takes the closest nodes of now, and says whom to send the record or its deletion to.
+    pub(crate) fn plan(&mut self, closest: &[Slot]) -> Plan {
+        let mut plan = Plan::default();
+        for holder in &mut self.holders {
+            holder.wanted = closest.contains(&holder.slot) || self.phase == Phase::Withdrawn;
+        }
+        self.holders.retain(|h| h.wanted || h.copy != Copy::None);
+        for slot in closest {
+            if !self.holders.iter().any(|h| h.slot == *slot) {
+                plan.forgotten += self.add(*slot);
+            }
+        }
+        let missing = |h: &&Holder| h.wanted && matches!(h.copy, Copy::None | Copy::Unsettled);
+        plan.send = self.holders.iter().filter(missing).map(|h| h.slot).collect();
+        let new = |h: &&Holder| h.wanted && h.copy == Copy::None;
+        plan.new = self.holders.iter().filter(new).count();
+        self.settled = self.is_settled();
+        plan
+    }
+
+    fn add(&mut self, slot: Slot) -> usize {
+        let mut forgotten = 0;
+        if self.holders.is_full() {
+            let former = self.holders.iter().position(|h| !h.wanted);
+            self.holders.remove(former.unwrap_or(0));
+            forgotten = 1;
+        }
+        self.holders.push(Holder { slot, copy: Copy::None, wanted: true });
+        forgotten
+    }
+
+    /// The record, or its deletion, is on its way.
+    pub(crate) fn sent(&mut self, slot: Slot) {
+        self.note(slot, Copy::InFlight);
+    }
+
+    /// It was not sent, or not answered.
+    pub(crate) fn unanswered(&mut self, slot: Slot) {
+        self.note(slot, Copy::Unsettled);
+    }
+
+    /// It arrived. Returns whether that was the last one missing.
+    pub(crate) fn acknowledged(&mut self, slot: Slot) -> bool {
+        self.note(slot, Copy::Settled);
+        let before = self.settled;
+        self.settled = self.is_settled();
+        self.settled && !before
+    }
+
+    fn note(&mut self, slot: Slot, copy: Copy) {
+        if let Some(holder) = self.holders.iter_mut().find(|h| h.slot == slot) {
+            holder.copy = copy;
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        let settled = |h: &Holder| !h.wanted || h.copy == Copy::Settled;
+        self.holders.iter().all(settled)
+    }
+
+    /// Whether answers are awaited.
+    pub(crate) fn in_flight(&self) -> bool {
+        self.holders.iter().any(|h| h.copy == Copy::InFlight)
+    }
+
+    /// Replicas that have not settled.
+    pub(crate) fn missing(&self) -> usize {
+        let missing = |h: &&Holder| h.wanted && h.copy != Copy::Settled;
+        self.holders.iter().filter(missing).count()
+    }
+}
