@@ -323,9 +323,6 @@ fn check_interface(device: &Device) -> anyhow::Result<()> {
 
 fn log_port(role: &str, info: &PortInfo) {
     info!("{role}: {info}");
-    for refusal in &info.refused {
-        warn!("{role}: {refusal}");
-    }
 }
 
 /// The MTU of the kernel interface behind an AF_XDP port; DPDK does not ask for it.

@@ -1,7 +1,7 @@
 //! One iterative lookup: whom to ask next, and what the answers amount to (section 2.3 of the
 //! Kademlia paper, without its round barrier). Never sends anything and knows no time.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use arrayvec::ArrayVec;
 
@@ -216,11 +216,5 @@ impl Lookup {
             expected == self.width
         });
         enough.map_or(self.candidates.len(), |place| place + 1)
-    }
-
-    /// Whether a node with this locator is in play.
-    #[must_use]
-    pub fn knows(&self, locator: IpAddr) -> bool {
-        self.candidates.iter().any(|(_, c)| c.address.ip() == locator)
     }
 }

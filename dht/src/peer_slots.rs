@@ -48,6 +48,15 @@ impl PeerSlots {
         Some(Slot { index, generation: 0 })
     }
 
+    /// The name that the peer with this address has, or a new one.
+    pub(crate) fn of(&mut self, address: SocketAddr) -> Option<Slot> {
+        let Some(&index) = self.index.get(&address) else {
+            return self.begin(address);
+        };
+        let generation = self.slots[index as usize].1;
+        Some(Slot { index, generation })
+    }
+
     /// The address of the peer with this name.
     pub(crate) fn address(&self, slot: Slot) -> SocketAddr {
         self.slots[slot.index as usize].0
@@ -65,6 +74,7 @@ mod tests {
         let first = slots.begin(peer).expect("room");
         let second = slots.begin(peer).expect("room");
         assert_ne!(first, second);
+        assert_eq!(slots.of(peer), Some(second));
         assert_ne!(first, Slot::OWN);
         assert_eq!(slots.address(first), peer);
         assert_eq!(slots.address(second), peer);

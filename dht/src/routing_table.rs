@@ -284,6 +284,18 @@ impl RoutingTable {
         self.visit(near, target, next) && self.visit(far, target, next)
     }
 
+    /// Whether the contacts closest to an id are the closest nodes there are: a bucket with room
+    /// left holds all nodes of its range that there are to know.
+    #[must_use]
+    pub fn covers(&self, target: Id, limit: usize) -> bool {
+        let has_room = |id| match self.bucket(id) {
+            Some(prefix) => self.range(prefix).len() < self.k,
+            None => true,
+        };
+        let closest = self.closest(target, limit);
+        has_room(target) && closest.iter().all(|contact| has_room(contact.id))
+    }
+
     /// Levels of the table down to the deepest that holds a contact.
     #[must_use]
     pub fn levels(&self) -> u32 {

@@ -8,10 +8,12 @@ use std::net::{IpAddr, SocketAddr};
 use holdfast_handoff::{Announcement, Version};
 use holdfast_net::FlowKey;
 use rand::RngExt;
+use smallvec::SmallVec;
 
 use super::Node;
 use crate::config::us;
 use crate::id::Id;
+use crate::lookup::{Candidate, Lookup, Progress};
 use crate::message::Message;
 use crate::peer_slots::Slot;
 use crate::publish::{Entry, Phase, Slots};
@@ -28,8 +30,10 @@ const AT_ONCE: usize = 256;
 const BACKGROUND_PER_TURN: usize = 512;
 /// Entries looked after in one turn of housekeeping.
 const WALK_PER_TURN: usize = 4096;
-/// Pause before unanswered STOREs are tried again, in µs.
+/// Pause before unanswered STOREs are tried again, in µs, and those that were refused because
+/// the replica is full.
 const RETRY_US: u64 = 1_000_000;
+const RETRY_REFUSED_US: u64 = 30_000_000;
 /// Pause before moving records after the closest nodes have changed, at most, in µs: other
 /// servers see the same change at the same moment.
 const MOVE_JITTER_US: u64 = 200_000;
@@ -43,6 +47,9 @@ const FRESH_US: u64 = 2_000_000;
 const RAISES_MAX: u8 = 4;
 /// How often a deletion is tried, in rounds of retransmissions.
 const DELETE_ROUNDS_MAX: u8 = 3;
+
+/// Nodes close to a record, closest first.
+type Closest = SmallVec<[(Id, Slot); 8]>;
 
 /// The work that waits.
 #[derive(Debug, Default)]
@@ -194,17 +201,46 @@ impl Node {
         }
     }
 
-    /// Sends a record, or its deletion, to all who miss it.
+    /// Sends a record, or its deletion, to all who miss it. When we may not know the nodes
+    /// closest to it, they are searched for first.
     fn settle(&mut self, id: Id) {
-        let closest = self.replicas(id);
         let epoch = self.publishing.epoch;
         let due_at_us = self.now_us + self.jittered(RETRY_US);
-        let planned = self.change(id, |entry| {
+        self.change(id, |entry| {
             entry.queued = false;
             entry.epoch = epoch;
             entry.due_at_us = due_at_us;
-            (entry.plan(&closest), entry.phase, entry.version, entry.fresh)
         });
+        if self.table.covers(id, self.config.replicas) {
+            let contacts = self.table.closest(id, self.config.replicas);
+            let closest = contacts.iter().map(|c| (c.id, c.slot)).collect();
+            drop(contacts);
+            self.settle_among(id, closest);
+        } else {
+            self.locate(id);
+        }
+    }
+
+    /// The nodes closest to a record of ours were searched for.
+    pub(super) fn located(&mut self, id: Id, lookup: &Lookup) {
+        let answered = |c: &&Candidate| matches!(c.progress, Progress::Said(_));
+        let mut closest: Closest = SmallVec::new();
+        for candidate in lookup.closest().filter(answered) {
+            if let Some(slot) = self.slots.of(candidate.address) {
+                closest.push((candidate.id, slot));
+            }
+        }
+        if !closest.is_empty() {
+            self.settle_among(id, closest);
+        }
+    }
+
+    /// Sends a record, or its deletion, to those of the closest nodes who miss it; `others` are
+    /// the closest without ourselves.
+    fn settle_among(&mut self, id: Id, others: Closest) {
+        let closest = self.replicas(id, others);
+        let planned = self
+            .change(id, |entry| (entry.plan(&closest), entry.phase, entry.version, entry.fresh));
         let Some((plan, phase, version, fresh)) = planned else {
             return;
         };
@@ -242,7 +278,7 @@ impl Node {
         }
         let address = self.slots.address(slot);
         let deletes = matches!(purpose, Purpose::Delete(..));
-        if deletes && self.table.get(self.hasher.node(address.ip())).is_none() {
+        if deletes && self.membership.is_dead(address.ip()) {
             // A former replica that is dead: the record is gone with it, or expires.
             self.count(Counter::DeletesGivenUp);
             return self.acknowledged(id, slot);
@@ -286,7 +322,11 @@ impl Node {
             // Full, or its clock is behind: tried again later.
             _ => {
                 self.count(Counter::StoresRefusedByPeer);
-                self.change(id, |entry| entry.unanswered(slot));
+                let due_at_us = self.now_us + self.jittered(RETRY_REFUSED_US);
+                self.change(id, |entry| {
+                    entry.unanswered(slot);
+                    entry.due_at_us = due_at_us;
+                });
             }
         }
     }
@@ -373,15 +413,14 @@ impl Node {
         entry.is_some_and(|entry| entry.phase == phase && entry.version == version)
     }
 
-    /// The nodes closest to a record, ourselves included if we are one of them.
-    fn replicas(&self, id: Id) -> Slots {
-        let replicas = self.config.replicas;
-        let closest = self.table.closest(id, replicas);
+    /// The replicas of a record: the closest of the other nodes, and ourselves if we are as
+    /// close.
+    fn replicas(&self, id: Id, others: Closest) -> Slots {
         let own_distance = id.distance(self.own.id);
-        let mut slots: Slots = closest.iter().map(|contact| contact.slot).collect();
-        let farther = closest.iter().position(|c| id.distance(c.id) > own_distance);
+        let farther = others.iter().position(|(other, _)| id.distance(*other) > own_distance);
+        let mut slots: Slots = others.iter().map(|(_, slot)| *slot).collect();
         slots.insert(farther.unwrap_or(slots.len()), Slot::OWN);
-        slots.truncate(replicas);
+        slots.truncate(self.config.replicas);
         slots
     }
 
@@ -401,8 +440,7 @@ impl Node {
         let epoch = self.publishing.epoch;
         let moves = now_us >= self.publishing.moves_at_us;
         let due = self.published.walk(WALK_PER_TURN, |_, entry| {
-            let moved = moves && entry.phase == Phase::Live && entry.epoch != epoch;
-            let due = entry.due_at_us <= now_us || moved;
+            let due = entry.due_at_us <= now_us || (moves && entry.epoch != epoch);
             due && !entry.queued && !entry.in_flight()
         });
         for id in due {
@@ -420,17 +458,20 @@ impl Node {
                 self.count(Counter::RecordsRefreshed);
                 self.change(id, Entry::unsettle);
             }
-            (Phase::Withdrawn, true) => return self.forget(id),
-            (Phase::Withdrawn, false) if entry.rounds == DELETE_ROUNDS_MAX => {
+            (Phase::Withdrawn, true) if due => return self.forget(id),
+            (Phase::Withdrawn, false) if due && entry.rounds == DELETE_ROUNDS_MAX => {
                 for _ in 0..entry.missing() {
                     self.count(Counter::DeletesGivenUp);
                 }
                 return self.forget(id);
             }
-            (Phase::Withdrawn, false) => {
+            (Phase::Withdrawn, false) if due => {
                 self.change(id, |entry| entry.rounds += 1);
             }
-            (Phase::Live, _) => {}
+            // Only the routing table has changed. Where it does not say who is closest, that
+            // is found out at the next refresh.
+            _ if !due && !self.table.covers(id, self.config.replicas) => return,
+            _ => {}
         }
         self.queue(id, false);
     }

@@ -29,6 +29,7 @@ enum Asker {
     Worker { ring: usize, resolve: Resolve, arrived_at_us: u64 },
     Control { token: u64, flow: FlowKey },
     Membership,
+    Publisher,
 }
 
 /// A lookup in flight.
@@ -135,15 +136,28 @@ impl Node {
         self.look_up(LookupKey { goal, target }, Asker::Membership)
     }
 
+    /// Searches for the nodes closest to a record of ours.
+    pub(super) fn locate(&mut self, target: Id) {
+        let goal = Goal::Nodes;
+        // When there are too many lookups, the record is looked after again later.
+        self.look_up(LookupKey { goal, target }, Asker::Publisher);
+    }
+
     /// What our own records say: the sessions that we publish, and those that we are a replica
-    /// of.
+    /// of. What is left from when we were one may be out of date.
     fn own_claim(&self, target: Id) -> Option<Claim> {
         if let Some(version) = self.published_version(target) {
             return Some(self.claim(version));
         }
         let record = self.store.get(self.now_us, target)?;
         let live = record.state == State::Live && !self.membership.is_dead(record.claim.owner);
-        live.then_some(record.claim)
+        (live && self.is_replica(target)).then_some(record.claim)
+    }
+
+    fn is_replica(&self, target: Id) -> bool {
+        let closest = self.table.closest(target, self.config.replicas);
+        let farthest = closest.last().map(|contact| target.distance(contact.id));
+        closest.len() < self.config.replicas || farthest > Some(target.distance(self.own.id))
     }
 
     /// Starts a lookup or waits for the one in flight. Returns whether that was possible.
@@ -202,8 +216,8 @@ impl Node {
         let held = self.store.get(self.now_us, target);
         match (self.own_claim(target), held) {
             (Some(claim), _) => Said::Holds(claim),
-            (None, Some(record)) => Said::Deleted(record.claim),
-            (None, None) => Said::NotHeld,
+            (None, Some(record)) if self.is_replica(target) => Said::Deleted(record.claim),
+            (None, _) => Said::NotHeld,
         }
     }
 
@@ -312,8 +326,8 @@ impl Node {
         if key.goal == Goal::Owner {
             self.measure(&running, verdict);
         }
-        for asker in running.askers {
-            match asker {
+        for asker in &running.askers {
+            match *asker {
                 Asker::Worker { ring, resolve, arrived_at_us } => {
                     self.tell_worker(ring, resolve, arrived_at_us, verdict)
                 }
@@ -322,6 +336,7 @@ impl Node {
                     self.tell_control(token, flow, &running.lookup, verdict, duration_us);
                 }
                 Asker::Membership => self.search_ended(key.target),
+                Asker::Publisher => self.located(key.target, &running.lookup),
             }
         }
     }

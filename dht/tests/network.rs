@@ -1,0 +1,552 @@
+//! Some dozens of nodes on a network in memory that loses, delays, reorders and duplicates.
+
+mod common;
+
+use common::{MS, Network, SECOND, Weather, address, config, flow, locator, owner};
+use holdfast_dht::message::{DATAGRAM_MAX, Datagram, Message, Sender};
+use holdfast_dht::{Counter, Event, Outcome, Statement};
+use holdfast_handoff::{Announcement, Answer, Resolution, Version};
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64;
+use std::time::Duration;
+
+#[test]
+fn nodes_find_each_other_through_one_and_remember_no_strangers() {
+    for seed in 0..5 {
+        let network = Network::of(40, seed, Weather::foul());
+        assert!(network.now_us < 10 * SECOND, "took {} us", network.now_us);
+    }
+}
+
+#[test]
+fn one_seed_makes_one_run() {
+    let run = |seed| {
+        let mut network = Network::of(12, seed, Weather::foul());
+        for n in 0..50 {
+            network.publish(n % 12, flow(n));
+        }
+        network.settle();
+        network.kill(3);
+        network.run(5 * SECOND);
+        (network.fingerprint, network.delivered, network.now_us)
+    };
+    assert_eq!(run(1), run(1));
+    assert_ne!(run(1), run(2));
+}
+
+#[test]
+fn r3_r8_a_session_is_found_from_everywhere_until_it_is_withdrawn() {
+    for weather in [Weather::fair(), Weather::foul()] {
+        let mut network = Network::of(30, 1, weather);
+        let version = network.publish(4, flow(1));
+        network.settle();
+        assert_eq!(network.holders(9, flow(1)), 3);
+        for n in 0..30 {
+            assert_eq!(network.resolve_patiently(n, flow(1)), owner(4, version));
+            assert_eq!(network.resolve_patiently(n, flow(2)), Resolution::NotFound);
+        }
+        network.withdraw(4, flow(1), version);
+        network.settle();
+        for n in 0..30 {
+            assert_eq!(network.resolve_patiently(n, flow(1)), Resolution::NotFound);
+        }
+        assert_eq!(network.holders(9, flow(1)), 0);
+    }
+}
+
+#[test]
+fn with_all_nodes_known_a_lookup_is_one_hop() {
+    let mut network = Network::of(30, 1, Weather::fair());
+    let version = network.publish(4, flow(1));
+    network.settle();
+    for n in 0..30 {
+        let before_us = network.now_us;
+        assert_eq!(network.resolve(n, flow(1)), owner(4, version));
+        // There and back.
+        assert!(network.now_us - before_us < 2 * network.weather.delay_us.end);
+    }
+    let stats = network.node(4).stats();
+    assert_eq!(stats.setting_time_us.count, 1);
+    let found: u64 = (0..30).map(|n| network.node(n).stats().lookup_time_found_us.count).sum();
+    // The replicas, and the owner itself, need not ask.
+    assert!((26..=29).contains(&found), "{found}");
+}
+
+#[test]
+fn r8_a_record_withdrawn_before_it_was_stored_is_deleted_all_the_same() {
+    for seed in 0..20 {
+        let mut network = Network::of(10, seed, Weather::foul());
+        let version = network.publish(4, flow(1));
+        network.run(seed % 4 * 100);
+        network.withdraw(4, flow(1), version);
+        network.settle();
+        assert_eq!(network.holders(9, flow(1)), 0, "seed {seed}");
+        network.run(15 * SECOND);
+        assert_eq!(network.holders(9, flow(1)), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn r8_a_withdraw_may_overtake_its_publish_between_workers() {
+    let mut network = Network::of(5, 1, Weather::fair());
+    let version = network.version();
+    network.withdraw(1, flow(1), version);
+    network.run(MS);
+    network.publish_version(1, flow(1), version);
+    network.settle();
+    assert_eq!(network.holders(0, flow(1)), 0);
+    assert_eq!(network.counter(1, Counter::PublishesRepeated), 1);
+}
+
+#[test]
+fn r12_the_newer_session_wins_and_the_old_owner_cannot_touch_it() {
+    for seed in 0..10 {
+        let mut network = Network::of(10, seed, Weather::foul());
+        let old = network.publish(1, flow(1));
+        network.settle();
+        network.run(SECOND);
+        let new = network.publish(2, flow(1));
+        network.settle();
+        // The old owner's late withdraw.
+        network.withdraw(1, flow(1), old);
+        network.settle();
+        for n in [0, 1, 2, 5, 9] {
+            let resolution = network.resolve_patiently(n, flow(1));
+            assert_eq!(resolution, owner(2, new), "seed {seed}, node {n}");
+        }
+        assert_eq!(network.holders(9, flow(1)), 3);
+    }
+}
+
+#[test]
+fn r12_an_old_owners_refresh_does_not_take_the_flow_back() {
+    let mut network = Network::new(1, Weather::fair());
+    for n in 0..6 {
+        let mut config = config(n);
+        config.record_ttl = Duration::from_secs(4);
+        network.start(config);
+    }
+    network.until("all to know all", 20, |network| network.is_complete());
+    network.publish(1, flow(1));
+    network.settle();
+    network.run(SECOND / 2);
+    let new = network.publish(2, flow(1));
+    network.run(6 * SECOND);
+    assert_eq!(network.counter(1, Counter::PublishesSuperseded), 1);
+    assert_eq!(network.counter(2, Counter::PublishesRaised), 0);
+    assert!(network.counter(2, Counter::RecordsRefreshed) >= 2);
+    assert_eq!(network.resolve(5, flow(1)), owner(2, new));
+    assert_eq!(network.node(1).stats().gauges.published, 0);
+}
+
+#[test]
+fn r12_a_publish_from_a_server_whose_clock_is_behind_is_raised() {
+    let mut network = Network::of(6, 1, Weather::fair());
+    let ahead = Version(network.unix_us() + 60 * SECOND);
+    network.publish_version(1, flow(1), ahead);
+    network.settle();
+    let behind = network.publish(2, flow(1));
+    network.settle();
+    let raised = Version(ahead.0 + 1);
+    assert_eq!(network.resolve(5, flow(1)), owner(2, raised));
+    assert_eq!(network.counter(2, Counter::PublishesRaised), 1);
+    assert!(network.observed(2).contains(&ahead));
+    // The worker knows its session by the version that it gave.
+    network.withdraw(2, flow(1), behind);
+    network.settle();
+    assert_eq!(network.resolve(5, flow(1)), Resolution::NotFound);
+}
+
+#[test]
+fn r12_a_version_from_the_far_future_is_refused() {
+    let mut network = Network::of(6, 1, Weather::fair());
+    network.publish_version(1, flow(1), Version(u64::MAX));
+    network.run(2 * SECOND);
+    assert!(network.total(Counter::StoresAhead) > 0);
+    assert_eq!(network.resolve(5, flow(1)), Resolution::NotFound);
+    let version = network.publish(2, flow(1));
+    network.run(2 * SECOND);
+    assert_eq!(network.resolve(5, flow(1)), owner(2, version));
+}
+
+#[test]
+fn r12_a_withdraw_of_an_older_session_is_ignored() {
+    let mut network = Network::of(5, 1, Weather::fair());
+    let old = network.publish(1, flow(1));
+    network.run(SECOND);
+    let new = network.publish(1, flow(1));
+    network.withdraw(1, flow(1), old);
+    network.settle();
+    assert_eq!(network.counter(1, Counter::WithdrawsIgnored), 1);
+    assert_eq!(network.resolve(0, flow(1)), owner(1, new));
+}
+
+#[test]
+fn r13_a_dead_server_is_noticed_and_its_records_move() {
+    for seed in 0..5 {
+        let mut network = Network::of(20, seed, Weather::fair());
+        let versions: Vec<Version> = (0..200).map(|n| network.publish(n % 20, flow(n))).collect();
+        network.settle();
+        assert_eq!(network.total(Counter::RecordsMoved), 0);
+        network.kill(7);
+        let killed_us = network.now_us;
+        network.until("the death to be noticed", 4, |network| network.is_complete());
+        let noticed_us = network.now_us - killed_us;
+        assert!(noticed_us < 3500 * MS, "took {noticed_us} us");
+        network.run(SECOND);
+        network.settle();
+        let moved = network.total(Counter::RecordsMoved);
+        for (n, version) in versions.into_iter().enumerate() {
+            if n % 20 == 7 {
+                assert_eq!(network.resolve(3, flow(n)), Resolution::NotFound);
+            } else {
+                assert_eq!(network.resolve(3, flow(n)), owner(n % 20, version));
+                assert_eq!(network.holders(3, flow(n)), 3);
+            }
+        }
+        // Only what moved: the dead server held 3 of 20 records.
+        assert!((10..=60).contains(&moved), "{moved}");
+    }
+}
+
+#[test]
+fn a_new_server_gets_the_records_that_it_is_closest_to() {
+    let mut network = Network::of(10, 3, Weather::fair());
+    let versions: Vec<Version> = (0..200).map(|n| network.publish(n % 10, flow(n))).collect();
+    network.settle();
+    network.start(config(10));
+    network.until("it to be known", 20, |network| network.is_complete());
+    network.run(SECOND);
+    network.settle();
+    let moved = network.total(Counter::RecordsMoved);
+    let held = network.node(10).stats().gauges.records;
+    assert_eq!(moved, held);
+    assert!((15..=120).contains(&held), "{held}");
+    for (n, version) in versions.into_iter().enumerate() {
+        assert_eq!(network.holders(10, flow(n)), 3);
+        // Former replicas hear of the deletion too.
+        network.withdraw(n % 10, flow(n), version);
+    }
+    network.settle();
+    for n in 0..11 {
+        assert_eq!(network.node(n).stats().gauges.records, 0, "node {n}");
+    }
+}
+
+#[test]
+fn a_restarted_server_gets_its_records_back() {
+    let mut network = Network::of(5, 1, Weather::fair());
+    for n in 0..100 {
+        network.publish(n % 4, flow(n));
+    }
+    network.settle();
+    let held = network.node(4).stats().gauges.records;
+    assert!(held > 20, "{held}");
+    network.kill(4);
+    network.run(100 * MS);
+    network.start(config(4));
+    network.run(3 * SECOND);
+    assert_eq!(network.total(Counter::PeersDead), 0);
+    assert_eq!(network.total(Counter::PeersRestarted), 4);
+    assert_eq!(network.node(4).stats().gauges.records, held);
+}
+
+#[test]
+fn r5_a_server_that_has_not_joined_does_not_say_not_found() {
+    let mut network = Network::new(1, Weather::fair());
+    network.start(config(1));
+    network.run(20 * SECOND);
+    assert_eq!(network.resolve(1, flow(1)), Resolution::TimedOut);
+    assert_eq!(network.counter(1, Counter::LookupsNotJoined), 1);
+    // Published meanwhile, stored when it has joined.
+    let version = network.publish(1, flow(2));
+    network.start(config(0));
+    network.until("the two to meet", 10, |network| network.is_complete());
+    network.settle();
+    assert_eq!(network.resolve(1, flow(1)), Resolution::NotFound);
+    assert_eq!(network.resolve(0, flow(2)), owner(1, version));
+    assert_eq!(network.holders(0, flow(2)), 2);
+}
+
+#[test]
+fn r5_a_server_cut_off_from_the_replicas_does_not_say_not_found() {
+    let mut network = Network::of(12, 1, Weather::fair());
+    network.publish(1, flow(1));
+    network.settle();
+    let replicas: Vec<_> = network.survey(11, flow(1)).replicas;
+    let asker = (2..12)
+        .find(|n| replicas.iter().all(|r| r.locator != locator(*n)))
+        .expect("more nodes than replicas");
+    for n in (0..12).filter(|n| replicas.iter().any(|r| r.locator == locator(*n))) {
+        network.cut(asker, n);
+    }
+    // Asked anew each time, until the replicas count as dead: then nobody can tell.
+    let cut_us = network.now_us;
+    while network.now_us < cut_us + SECOND {
+        assert_eq!(network.resolve(asker, flow(1)), Resolution::TimedOut);
+    }
+}
+
+#[test]
+fn a_suspect_is_not_waited_for() {
+    let mut network = Network::of(12, 1, Weather::fair());
+    let version = network.publish(1, flow(1));
+    network.settle();
+    let replicas = network.survey(11, flow(1)).replicas;
+    let killed = (0..12).find(|n| *n != 1 && replicas[0].locator == locator(*n));
+    let killed = killed.expect("another seed: the owner is the first replica");
+    network.kill(killed);
+    network.run(1700 * MS);
+    let alive: Vec<usize> = (0..12).filter(|n| *n != killed).collect();
+    for n in alive {
+        assert_eq!(network.counter(n, Counter::PeersDead), 0);
+        let before_us = network.now_us;
+        assert_eq!(network.resolve(n, flow(1)), owner(1, version));
+        // Of another flow with the same replicas nobody knows anything.
+        assert!(network.now_us - before_us < MS, "node {n}");
+    }
+    assert!(network.total(Counter::PeersSuspected) >= 11);
+}
+
+#[test]
+fn two_halves_become_one_again() {
+    let mut network = Network::of(10, 1, Weather::fair());
+    let versions: Vec<Version> = (0..50).map(|n| network.publish(n % 10, flow(n))).collect();
+    network.settle();
+    for one in 0..5 {
+        for other in 5..10 {
+            network.cut(one, other);
+        }
+    }
+    network.run(20 * SECOND);
+    for n in 0..10 {
+        assert_eq!(network.node(n).stats().gauges.peers, 4);
+    }
+    assert_eq!(network.resolve(0, flow(9)), Resolution::NotFound);
+    network.heal();
+    network.until("the halves to meet", 60, |network| network.is_complete());
+    network.run(SECOND);
+    network.settle();
+    for (n, version) in versions.into_iter().enumerate() {
+        assert_eq!(network.resolve(0, flow(n)), owner(n % 10, version));
+        assert_eq!(network.holders(9, flow(n)), 3);
+    }
+}
+
+#[test]
+fn a_flow_is_looked_up_once_however_many_ask() {
+    let mut network = Network::of(12, 1, Weather::fair());
+    let version = network.publish(1, flow(1));
+    network.settle();
+    let replicas = network.survey(11, flow(1)).replicas;
+    let asker = (2..12)
+        .find(|n| replicas.iter().all(|r| r.locator != locator(*n)))
+        .expect("more nodes than replicas");
+    let sent = |network: &Network| network.counter(asker, Counter::RequestsSent);
+    let before = sent(&network);
+    for _ in 0..10 {
+        network.ask(asker, flow(1));
+    }
+    assert_eq!(sent(&network) - before, 3);
+    network.run(10 * MS);
+    for _ in 0..10 {
+        let expected = Answer::Resolved { flow: flow(1), resolution: owner(1, version) };
+        assert_eq!(network.answer(asker), Some(expected));
+    }
+    assert_eq!(network.answer(asker), None);
+    assert_eq!(network.counter(asker, Counter::LookupsShared), 9);
+    assert_eq!(network.counter(asker, Counter::LookupsFound), 1);
+}
+
+#[test]
+fn the_lookups_in_flight_are_bounded() {
+    let mut network = Network::new(1, Weather::fair());
+    for n in 0..8 {
+        let mut config = config(n);
+        config.lookups_max = 5;
+        network.start(config);
+    }
+    network.until("all to know all", 20, |network| network.is_complete());
+    network.run(SECOND);
+    for n in 0..20 {
+        network.ask(1, flow(n));
+    }
+    network.run(SECOND);
+    let mut outcomes = [0; 2];
+    while let Some(answer) = network.answer(1) {
+        let Answer::Resolved { resolution, .. } = answer else {
+            panic!("unexpected {answer:?}");
+        };
+        outcomes[usize::from(resolution == Resolution::NotFound)] += 1;
+    }
+    assert_eq!(outcomes, [15, 5]);
+    assert_eq!(network.counter(1, Counter::LookupsRefused), 15);
+    assert_eq!(network.node(1).recent_lookups(100).len(), 20);
+}
+
+#[test]
+fn a_full_store_and_a_full_published_set_are_counted() {
+    let mut network = Network::new(1, Weather::fair());
+    for n in 0..4 {
+        let mut config = config(n);
+        config.records_max = 10;
+        config.published_max = 20;
+        network.start(config);
+    }
+    network.until("all to know all", 20, |network| network.is_complete());
+    for n in 0..30 {
+        network.publish(1, flow(n));
+    }
+    network.run(SECOND);
+    assert_eq!(network.counter(1, Counter::PublishesRefused), 10);
+    assert!(network.total(Counter::StoresFull) > 0);
+    assert!(network.counter(1, Counter::StoresRefusedByPeer) > 0);
+    for n in 0..4 {
+        assert_eq!(network.node(n).stats().gauges.records, 10);
+    }
+    assert!(network.node(1).stats().gauges.published_unacked > 0);
+}
+
+#[test]
+fn r6_not_mine_is_told_and_repairs_what_we_publish() {
+    let mut network = Network::of(5, 1, Weather::fair());
+    network.publish(1, flow(1));
+    network.settle();
+    let not_mine = Announcement::NotMine { flow: flow(1), sender: locator(2) };
+    let expected = Answer::NotMine { flow: flow(1), owner: locator(1) };
+    // Just published: the word of the worker may be older than that.
+    network.tell(1, Event::Announcement(not_mine));
+    network.run(10 * MS);
+    assert_eq!(network.answer(2), Some(expected));
+    assert_eq!(network.counter(1, Counter::PublishesRepaired), 0);
+    network.run(3 * SECOND);
+    network.tell(1, Event::Announcement(not_mine));
+    network.settle();
+    assert_eq!(network.answer(2), Some(expected));
+    assert_eq!(network.counter(1, Counter::PublishesRepaired), 1);
+    assert_eq!(network.resolve(2, flow(1)), Resolution::NotFound);
+}
+
+#[test]
+fn forged_datagrams_are_dropped_and_counted() {
+    let mut network = Network::of(3, 1, Weather::fair());
+    let id = network.node(1).id();
+    let mut datagram = Datagram {
+        sender: Sender { id, locator: locator(1), incarnation: 0 },
+        transaction: 1,
+        message: Message::Pong,
+    };
+    let mut tell = |from: usize, datagram: &Datagram| {
+        let mut bytes = [0; DATAGRAM_MAX];
+        let len = datagram.encode(&mut bytes).expect("fits");
+        let from = address(from);
+        let bytes = &bytes[..len];
+        network.tell(0, Event::Datagram { from, bytes });
+    };
+    // An answer to nothing; node 1's words from node 2; another cluster's id; our own words.
+    tell(1, &datagram);
+    tell(2, &datagram);
+    datagram.sender.id.0 ^= 1;
+    tell(1, &datagram);
+    datagram.sender.locator = locator(0);
+    tell(0, &datagram);
+    for counter in
+        [Counter::UnmatchedAnswers, Counter::ForgedLocator, Counter::WrongId, Counter::Reflected]
+    {
+        assert_eq!(network.counter(0, counter), 1, "{counter:?}");
+    }
+}
+
+#[test]
+fn plain_kademlia_finds_records_with_tables_that_do_not_know_all() {
+    let mut network = Network::new(1, Weather::fair());
+    for n in 0..150 {
+        let mut config = config(n);
+        config.k = 8;
+        config.bucket_bits = 1;
+        network.start(config);
+        network.run(50 * MS);
+    }
+    network.run(90 * SECOND);
+    for n in 0..150 {
+        let peers = network.node(n).stats().gauges.peers;
+        assert!((8..120).contains(&peers), "{peers}");
+    }
+    let versions: Vec<Version> = (0..100).map(|n| network.publish(n, flow(n))).collect();
+    network.settle();
+    for (n, version) in versions.iter().enumerate() {
+        assert_eq!(network.resolve(149 - n, flow(n)), owner(n, *version));
+        assert_eq!(network.holders(149, flow(n)), 3, "flow {n}");
+        assert_eq!(network.resolve(n, flow(1000 + n)), Resolution::NotFound);
+    }
+    for (n, version) in versions.into_iter().enumerate() {
+        network.withdraw(n, flow(n), version);
+    }
+    network.settle();
+    for n in 0..100 {
+        assert_eq!(network.resolve(149 - n, flow(n)), Resolution::NotFound);
+    }
+}
+
+#[test]
+fn r12_after_any_history_the_last_session_is_found() {
+    // Sessions come and go on few flows at many servers, in foul weather. The clocks are right,
+    // so the model is one line: the last session on a flow owns it until it is withdrawn.
+    for seed in 0..8 {
+        let mut network = Network::of(8, seed, Weather::foul());
+        let mut rng = Pcg64::seed_from_u64(seed);
+        let mut last: Vec<Option<(usize, Version)>> = vec![None; 10];
+        let mut sessions: Vec<(usize, usize, Version)> = Vec::new();
+        for _ in 0..200 {
+            network.run(rng.random_range(1..20 * MS));
+            if sessions.is_empty() || rng.random_bool(0.6) {
+                let (flow_n, n) = (rng.random_range(0..10), rng.random_range(0..8));
+                let version = network.publish(n, flow(flow_n));
+                sessions.push((flow_n, n, version));
+                last[flow_n] = Some((n, version));
+            } else {
+                let ended = rng.random_range(0..sessions.len());
+                let (flow_n, n, version) = sessions.swap_remove(ended);
+                network.withdraw(n, flow(flow_n), version);
+                if last[flow_n] == Some((n, version)) {
+                    last[flow_n] = None;
+                }
+            }
+        }
+        // Sessions that a newer one elsewhere has superseded end sooner or later.
+        for (flow_n, n, version) in sessions {
+            if last[flow_n] != Some((n, version)) {
+                network.withdraw(n, flow(flow_n), version);
+            }
+        }
+        network.settle();
+        for (flow_n, last) in last.iter().enumerate() {
+            for n in 0..8 {
+                let expected = last.map_or(Resolution::NotFound, |(n, version)| owner(n, version));
+                let resolution = network.resolve_patiently(n, flow(flow_n));
+                assert_eq!(resolution, expected, "seed {seed}, flow {flow_n}, node {n}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_survey_says_what_each_replica_said() {
+    let mut network = Network::of(5, 1, Weather::fair());
+    let version = network.publish(1, flow(1));
+    network.settle();
+    let report = network.survey(0, flow(1));
+    assert_eq!(report.outcome, Outcome::Owner);
+    assert_eq!(report.owner, Some(locator(1)));
+    assert_eq!(report.version, Some(version));
+    assert_eq!(report.replicas.len(), 3);
+    network.withdraw(1, flow(1), version);
+    network.settle();
+    let report = network.survey(0, flow(1));
+    assert_eq!((report.outcome, report.owner), (Outcome::NotFound, None));
+    let deleted = |said: &Statement| matches!(said, Statement::Deleted(_));
+    assert!(report.replicas.iter().all(|r| deleted(&r.said)), "{report:?}");
+    network.run(15 * SECOND);
+    let report = network.survey(0, flow(1));
+    assert!(report.replicas.iter().all(|r| r.said == Statement::NotHeld));
+}
