@@ -2,7 +2,6 @@
 //! socket. Never touches a packet.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -21,16 +20,17 @@ use holdfast_dataplane::stats::WorkerCounters;
 use holdfast_dataplane::time::TscClock;
 use holdfast_dataplane::worker::{Settings, Shared, Worker};
 use holdfast_dht::{Handle, Service};
-use holdfast_dpdk::{self as dpdk, Eal, Mempool, MempoolConfig, Port, PortConfig, PortInfo};
+use holdfast_dpdk::{self as dpdk, Eal};
 use holdfast_handoff::{Announcement, Clock, CoreEnd, Doorbell, WorkerEnd, rings};
 use holdfast_net::HashKey;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use tracing::{info, warn};
 
 use crate::commands::Commands;
-use crate::config::{Config, Device, HugePages, Idle};
+use crate::config::{Config, Idle};
 use crate::kernel_sockets;
 use crate::lifecycle::Shutdown;
+use crate::ports::{self, Ports};
 use crate::socket::ControlSocket;
 
 /// Announcements that a worker can have queued for the DHT core.
@@ -49,10 +49,8 @@ pub struct Appliance {
     pub table: Arc<SessionTable>,
     /// Each worker's counters, in the order of the configuration.
     pub counters: Vec<Arc<WorkerCounters>>,
-    /// The uplink.
-    pub uplink: Port,
-    /// The host port.
-    pub host_port: Port,
+    /// The uplink's and the host port's DPDK ports.
+    pub ports: Ports,
     /// The DHT core.
     pub dht: Handle,
     /// When it started.
@@ -66,7 +64,7 @@ pub struct Appliance {
 /// # Errors
 /// When it cannot start, or a part of it cannot go on.
 pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
-    let eal = Eal::init(&eal_arguments(&config)?).context("starting DPDK")?;
+    let eal = Eal::init(&ports::eal_arguments(&config)?).context("starting DPDK")?;
     info!("{} started", dpdk::version());
 
     let clock = Arc::new(Clock::default());
@@ -83,8 +81,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     let appliance = Arc::new(Appliance {
         table: Arc::clone(&shared.table),
         counters: (0..workers).map(|_| Arc::default()).collect(),
-        uplink: ports.uplink,
-        host_port: ports.host_port,
+        ports,
         dht: core.handle(),
         started: Instant::now(),
         clock: tsc_clock,
@@ -183,154 +180,6 @@ fn work(
     Ok(())
 }
 
-/// The EAL's arguments: ours, then the configuration's own.
-fn eal_arguments(config: &Config) -> anyhow::Result<Vec<String>> {
-    let mut arguments = vec![
-        format!("--file-prefix={}", config.dpdk.file_prefix),
-        format!("--lcores=0@({})", allowed_cpus()?),
-        // The first that matches counts. The TAP driver calls it an error that it need not
-        // start its signal handling.
-        "--log-level=pmd.net.tap:critical".to_owned(),
-        "--log-level=*:warning".to_owned(),
-    ];
-    if use_huge_pages(config)? {
-        arguments.extend(["-m".to_owned(), config.dpdk.memory_mib.to_string()]);
-        arguments.push("--in-memory".to_owned());
-    } else {
-        arguments.push("--no-huge".to_owned());
-        arguments.extend(["-m".to_owned(), config.dpdk.memory_mib.to_string()]);
-    }
-    let pci: Vec<_> = [&config.uplink.device, &config.host_port.device]
-        .into_iter()
-        .filter_map(|device| match device {
-            Device::Pci(address) => Some(address),
-            _ => None,
-        })
-        .collect();
-    if pci.is_empty() {
-        arguments.push("--no-pci".to_owned());
-    }
-    for address in pci {
-        arguments.push(format!("--allow={address}"));
-    }
-    arguments.extend(config.dpdk.eal_args.iter().cloned());
-    Ok(arguments)
-}
-
-/// The CPUs this process may run on, as the EAL writes lists: the main thread is not pinned.
-fn allowed_cpus() -> anyhow::Result<String> {
-    let allowed = sched_getaffinity(None).context("reading the CPU affinity")?;
-    let cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-    Ok(cpus.map(|cpu| cpu.to_string()).collect::<Vec<_>>().join(","))
-}
-
-fn use_huge_pages(config: &Config) -> anyhow::Result<bool> {
-    let free_mib = free_huge_pages_mib();
-    let wanted_mib = u64::from(config.dpdk.memory_mib);
-    Ok(match config.dpdk.huge_pages {
-        HugePages::Off => false,
-        HugePages::Auto => free_mib >= wanted_mib,
-        HugePages::On if free_mib >= wanted_mib => true,
-        HugePages::On => bail!(
-            "dpdk.huge_pages is \"on\", but {free_mib} MiB of huge pages are free and \
-             dpdk.memory_mib asks for {wanted_mib}: echo {} > /proc/sys/vm/nr_hugepages",
-            wanted_mib.div_ceil(2)
-        ),
-    })
-}
-
-/// MiB in free huge pages of the default size; 0 when the kernel does not say.
-fn free_huge_pages_mib() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let value = |key: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
-    };
-    value("HugePages_Free:") * value("Hugepagesize:") / 1024
-}
-
-/// Both ports, started.
-struct Ports {
-    uplink: Port,
-    host_port: Port,
-    /// Bytes of IP packet that the uplink takes.
-    uplink_mtu: usize,
-}
-
-/// A worker's queue pairs.
-struct Queues {
-    uplink: DpdkPort,
-    host_port: DpdkPort,
-}
-
-impl Ports {
-    fn start(eal: &Eal, config: &Config) -> anyhow::Result<(Ports, Vec<Queues>)> {
-        let workers = u16::try_from(config.workers.cores.len())?;
-        // One pool per worker for both ports: what came in by one goes out by the other, and
-        // AF_XDP sends without a copy what lies in its own pool.
-        let mempool = |index| {
-            let mempool = MempoolConfig { mbufs: config.dpdk.mbufs_per_worker, ..MempoolConfig::default() };
-            Mempool::new(eal, &format!("worker{index}"), &mempool)
-                .with_context(|| format!(
-                    "allocating {} mbufs of {} MiB (dpdk.mbufs_per_worker, dpdk.memory_mib)",
-                    mempool.mbufs, config.dpdk.memory_mib
-                ))
-        };
-        let pools = (0..workers).map(mempool).collect::<anyhow::Result<Vec<_>>>()?;
-        let port_config = PortConfig {
-            rx_queues: workers,
-            tx_queues: workers,
-            rx_descriptors: config.uplink.rx_descriptors,
-            tx_descriptors: config.uplink.tx_descriptors,
-            promiscuous: config.uplink.promiscuous,
-            ..PortConfig::default()
-        };
-        let start = |device: &Device, index, mac| -> anyhow::Result<_> {
-            check_interface(device)?;
-            let claimed = match device.eal_vdev(index, workers, mac) {
-                Some(vdev) => dpdk::Device::attach(eal, &vdev)?.remove(0),
-                None => dpdk::Device::by_name(eal, &device.port_name(index))?,
-            };
-            Ok(claimed.start(&port_config, &pools)?)
-        };
-        let uplink = &config.uplink.device;
-        let (uplink_port, uplink_rx, uplink_tx) =
-            start(uplink, 0, None).with_context(|| format!("starting the uplink {uplink}"))?;
-        let host = &config.host_port.device;
-        let (host_port, host_rx, host_tx) = start(host, 1, config.host_port.mac)
-            .with_context(|| format!("starting the host port {host}"))?;
-        let uplink_mtu = interface_mtu(uplink).unwrap_or(uplink_port.info().mtu.into());
-        log_port("uplink", uplink_port.info());
-        log_port("host port", host_port.info());
-
-        let pair = |(receive, transmit)| DpdkPort { receive, transmit };
-        let uplinks = uplink_rx.into_iter().zip(uplink_tx).map(pair);
-        let hosts = host_rx.into_iter().zip(host_tx).map(pair);
-        let queues = uplinks.zip(hosts).map(|(uplink, host_port)| Queues { uplink, host_port });
-        Ok((Ports { uplink: uplink_port, host_port, uplink_mtu }, queues.collect()))
-    }
-}
-
-/// DPDK does not say why an AF_XDP device cannot be made.
-fn check_interface(device: &Device) -> anyhow::Result<()> {
-    if let Device::Interface(name) = device
-        && !Path::new("/sys/class/net").join(name).exists()
-    {
-        bail!("there is no network interface {name} (see: ip link)");
-    }
-    Ok(())
-}
-
-fn log_port(role: &str, info: &PortInfo) {
-    info!("{role}: {info}");
-}
-
-/// The MTU of the kernel interface behind an AF_XDP port; DPDK does not ask for it.
-fn interface_mtu(device: &Device) -> Option<usize> {
-    let Device::Interface(name) = device else { return None };
-    std::fs::read_to_string(format!("/sys/class/net/{name}/mtu")).ok()?.trim().parse().ok()
-}
-
 fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<Shared> {
     let microseconds = |duration: Duration| duration.as_micros().try_into().unwrap_or(u64::MAX);
     let milliseconds = |duration: Duration| duration.as_millis().try_into().unwrap_or(u64::MAX);
@@ -341,7 +190,7 @@ fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<S
             tunnel_port: config.tunnel.port,
         },
         members: config.cluster.members.clone(),
-        uplink_mtu: ports.uplink_mtu,
+        uplink_mtu: ports.uplink_mtu()?,
         half_open_max: config.sessions.half_open_max as u64,
         timeouts: Timeouts {
             half_open_ms: milliseconds(config.sessions.half_open_timeout),

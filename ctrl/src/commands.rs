@@ -56,7 +56,7 @@ impl Commands {
     }
 
     fn stats(&self) -> Result<StatsReply, ProtocolError> {
-        let Appliance { config, counters, table, uplink, host_port, dht, .. } = &*self.appliance;
+        let Appliance { config, counters, table, ports, dht, .. } = &*self.appliance;
         let gauges = table.gauges();
         let table = [
             ("capacity", gauges.capacity),
@@ -73,7 +73,12 @@ impl Commands {
             daemon: self.version(),
             workers: workers.collect(),
             totals: worker_counters(&counters.iter().collect::<Vec<_>>()),
-            ports: vec![port_stats("uplink", uplink)?, port_stats("host_port", host_port)?],
+            ports: ports
+                .uplink
+                .iter()
+                .map(|port| port_stats("uplink", port))
+                .chain(ports.host_port.iter().map(|port| port_stats("host_port", port)))
+                .collect::<Result<_, _>>()?,
             table: table.map(|(name, value)| (name.to_owned(), value)).into(),
             dht: dht_stats(&dht.stats().map_err(unavailable)?),
         })

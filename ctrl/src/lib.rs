@@ -11,6 +11,8 @@ pub mod config;
 #[cfg(feature = "daemon")]
 pub mod kernel_sockets;
 pub mod lifecycle;
+#[cfg(feature = "daemon")]
+pub mod ports;
 pub mod protocol;
 pub mod show;
 pub mod socket;

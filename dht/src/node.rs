@@ -320,8 +320,7 @@ impl Node {
         self.missed(request.peer, request.last_sent_at_us());
         let transmissions_max = match request.purpose {
             Purpose::Check => 1,
-            Purpose::Meet => 2,
-            Purpose::Find(_) => 4,
+            Purpose::Meet | Purpose::Find(_) => 4,
             Purpose::Store(..) | Purpose::Delete(..) => TRANSMISSIONS_MAX,
         };
         let again = request.transmissions < transmissions_max;
@@ -382,25 +381,37 @@ impl Node {
     /// Everything that is counted and measured.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let contacts = self.table.contacts();
-        let suspects = contacts.iter().filter(|c| c.is_suspect()).count();
         Stats {
             counters: self.counters.clone(),
-            gauges: Gauges {
-                peers: contacts.len() as u64,
-                peers_suspect: suspects as u64,
-                records: self.store.live() as u64,
-                tombstones: self.store.tombstones() as u64,
-                published: self.publishing.live as u64,
-                published_unacked: (self.publishing.live - self.publishing.settled) as u64,
-                withdrawing: (self.published.len() - self.publishing.live) as u64,
-                lookups_in_flight: self.lookups.len() as u64,
-                requests_in_flight: self.requests.len() as u64,
-                joined: self.membership.is_joined(),
-            },
+            gauges: self.gauges(),
             setting_time_us: self.setting_time.distribution(),
             lookup_time_found_us: self.lookup_time_found.distribution(),
             lookup_time_not_found_us: self.lookup_time_not_found.distribution(),
+        }
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How things stand.
+    #[must_use]
+    pub fn gauges(&self) -> Gauges {
+        let contacts = self.table.contacts();
+        let suspects = contacts.iter().filter(|c| c.is_suspect()).count();
+        Gauges {
+            peers: contacts.len() as u64,
+            peers_suspect: suspects as u64,
+            records: self.store.live() as u64,
+            tombstones: self.store.tombstones() as u64,
+            published: self.publishing.live as u64,
+            published_unacked: (self.publishing.live - self.publishing.settled) as u64,
+            withdrawing: (self.published.len() - self.publishing.live) as u64,
+            lookups_in_flight: self.lookups.len() as u64,
+            requests_in_flight: self.requests.len() as u64,
+            joined: self.membership.is_joined(),
         }
     }
 

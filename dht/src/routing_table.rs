@@ -213,6 +213,18 @@ impl RoutingTable {
         Some((gone, next.map(|contact| contact.id)))
     }
 
+    /// Whether there is a place for a node that is unknown, in its bucket or to wait for one.
+    #[must_use]
+    pub fn wants(&self, id: Id) -> bool {
+        let Some(prefix) = self.bucket(id) else {
+            return false;
+        };
+        let waiting = self.replacements.get(&prefix);
+        let can_wait = waiting
+            .is_none_or(|w| w.len() < REPLACEMENTS_MAX && w.iter().all(|contact| contact.id != id));
+        self.get(id).is_none() && (self.range(prefix).len() < self.k || can_wait)
+    }
+
     /// Notes that a node answered, and when to ping it next. Returns whether it is a contact.
     pub fn heard(&mut self, now_us: u64, id: Id, rtt_us: Option<u64>, ping_at_us: u64) -> bool {
         let Some(contact) = self.get_mut(id) else {

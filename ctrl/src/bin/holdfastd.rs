@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use holdfast::config::{Config, LogLevel};
+use holdfast::config::{Config, LoadError, LogLevel};
 use holdfast::lifecycle::Shutdown;
 use tracing::Level;
 
@@ -42,8 +42,13 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            // Errors in a configuration begin with their place, as editors expect it.
+            let text = match error.downcast_ref() {
+                Some(LoadError::Invalid(errors)) => errors.to_string(),
+                _ => format!("holdfastd: {error:#}"),
+            };
             // With no standard error there is nobody to tell.
-            let _ = writeln!(io::stderr(), "holdfastd: {error:#}");
+            let _ = writeln!(io::stderr(), "{text}");
             ExitCode::FAILURE
         }
     }

@@ -112,21 +112,24 @@ impl Device {
         }
     }
 
-    /// The value of the EAL's `--vdev` for a device with `queues` queue pairs; `None` for a PCI
-    /// device, which the EAL finds by itself (`--allow`). `mac` is the address of a TAP; the
-    /// other devices have theirs.
+    /// What is attached to get this device with `queues` queue pairs; nothing for a PCI device,
+    /// which the EAL finds by itself (`--allow`). AF_XDP is one device per queue: veth has no
+    /// "combined" channels, which the driver wants for more. `mac` is the address of a TAP; the
+    /// other devices have theirs. `role` tells the devices of a server apart.
     #[must_use]
-    pub fn eal_vdev(&self, index: usize, queues: u16, mac: Option<MacAddress>) -> Option<String> {
-        let name = self.port_name(index);
+    pub fn eal_vdevs(&self, role: u16, queues: u16, mac: Option<MacAddress>) -> Vec<String> {
         match self {
-            Device::Pci(_) => None,
-            Device::Vdev { .. } => Some(self.to_string()),
-            Device::Interface(interface) => {
-                Some(format!("{name},iface={interface},start_queue=0,queue_count={queues}"))
-            }
+            Device::Pci(_) => Vec::new(),
+            Device::Vdev { .. } => vec![self.to_string()],
+            Device::Interface(interface) => (0..queues)
+                .map(|queue| {
+                    let index = role * queues + queue;
+                    format!("net_af_xdp{index},iface={interface},start_queue={queue}")
+                })
+                .collect(),
             Device::Tap { name: interface } => {
                 let mac = mac.map(|mac| format!(",mac={mac}")).unwrap_or_default();
-                Some(format!("{name},iface={interface}{mac}"))
+                vec![format!("net_tap{role},iface={interface}{mac}")]
             }
         }
     }
@@ -221,21 +224,25 @@ mod tests {
     fn says_what_the_eal_wants_to_hear() {
         let vdev = |text: &str, mac: Option<&str>| {
             let device: Device = text.parse().expect("a device");
-            device.eal_vdev(1, 2, mac.map(|mac| mac.parse().expect("an address")))
+            device.eal_vdevs(1, 2, mac.map(|mac| mac.parse().expect("an address")))
         };
-        let rows = [
-            ("0000:3b:02.0", None, None),
-            ("net_ring0", None, Some("net_ring0")),
-            ("eth1", None, Some("net_af_xdp1,iface=eth1,start_queue=0,queue_count=2")),
-            ("tap:host0", None, Some("net_tap1,iface=host0")),
+        let rows: [(_, _, &[&str]); 5] = [
+            ("0000:3b:02.0", None, &[]),
+            ("net_ring0", None, &["net_ring0"]),
+            (
+                "eth1",
+                None,
+                &["net_af_xdp2,iface=eth1,start_queue=0", "net_af_xdp3,iface=eth1,start_queue=1"],
+            ),
+            ("tap:host0", None, &["net_tap1,iface=host0"]),
             (
                 "tap:host0",
                 Some("02:00:00:00:00:0A"),
-                Some("net_tap1,iface=host0,mac=02:00:00:00:00:0a"),
+                &["net_tap1,iface=host0,mac=02:00:00:00:00:0a"],
             ),
         ];
         for (text, mac, expected) in rows {
-            assert_eq!(vdev(text, mac).as_deref(), expected, "{text}");
+            assert_eq!(vdev(text, mac), expected, "{text}");
         }
     }
 

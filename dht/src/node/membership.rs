@@ -22,8 +22,9 @@ const MEETINGS_AT_ONCE: usize = 64;
 /// Contacts looked at in one turn of housekeeping, and those of them that are pinged.
 const CHECKS_WALK: usize = 1024;
 const CHECKS_PER_TURN: usize = 64;
-/// Pause between pings of a suspect, in µs.
-const SUSPECT_PING_US: u64 = 250_000;
+/// Pause between pings of a contact that does not answer, in µs: often enough that the loss of some
+/// does not kill it.
+const SUSPECT_PING_US: u64 = 100_000;
 /// First and longest pause between attempts to join, in µs.
 const JOIN_US_MIN: u64 = 200_000;
 const JOIN_US_MAX: u64 = 5_000_000;
@@ -34,6 +35,8 @@ const DEAD_MAX: usize = 1024;
 const DEAD_US_MAX: u64 = 3_600_000_000;
 const DEAD_PING_US_MIN: u64 = 2_000_000;
 const DEAD_PING_US_MAX: u64 = 60_000_000;
+/// Pause after the first refresh, in µs.
+const REFRESH_US_MIN: u64 = 1_000_000;
 /// Searches at the same time.
 const SEARCHES_AT_ONCE: usize = 2;
 /// Searches over the id space in one refresh, at most.
@@ -63,6 +66,8 @@ pub(super) struct Membership {
     targets: VecDeque<Id>,
     searches: usize,
     refresh_at_us: u64,
+    /// Pause after the next refresh: grows to the configured one, as meeting someone may fail.
+    refresh_pause_us: u64,
     /// Contacts known when the last refresh began.
     refreshed_len: usize,
     check_cursor: usize,
@@ -100,7 +105,8 @@ impl Membership {
             dead: BTreeMap::new(),
             targets: VecDeque::new(),
             searches: 0,
-            refresh_at_us: us(config.refresh_interval),
+            refresh_at_us: 0,
+            refresh_pause_us: REFRESH_US_MIN,
             refreshed_len: 0,
             check_cursor: 0,
         }
@@ -223,12 +229,19 @@ impl Node {
                 contact.ping_at_us = self.now_us;
             }
             Some(_) => {}
-            None => self.meet(address),
+            None => self.heard_of(sender.id, address),
         }
     }
 
-    /// Looks into an address of a node that we do not know.
-    pub(super) fn meet(&mut self, address: SocketAddr) {
+    /// Looks into an address of a node that we do not know, if there is a place for it.
+    pub(super) fn heard_of(&mut self, id: Id, address: SocketAddr) {
+        if self.table.wants(id) {
+            self.meet(address);
+        }
+    }
+
+    /// Looks into an address.
+    fn meet(&mut self, address: SocketAddr) {
         if !self.is_possible_peer(address) || self.membership.meeting.contains(&address) {
             return;
         }
@@ -410,6 +423,7 @@ impl Node {
         if first {
             self.membership.joined = true;
             self.membership.refresh_at_us = self.now_us;
+            self.membership.refresh_pause_us = REFRESH_US_MIN;
             tracing::info!(peers = self.table.len(), "joined");
         }
     }
@@ -426,8 +440,10 @@ impl Node {
         if !membership.joined || !idle || !due || self.table.is_empty() {
             return;
         }
-        let interval_us = us(self.config.refresh_interval);
-        self.membership.refresh_at_us = self.now_us + self.jittered(interval_us);
+        let pause_us = self.membership.refresh_pause_us;
+        let pause_us = pause_us.min(us(self.config.refresh_interval));
+        self.membership.refresh_pause_us = 2 * pause_us;
+        self.membership.refresh_at_us = self.now_us + self.jittered(pause_us);
         self.membership.refreshed_len = self.table.len();
         self.membership.targets.push_back(self.own.id);
         for level in 0..self.table.levels() {

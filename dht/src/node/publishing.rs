@@ -40,8 +40,8 @@ const MOVE_JITTER_US: u64 = 200_000;
 /// How long a withdrawn session is remembered, in µs: workers' rings have no order between
 /// them, so its publish may still be on its way to us.
 const LINGER_US: u64 = 2_000_000;
-/// A STALE answer to a publish this fresh means that our clock is behind, not that the session
-/// is old, in µs.
+/// A STALE answer to a publish this fresh, in µs, can mean that our clock is behind; later it
+/// means that the session is old.
 const FRESH_US: u64 = 2_000_000;
 /// How often a fresh publish is raised above what it meets.
 const RAISES_MAX: u8 = 4;
@@ -373,7 +373,10 @@ impl Node {
         let sent_at_us = entry.first_sent_at_us.unwrap_or(self.now_us);
         let fresh = entry.fresh && self.now_us < sent_at_us + FRESH_US;
         let raises = entry.raises;
-        if !fresh && claim.owner != self.own.locator {
+        // A version that our clock has not reached yet says that the clock is behind. One that
+        // it has passed is of a session that began after ours, while ours was being stored.
+        let behind = claim.version.0 > self.unix_us();
+        if claim.owner != self.own.locator && !(fresh && behind) {
             self.count(Counter::PublishesSuperseded);
             return self.forget(id);
         }

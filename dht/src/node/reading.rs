@@ -282,9 +282,7 @@ impl Node {
                 suspect: contact.is_some_and(|c| c.is_suspect()),
                 progress: Progress::New,
             };
-            if contact.is_none() {
-                self.meet(address);
-            }
+            self.heard_of(id, address);
             if let Some(running) = self.lookups.get_mut(&key) {
                 running.lookup.learn(candidate);
             }

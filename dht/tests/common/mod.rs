@@ -110,7 +110,7 @@ impl Network {
 
     pub fn is_complete(&self) -> bool {
         self.hosts.values().all(|host| {
-            let gauges = host.node.stats().gauges;
+            let gauges = host.node.gauges();
             gauges.joined && gauges.peers + 1 == self.hosts.len() as u64
         })
     }
@@ -159,11 +159,11 @@ impl Network {
     }
 
     pub fn counter(&self, n: usize, counter: Counter) -> u64 {
-        self.node(n).stats().counters.get(counter)
+        self.node(n).counters().get(counter)
     }
 
     pub fn total(&self, counter: Counter) -> u64 {
-        let count = |host: &Host| host.node.stats().counters.get(counter);
+        let count = |host: &Host| host.node.counters().get(counter);
         self.hosts.values().map(count).sum()
     }
 
@@ -280,7 +280,7 @@ impl Network {
     pub fn settle(&mut self) {
         self.until("all replicas to acknowledge", 30, |network| {
             network.hosts.values().all(|host| {
-                let gauges = host.node.stats().gauges;
+                let gauges = host.node.gauges();
                 gauges.published_unacked == 0 && gauges.withdrawing == 0
             })
         });

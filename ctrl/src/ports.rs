@@ -1,0 +1,221 @@
+//! Turns the devices of the configuration into started DPDK ports, with a queue pair of each per
+//! worker. Never touches a packet.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use holdfast_dataplane::port::DpdkPort;
+use holdfast_dpdk::{self as dpdk, Eal, Mempool, MempoolConfig, Port, PortConfig};
+use rustix::thread::{CpuSet, sched_getaffinity};
+use tracing::info;
+
+use crate::config::{Config, Device, HugePages, MacAddress};
+
+/// The EAL's arguments: ours, then the configuration's own.
+///
+/// # Errors
+/// When huge pages are demanded and there are too few, or the system does not say which CPUs
+/// we may run on.
+pub fn eal_arguments(config: &Config) -> anyhow::Result<Vec<String>> {
+    let mut arguments = vec![
+        format!("--file-prefix={}", config.dpdk.file_prefix),
+        // One lcore that may run on any CPU: workers are threads of ours and pin themselves.
+        format!("--lcores=0@({})", allowed_cpus()?),
+        // The first that matches counts. The TAP driver calls it an error that it need not
+        // start its signal handling.
+        "--log-level=pmd.net.tap:critical".to_owned(),
+        "--log-level=*:warning".to_owned(),
+        "-m".to_owned(),
+        config.dpdk.memory_mib.to_string(),
+    ];
+    let huge_pages = use_huge_pages(config)?;
+    arguments.push(if huge_pages { "--in-memory" } else { "--no-huge" }.to_owned());
+    let pci: Vec<_> = [&config.uplink.device, &config.host_port.device]
+        .into_iter()
+        .filter_map(|device| match device {
+            Device::Pci(address) => Some(format!("--allow={address}")),
+            _ => None,
+        })
+        .collect();
+    if pci.is_empty() {
+        arguments.push("--no-pci".to_owned());
+    }
+    arguments.extend(pci);
+    arguments.extend(config.dpdk.eal_args.iter().cloned());
+    Ok(arguments)
+}
+
+fn allowed_cpus() -> anyhow::Result<String> {
+    let allowed = sched_getaffinity(None).context("reading the CPU affinity")?;
+    let cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+    Ok(cpus.map(|cpu| cpu.to_string()).collect::<Vec<_>>().join(","))
+}
+
+fn use_huge_pages(config: &Config) -> anyhow::Result<bool> {
+    let free_mib = free_huge_pages_mib();
+    let wanted_mib = u64::from(config.dpdk.memory_mib);
+    Ok(match config.dpdk.huge_pages {
+        HugePages::Off => false,
+        HugePages::Auto => free_mib >= wanted_mib,
+        HugePages::On if free_mib >= wanted_mib => true,
+        HugePages::On => bail!(
+            "dpdk.huge_pages is \"on\", but {free_mib} MiB of huge pages are free and \
+             dpdk.memory_mib asks for {wanted_mib}: echo {} > /proc/sys/vm/nr_hugepages",
+            wanted_mib.div_ceil(2)
+        ),
+    })
+}
+
+/// MiB in free huge pages of the default size; 0 when the kernel does not say.
+fn free_huge_pages_mib() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let value = |key: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(key));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    value("HugePages_Free:") * value("Hugepagesize:") / 1024
+}
+
+/// The DPDK ports of a server, started. An AF_XDP interface is one port per queue, every other
+/// device is one port.
+#[derive(Debug)]
+pub struct Ports {
+    /// The uplink.
+    pub uplink: Vec<Port>,
+    /// The host port.
+    pub host_port: Vec<Port>,
+    uplink_interface: Option<PathBuf>,
+}
+
+/// A worker's queue pairs.
+#[derive(Debug)]
+pub struct QueuePairs {
+    /// Of the uplink.
+    pub uplink: DpdkPort,
+    /// Of the host port.
+    pub host_port: DpdkPort,
+}
+
+impl Ports {
+    /// Starts both, and gives each worker its queue pairs.
+    ///
+    /// # Errors
+    /// When a device is missing, has too few queues, or DPDK refuses.
+    pub fn start(eal: &Eal, config: &Config) -> anyhow::Result<(Ports, Vec<QueuePairs>)> {
+        let workers = u16::try_from(config.workers.cores.len())?;
+        let pools = (0..workers)
+            .map(|worker| mempool(eal, config, worker))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let port_config = PortConfig {
+            rx_descriptors: config.uplink.rx_descriptors,
+            tx_descriptors: config.uplink.tx_descriptors,
+            promiscuous: config.uplink.promiscuous,
+            ..PortConfig::default()
+        };
+        let uplink = &config.uplink.device;
+        let (uplink_ports, uplink_queues) = start(eal, uplink, 0, None, &port_config, &pools)
+            .with_context(|| format!("starting the uplink {uplink}"))?;
+        let host = &config.host_port.device;
+        let (host_ports, host_queues) =
+            start(eal, host, 1, config.host_port.mac, &port_config, &pools)
+                .with_context(|| format!("starting the host port {host}"))?;
+        for (role, ports) in [("uplink", &uplink_ports), ("host port", &host_ports)] {
+            ports.iter().for_each(|port| info!("{role}: {}", port.info()));
+        }
+        let uplink_interface = match uplink {
+            Device::Interface(name) => Some(interface_path(name)),
+            _ => None,
+        };
+        let queues = uplink_queues.into_iter().zip(host_queues);
+        let queues = queues.map(|(uplink, host_port)| QueuePairs { uplink, host_port });
+        let ports = Ports { uplink: uplink_ports, host_port: host_ports, uplink_interface };
+        Ok((ports, queues.collect()))
+    }
+
+    /// Bytes of IP packet that the uplink takes. Of an AF_XDP interface the kernel knows, not
+    /// DPDK.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn uplink_mtu(&self) -> anyhow::Result<usize> {
+        match &self.uplink_interface {
+            Some(interface) => {
+                let path = interface.join("mtu");
+                let text = std::fs::read_to_string(&path)
+                    .with_context(|| format!("reading {}", path.display()))?;
+                Ok(text.trim().parse()?)
+            }
+            None => {
+                let smallest = self.uplink.iter().map(|port| port.info().mtu).min();
+                Ok(smallest.context("there is no uplink")?.into())
+            }
+        }
+    }
+}
+
+/// One pool per worker for both ports: what came in by one goes out by the other, and AF_XDP
+/// sends without a copy what lies in its own pool.
+fn mempool(eal: &Eal, config: &Config, worker: u16) -> anyhow::Result<Mempool> {
+    let mbufs = config.dpdk.mbufs_per_worker;
+    let pool = MempoolConfig { mbufs, ..MempoolConfig::default() };
+    Mempool::new(eal, &format!("worker{worker}"), &pool).with_context(|| {
+        format!(
+            "{mbufs} mbufs for each worker (dpdk.mbufs_per_worker) do not fit {} MiB \
+             (dpdk.memory_mib)",
+            config.dpdk.memory_mib
+        )
+    })
+}
+
+/// Starts a device with a queue pair per pool. `role` tells the devices of a server apart.
+fn start(
+    eal: &Eal,
+    device: &Device,
+    role: u16,
+    mac: Option<MacAddress>,
+    config: &PortConfig,
+    pools: &[Mempool],
+) -> anyhow::Result<(Vec<Port>, Vec<DpdkPort>)> {
+    let workers = u16::try_from(pools.len())?;
+    if let Device::Interface(name) = device {
+        check_queues(name, workers)?;
+    }
+    let vdevs = device.eal_vdevs(role, workers, mac);
+    let claimed = if vdevs.is_empty() {
+        vec![dpdk::Device::by_name(eal, &device.port_name(role.into()))?]
+    } else {
+        let attach = |vdev: &String| Ok(dpdk::Device::attach(eal, vdev)?.remove(0));
+        vdevs.iter().map(attach).collect::<anyhow::Result<Vec<_>>>()?
+    };
+    let queues_each = workers / u16::try_from(claimed.len())?;
+    let config = PortConfig { rx_queues: queues_each, tx_queues: queues_each, ..*config };
+    let (mut ports, mut pairs) = (Vec::new(), Vec::new());
+    for (device, pools) in claimed.into_iter().zip(pools.chunks(queues_each.into())) {
+        let (port, rx, tx) = device.start(&config, pools)?;
+        ports.push(port);
+        let queues = rx.into_iter().zip(tx);
+        pairs.extend(queues.map(|(receive, transmit)| DpdkPort { receive, transmit }));
+    }
+    Ok((ports, pairs))
+}
+
+/// What an AF_XDP interface receives on a queue that no worker has would go to the kernel and be
+/// lost, so there must be as many queues as workers. DPDK would not say so.
+fn check_queues(interface: &str, workers: u16) -> anyhow::Result<()> {
+    let path = interface_path(interface);
+    ensure!(path.exists(), "there is no network interface {interface} (see: ip link)");
+    let entries = std::fs::read_dir(path.join("queues"))
+        .with_context(|| format!("reading the queues of {interface}"))?;
+    let is_rx = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("rx-");
+    let queues = entries.flatten().filter(|entry| is_rx(&entry.file_name())).count();
+    ensure!(
+        queues == usize::from(workers),
+        "{interface} has {queues} receive queues and there are {workers} workers: they must be as \
+         many (ethtool -L {interface} combined {workers}; a veth: rx {workers} tx {workers})"
+    );
+    Ok(())
+}
+
+fn interface_path(interface: &str) -> PathBuf {
+    Path::new("/sys/class/net").join(interface)
+}
