@@ -68,7 +68,8 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     info!("{} started", dpdk::version());
 
     let clock = Arc::new(Clock::default());
-    let core = Service::bind(dht_config(&config), Arc::clone(&clock)).context("starting the DHT core")?;
+    let core =
+        Service::bind(dht_config(&config), Arc::clone(&clock)).context("starting the DHT core")?;
     let (ports, queues) = Ports::start(&eal, &config)?;
     let shared = shared(&config, &ports, clock)?;
     let tsc_clock = TscClock::start(dpdk::tsc(), eal.tsc_hz());
@@ -234,7 +235,11 @@ fn random_words() -> anyhow::Result<[u64; 2]> {
 }
 
 /// Rings between `count` threads and the core.
-fn all_rings(config: &Config, count: usize, doorbell: &Arc<Doorbell>) -> (Vec<WorkerEnd>, Vec<CoreEnd>) {
+fn all_rings(
+    config: &Config,
+    count: usize,
+    doorbell: &Arc<Doorbell>,
+) -> (Vec<WorkerEnd>, Vec<CoreEnd>) {
     // A flow that waits has a packet parked, so this is all that can be asked at once.
     let resolves = config.parking.packets_max;
     (0..count).map(|_| rings(resolves, ANNOUNCEMENTS, Arc::clone(doorbell))).unzip()

@@ -110,11 +110,14 @@ impl Commands {
     fn entry(&self, listed: &Listed) -> SessionEntry {
         let now = self.appliance.clock.at(dpdk::tsc()).tick();
         let (kind, state, owner, version) = match listed.session {
-            Session::Local { state, version, .. } => {
-                (SessionKind::Local, state.name(), self.appliance.config.node.locator, version.0)
-            }
+            Session::Local { state, version, .. } => (
+                SessionKind::Local,
+                state.name(),
+                self.appliance.config.node.locator,
+                Some(version.0),
+            ),
             // The table keeps no version of redirects: the owner's record has it.
-            Session::Redirect { owner } => (SessionKind::Redirect, "redirected", owner, 0),
+            Session::Redirect { owner } => (SessionKind::Redirect, "redirected", owner, None),
         };
         SessionEntry {
             flow: listed.flow,

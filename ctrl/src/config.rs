@@ -550,11 +550,10 @@ fn sessions(reader: &mut Reader<'_>) -> Sessions {
     let sessions = Sessions {
         capacity: section.number("capacity", 1_000_000, 1024..=1 << 28),
         half_open_max: section.number("half_open_max", 65_536, 1..=1 << 28),
-        // RFC 5382 asks middleboxes for at least 2 h 4 min: hosts that send a keep-alive every
-        // two hours (RFC 9293 §3.8.4) hold their sessions.
+        // As Linux's connection tracking: a kernel may hold a silent socket for this long.
         established_idle: section.duration(
             "established_idle",
-            seconds(2 * HOUR + 5 * MINUTE),
+            seconds(5 * DAY),
             seconds(MINUTE)..=seconds(30 * DAY),
         ),
         redirect_idle: section.duration(
@@ -578,7 +577,7 @@ fn parking(reader: &mut Reader<'_>) -> Parking {
     let mut section = reader.section("parking");
     let parking = Parking {
         packets_max: section.number("packets_max", 2048, 1..=1 << 20),
-        packets_per_flow_max: section.number("packets_per_flow_max", 8, 1..=1024),
+        packets_per_flow_max: section.number("packets_per_flow_max", 8, 1..=8),
         timeout: section.duration("timeout", seconds(1), millis(10)..=seconds(60)),
         grace: section.duration("grace", millis(30), millis(1)..=seconds(5)),
     };
@@ -591,8 +590,8 @@ fn admission(reader: &mut Reader<'_>) -> Admission {
     let admission = Admission {
         lookups_per_second: section.number("lookups_per_second", 20_000, 1..=10_000_000),
         burst: section.number("burst", 4096, 1..=1 << 20),
-        per_source_per_second: section.number("per_source_per_second", 200, 1..=10_000_000),
-        per_source_burst: section.number("per_source_burst", 400, 1..=1 << 20),
+        per_source_per_second: section.number("per_source_per_second", 2_000, 1..=10_000_000),
+        per_source_burst: section.number("per_source_burst", 2_048, 1..=1 << 20),
         negative_ttl: section.duration("negative_ttl", seconds(1), millis(10)..=seconds(60)),
     };
     section.finish();

@@ -422,8 +422,8 @@ pub struct SessionEntry {
     pub state: String,
     /// Locator of its owner.
     pub owner: IpAddr,
-    /// Its version; 0 for a redirect, for which only the DHT knows it.
-    pub version: u64,
+    /// Its version; `None` for a redirect, for which only the DHT knows it.
+    pub version: Option<u64>,
     /// Time since its last packet, in milliseconds.
     pub idle_ms: u64,
 }

@@ -73,11 +73,6 @@ pub fn short_time(time: Duration) -> String {
     }
 }
 
-/// The DHT knows the version of a redirect, the table does not.
-fn version_text(version: u64) -> String {
-    or_none((version != 0).then_some(version))
-}
-
 fn micros(us: u64) -> String {
     short_time(Duration::from_micros(us))
 }
@@ -245,7 +240,7 @@ pub fn sessions(reply: &SessionsReply) -> String {
             entry.state.clone(),
             entry.owner.to_string(),
             millis(entry.idle_ms),
-            version_text(entry.version),
+            or_none(entry.version),
         ]);
     }
     let shown = reply.sessions.len();
@@ -305,7 +300,7 @@ fn entry(entry: &SessionEntry) -> String {
     let idle = millis(entry.idle_ms);
     match entry.kind {
         SessionKind::Local => {
-            format!("local, {}, version {}, idle for {idle}", entry.state, entry.version)
+            format!("local, {}, version {}, idle for {idle}", entry.state, or_none(entry.version))
         }
         SessionKind::Redirect => format!("redirect to {}, idle for {idle}", entry.owner),
     }

@@ -80,7 +80,7 @@ fn session(kind: SessionKind) -> SessionEntry {
         kind,
         state: if local { "established" } else { "redirected" }.to_owned(),
         owner: if local { "10.0.0.1" } else { "10.0.0.2" }.parse().unwrap(),
-        version: if local { 1_470_182_400_000_000 } else { 0 },
+        version: local.then_some(1_470_182_400_000_000),
         idle_ms: 61_000,
     }
 }

@@ -218,3 +218,220 @@ impl Lookup {
         enough.map_or(self.candidates.len(), |place| place + 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_handoff::Version;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const TARGET: Id = Id(0);
+
+    /// A node at this distance to the target.
+    fn node(distance: u128) -> Candidate {
+        Candidate {
+            id: Id(distance),
+            address: ([10, 0, 0, 1], 7000).into(),
+            suspect: false,
+            progress: Progress::New,
+        }
+    }
+
+    fn suspect(distance: u128) -> Candidate {
+        Candidate { suspect: true, ..node(distance) }
+    }
+
+    fn claim(version: u64) -> Claim {
+        Claim { version: Version(version), owner: [10, 0, 0, 9].into() }
+    }
+
+    /// A lookup of three replicas with three requests in flight.
+    fn lookup(goal: Goal, candidates: &[Candidate]) -> Lookup {
+        let mut lookup = Lookup::new(TARGET, goal, 3, 3);
+        for candidate in candidates {
+            lookup.learn(*candidate);
+        }
+        lookup
+    }
+
+    /// Asks all that the lookup wants asked, and says whom.
+    fn ask(lookup: &mut Lookup) -> Vec<u128> {
+        std::iter::from_fn(|| lookup.ask()).map(|(id, _)| id.0).collect()
+    }
+
+    fn five() -> [Candidate; 5] {
+        [node(5), node(3), node(1), node(4), node(2)]
+    }
+
+    #[test]
+    fn asks_the_closest_and_takes_the_first_claim() {
+        let mut lookup = lookup(Goal::Owner, &five());
+        assert_eq!(ask(&mut lookup), [1, 2, 3]);
+        assert_eq!(lookup.verdict(), None);
+        lookup.answered(Id(3), Said::Holds(claim(7)));
+        assert_eq!(lookup.verdict(), Some(Verdict::Found(claim(7))));
+    }
+
+    #[test]
+    fn r5_not_found_when_all_of_the_closest_say_so() {
+        let mut lookup = lookup(Goal::Owner, &five());
+        ask(&mut lookup);
+        lookup.answered(Id(1), Said::NotHeld);
+        lookup.answered(Id(2), Said::NotHeld);
+        assert_eq!(lookup.verdict(), None);
+        assert_eq!(lookup.final_verdict(), Verdict::NotFound);
+        lookup.answered(Id(3), Said::NotHeld);
+        assert_eq!(lookup.verdict(), Some(Verdict::NotFound));
+        assert_eq!(ask(&mut lookup), []);
+    }
+
+    #[test]
+    fn r5_one_in_three_does_not_say_not_found_for_the_others() {
+        let mut lookup = lookup(Goal::Owner, &five());
+        ask(&mut lookup);
+        lookup.answered(Id(1), Said::NotHeld);
+        lookup.failed(Id(2));
+        lookup.failed(Id(3));
+        // The next ones may hold it, but that they do not says nothing.
+        assert_eq!(ask(&mut lookup), [4, 5]);
+        lookup.answered(Id(4), Said::NotHeld);
+        lookup.answered(Id(5), Said::NotHeld);
+        assert_eq!(lookup.verdict(), Some(Verdict::Unknown));
+    }
+
+    #[test]
+    fn r5_two_in_three_do_when_the_third_has_failed() {
+        let mut lookup = lookup(Goal::Owner, &[node(1), node(2), node(3)]);
+        ask(&mut lookup);
+        lookup.answered(Id(1), Said::NotHeld);
+        lookup.answered(Id(3), Said::NotHeld);
+        assert_eq!(lookup.verdict(), None);
+        lookup.failed(Id(2));
+        assert_eq!(lookup.verdict(), Some(Verdict::NotFound));
+    }
+
+    #[test]
+    fn a_suspect_is_asked_last_and_not_waited_for() {
+        let mut lookup = lookup(Goal::Owner, &[suspect(1), node(2), node(3), node(4)]);
+        assert_eq!(ask(&mut lookup), [2, 3, 4]);
+        lookup.answered(Id(2), Said::NotHeld);
+        assert_eq!(ask(&mut lookup), [1]);
+        lookup.answered(Id(3), Said::NotHeld);
+        lookup.answered(Id(4), Said::NotHeld);
+        assert_eq!(lookup.verdict(), Some(Verdict::NotFound));
+    }
+
+    #[test]
+    fn r5_suspects_are_waited_for_when_the_others_are_too_few() {
+        let mut lookup = lookup(Goal::Owner, &[suspect(1), suspect(2), node(3), node(4), node(5)]);
+        ask(&mut lookup);
+        for id in [3, 4, 5] {
+            lookup.answered(Id(id), Said::NotHeld);
+        }
+        assert_eq!(lookup.verdict(), None);
+        assert_eq!(ask(&mut lookup), [1, 2]);
+        lookup.answered(Id(2), Said::Holds(claim(7)));
+        assert_eq!(lookup.verdict(), Some(Verdict::Found(claim(7))));
+    }
+
+    #[test]
+    fn r8_a_deletion_beats_the_claim_that_it_deletes() {
+        let mut lookup = lookup(Goal::Owner, &[node(1), node(2), node(3)]);
+        ask(&mut lookup);
+        lookup.answered(Id(1), Said::Deleted(claim(7)));
+        lookup.answered(Id(2), Said::Holds(claim(7)));
+        assert_eq!(lookup.verdict(), None);
+        lookup.answered(Id(3), Said::Holds(claim(8)));
+        assert_eq!(lookup.verdict(), Some(Verdict::Found(claim(8))));
+    }
+
+    #[test]
+    fn r12_a_survey_hears_all_and_takes_the_greatest() {
+        let mut lookup = lookup(Goal::Survey, &five());
+        ask(&mut lookup);
+        lookup.answered(Id(1), Said::Holds(claim(8)));
+        lookup.answered(Id(2), Said::Holds(claim(7)));
+        assert_eq!(lookup.verdict(), None);
+        lookup.answered(Id(3), Said::NotHeld);
+        assert_eq!(lookup.verdict(), Some(Verdict::Found(claim(8))));
+        assert_eq!(lookup.closest().count(), 3);
+    }
+
+    #[test]
+    fn knowing_nobody_is_no_answer() {
+        assert_eq!(lookup(Goal::Owner, &[]).verdict(), Some(Verdict::Unknown));
+        let mut own = node(1);
+        own.progress = Progress::Said(Said::NotHeld);
+        assert_eq!(lookup(Goal::Owner, &[own]).verdict(), Some(Verdict::NotFound));
+    }
+
+    #[test]
+    fn walks_towards_the_target() {
+        let mut lookup = lookup(Goal::Nodes, &[node(1000)]);
+        assert_eq!(ask(&mut lookup), [1000]);
+        for closer in [400, 300] {
+            lookup.learn(node(closer));
+        }
+        lookup.answered(Id(1000), Said::NotHeld);
+        assert_eq!(ask(&mut lookup), [300, 400]);
+        lookup.learn(node(20));
+        lookup.answered(Id(300), Said::NotHeld);
+        // No round barrier: 400 has not answered yet.
+        assert_eq!(ask(&mut lookup), [20]);
+        lookup.answered(Id(20), Said::NotHeld);
+        assert_eq!(lookup.verdict(), None);
+        lookup.answered(Id(400), Said::NotHeld);
+        assert_eq!(lookup.verdict(), Some(Verdict::NotFound));
+        let closest: Vec<u128> = lookup.closest().map(|c| c.id.0).collect();
+        assert_eq!(closest, [20, 300, 400]);
+    }
+
+    proptest! {
+        /// In whatever order nodes are named, answer or fail: the lookup ends, asks no node
+        /// twice, never has more than alpha in flight, and ends with the closest that answer.
+        #[test]
+        fn ends_with_the_closest_that_answer(
+            known in prop::collection::vec(1..60u128, 1..4),
+            names in prop::collection::vec(prop::collection::vec(1..60u128, 0..6), 60),
+            dead in prop::collection::btree_set(1..60u128, 0..10),
+            alpha in 1..5usize,
+            order in prop::collection::vec(any::<prop::sample::Index>(), 200),
+        ) {
+            let mut lookup = Lookup::new(TARGET, Goal::Nodes, 3, alpha);
+            let mut reached: BTreeMap<u128, bool> = BTreeMap::new();
+            for id in known {
+                lookup.learn(node(id));
+            }
+            let (mut flying, mut asked, mut order) = (Vec::new(), Vec::new(), order.into_iter());
+            loop {
+                flying.extend(ask(&mut lookup));
+                prop_assert!(flying.len() <= alpha);
+                if lookup.verdict().is_some() {
+                    break;
+                }
+                let Some(order) = order.next() else {
+                    panic!("does not end: {asked:?}");
+                };
+                prop_assert!(!flying.is_empty());
+                let id = flying.swap_remove(order.index(flying.len()));
+                prop_assert!(!asked.contains(&id));
+                asked.push(id);
+                reached.insert(id, !dead.contains(&id));
+                if dead.contains(&id) {
+                    lookup.failed(Id(id));
+                } else {
+                    for named in &names[id as usize] {
+                        lookup.learn(node(*named));
+                    }
+                    lookup.answered(Id(id), Said::NotHeld);
+                }
+            }
+            let answered = reached.iter().filter(|(_, alive)| **alive).map(|(id, _)| *id);
+            let closest: Vec<u128> = answered.take(3).collect();
+            let said = |c: &&Candidate| matches!(c.progress, Progress::Said(_));
+            let told: Vec<u128> = lookup.closest().filter(said).map(|c| c.id.0).collect();
+            prop_assert_eq!(told, closest);
+        }
+    }
+}

@@ -207,3 +207,105 @@ impl Entry {
         self.holders.iter().filter(missing).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer_slots::PeerSlots;
+
+    fn slots(n: u8) -> Vec<Slot> {
+        let mut slots = PeerSlots::new(([10, 0, 0, 1], 7000).into());
+        let address = |n| ([10, 0, 0, n], 7000).into();
+        (0..n).filter_map(|n| slots.begin(address(n + 2))).collect()
+    }
+
+    fn live(version: u64) -> Entry {
+        let flow = FlowKey::tcp_v4([20, 1, 1, 1], 1, [192, 168, 0, 1], 80);
+        Entry::new(flow, Version(version), Phase::Live, 0)
+    }
+
+    /// Plans, and sends all there is to send.
+    fn send(entry: &mut Entry, closest: &[Slot]) -> Vec<Slot> {
+        let plan = entry.plan(closest);
+        plan.send.iter().for_each(|slot| entry.sent(*slot));
+        plan.send.to_vec()
+    }
+
+    fn settle(entry: &mut Entry, closest: &[Slot]) {
+        for slot in send(entry, closest) {
+            entry.acknowledged(slot);
+        }
+        assert!(entry.settled);
+    }
+
+    #[test]
+    fn r3_is_settled_when_all_replicas_have_acknowledged() {
+        let slots = slots(3);
+        let mut entry = live(1);
+        assert_eq!(send(&mut entry, &slots), slots);
+        assert!(!entry.acknowledged(slots[0]));
+        entry.unanswered(slots[1]);
+        assert!(!entry.acknowledged(slots[2]));
+        assert_eq!(entry.missing(), 1);
+        // Sent again to those who miss it only.
+        assert_eq!(send(&mut entry, &slots), [slots[1]]);
+        assert!(entry.acknowledged(slots[1]));
+        assert!(entry.settled && !entry.in_flight());
+        assert_eq!(send(&mut entry, &slots), []);
+    }
+
+    #[test]
+    fn only_what_moved_is_stored_again() {
+        let slots = slots(4);
+        let mut entry = live(1);
+        settle(&mut entry, &slots[..3]);
+        let plan = entry.plan(&slots[1..]);
+        assert_eq!((plan.send.to_vec(), plan.new), (vec![slots[3]], 1));
+        assert!(!entry.settled);
+        // Back again before anything was sent: nothing to do.
+        assert_eq!(entry.plan(&slots[..3]).send.len(), 0);
+        assert!(entry.settled);
+    }
+
+    #[test]
+    fn r8_a_deletion_goes_to_former_replicas_too() {
+        let slots = slots(4);
+        let mut entry = live(5);
+        settle(&mut entry, &slots[..3]);
+        settle(&mut entry, &slots[1..]);
+        entry.renew(Version(5), Phase::Withdrawn, 9);
+        let mut told = send(&mut entry, &slots[1..]);
+        told.sort_by_key(|slot| slots.iter().position(|s| s == slot));
+        assert_eq!(told, slots);
+        assert_eq!(entry.version, Version(5));
+    }
+
+    #[test]
+    fn r12_a_newer_session_on_the_flow_is_stored_above_the_last() {
+        let slots = slots(3);
+        let mut entry = live(5);
+        settle(&mut entry, &slots);
+        entry.raise(Version(9));
+        assert_eq!(entry.version, Version(10));
+        assert_eq!(send(&mut entry, &slots), slots);
+        entry.renew(Version(7), Phase::Live, 9);
+        assert_eq!((entry.session, entry.version), (Version(7), Version(11)));
+        assert_eq!(send(&mut entry, &slots), slots);
+        entry.renew(Version(20), Phase::Live, 9);
+        assert_eq!((entry.session, entry.version), (Version(20), Version(20)));
+    }
+
+    #[test]
+    fn remembers_a_bounded_number_of_former_replicas() {
+        let slots = slots(40);
+        let mut entry = live(1);
+        let mut forgotten = 0;
+        for closest in slots.chunks_exact(4) {
+            forgotten += entry.plan(closest).forgotten;
+            settle(&mut entry, closest);
+        }
+        assert_eq!(forgotten, 40 - HOLDERS_MAX);
+        entry.renew(Version(1), Phase::Withdrawn, 9);
+        assert_eq!(send(&mut entry, &slots[36..]).len(), HOLDERS_MAX);
+    }
+}

@@ -70,6 +70,7 @@ counters! {
     LookupsRefused "lookups_refused" "Lookups answered TimedOut at once: too many in flight, or waiting for one.",
     LookupsNotJoined "lookups_not_joined" "Lookups answered TimedOut: this node has not joined and cannot say that nobody owns the flow.",
     OwnersDead "owners_dead" "Lookups answered NotFound because the owner found is dead (R13).",
+    OwnersForeign "owners_foreign" "Claims ignored: the owner that a peer named is in none of the members' networks.",
     AnswersDropped "answers_dropped" "Answers to a worker dropped: its ring was full.",
     Published "published" "Sessions published by the workers.",
     PublishesRepeated "publishes_repeated" "Publishes ignored: this version or a newer one is published already.",

@@ -27,10 +27,7 @@ impl Clock {
         let mut last = self.0.load(Ordering::Relaxed);
         loop {
             let next = now_us.max(last + 1);
-            match self
-                .0
-                .compare_exchange_weak(last, next, Ordering::Relaxed, Ordering::Relaxed)
-            {
+            match self.0.compare_exchange_weak(last, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Version(next),
                 Err(newer) => last = newer,
             }
@@ -57,9 +54,7 @@ impl Clock {
 pub fn unix_us() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-        })
+        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

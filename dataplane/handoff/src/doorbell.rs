@@ -13,10 +13,7 @@ impl Doorbell {
     /// A doorbell over the waker of the core's poll.
     #[must_use]
     pub fn new(waker: mio::Waker) -> Doorbell {
-        Doorbell {
-            asleep: AtomicBool::new(false),
-            waker,
-        }
+        Doorbell { asleep: AtomicBool::new(false), waker }
     }
 
     /// Called after something was queued: wakes the core if it sleeps.

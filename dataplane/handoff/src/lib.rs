@@ -192,23 +192,14 @@ mod tests {
         let waker = mio::Waker::new(poll.registry(), mio::Token(0)).expect("eventfd");
         let (mut worker, mut core) = rings(1, 1, Arc::new(Doorbell::new(waker)));
         let flow = FlowKey::tcp_v4([20, 1, 1, 1], 1234, [192, 168, 0, 1], 80);
-        let resolve = Resolve {
-            flow,
-            asked_at_unix_us: 1,
-        };
+        let resolve = Resolve { flow, asked_at_unix_us: 1 };
         assert_eq!(worker.resolve(resolve), Ok(()));
         assert_eq!(worker.resolve(resolve), Err(Full));
-        let publish = Announcement::Publish {
-            flow,
-            version: Version(1),
-        };
+        let publish = Announcement::Publish { flow, version: Version(1) };
         assert_eq!(worker.announce(publish), Ok(()));
         assert_eq!(worker.announce(publish), Err(Full));
         assert_eq!(core.resolves.pop(), Ok(resolve));
-        let answer = Answer::Resolved {
-            flow,
-            resolution: Resolution::NotFound,
-        };
+        let answer = Answer::Resolved { flow, resolution: Resolution::NotFound };
         core.answers.push(answer).expect("room for every answer");
         assert_eq!(worker.answer(), Some(answer));
         assert_eq!(worker.answer(), None);

@@ -31,18 +31,12 @@ impl FlowKey {
     #[must_use]
     pub fn tcp(client: SocketAddr, service: SocketAddr) -> Option<FlowKey> {
         match (client.ip(), service.ip()) {
-            (IpAddr::V4(c), IpAddr::V4(s)) => Some(FlowKey::tcp_v4(
-                c.octets(),
-                client.port(),
-                s.octets(),
-                service.port(),
-            )),
-            (IpAddr::V6(c), IpAddr::V6(s)) => Some(FlowKey::tcp_v6(
-                c.octets(),
-                client.port(),
-                s.octets(),
-                service.port(),
-            )),
+            (IpAddr::V4(c), IpAddr::V4(s)) => {
+                Some(FlowKey::tcp_v4(c.octets(), client.port(), s.octets(), service.port()))
+            }
+            (IpAddr::V6(c), IpAddr::V6(s)) => {
+                Some(FlowKey::tcp_v6(c.octets(), client.port(), s.octets(), service.port()))
+            }
             _ => None,
         }
     }
@@ -228,13 +222,7 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_flow() {
-        for text in [
-            "",
-            "1.2.3.4:5",
-            "1.2.3.4:5-[::1]:80",
-            "1.2.3.4-5.6.7.8:80",
-            "a-b",
-        ] {
+        for text in ["", "1.2.3.4:5", "1.2.3.4:5-[::1]:80", "1.2.3.4-5.6.7.8:80", "a-b"] {
             assert!(text.parse::<FlowKey>().is_err(), "{text}");
         }
     }

@@ -175,17 +175,8 @@ fn ipv4(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
     } else {
         transport(header.protocol, &frame[transport_offset..end])?
     };
-    let network = Network::Ipv4 {
-        source: header.source,
-        destination: header.destination,
-    };
-    Ok(Packet {
-        network_offset: offset,
-        transport_offset,
-        end,
-        network,
-        transport,
-    })
+    let network = Network::Ipv4 { source: header.source, destination: header.destination };
+    Ok(Packet { network_offset: offset, transport_offset, end, network, transport })
 }
 
 fn ipv6(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
@@ -198,10 +189,7 @@ fn ipv6(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
     if end > frame.len() {
         return Err(Malformed::Length);
     }
-    let network = Network::Ipv6 {
-        source: header.source,
-        destination: header.destination,
-    };
+    let network = Network::Ipv6 { source: header.source, destination: header.destination };
     let mut transport_offset = offset + size_of::<Ipv6>();
     let mut next = header.next_header;
     for _ in 0..=EXTENSION_HEADERS_MAX {
@@ -296,36 +284,22 @@ mod tests {
 
     #[test]
     fn reads_tcp_over_ipv4() {
-        let packet = Packet::from_ethernet(&v4(b"hello"))
-            .expect("sound")
-            .expect("IP");
+        let packet = Packet::from_ethernet(&v4(b"hello")).expect("sound").expect("IP");
         assert_eq!(packet.network_offset, 14);
         assert_eq!(packet.transport_offset, 34);
         assert_eq!(packet.end, 14 + 20 + 20 + 5);
         assert_eq!(packet.network.source(), IpAddr::from([20, 1, 1, 1]));
         assert_eq!(
             packet.transport,
-            Transport::Tcp {
-                source_port: 1234,
-                destination_port: 80,
-                flags: TcpFlags::ACK
-            }
+            Transport::Tcp { source_port: 1234, destination_port: 80, flags: TcpFlags::ACK }
         );
     }
 
     #[test]
     fn reads_tagged_udp_over_ipv6() {
-        let packet = Packet::from_ethernet(&v6(b"x"))
-            .expect("sound")
-            .expect("IP");
+        let packet = Packet::from_ethernet(&v6(b"x")).expect("sound").expect("IP");
         assert_eq!(packet.network_offset, 18);
-        assert_eq!(
-            packet.transport,
-            Transport::Udp {
-                source_port: 1234,
-                destination_port: 6080
-            }
-        );
+        assert_eq!(packet.transport, Transport::Udp { source_port: 1234, destination_port: 6080 });
     }
 
     #[test]
@@ -333,13 +307,7 @@ mod tests {
         let mut frame = v4(b"");
         let end = frame.len();
         frame.resize(60.max(end), 0);
-        assert_eq!(
-            Packet::from_ethernet(&frame)
-                .expect("sound")
-                .expect("IP")
-                .end,
-            end
-        );
+        assert_eq!(Packet::from_ethernet(&frame).expect("sound").expect("IP").end, end);
     }
 
     #[test]

@@ -73,10 +73,10 @@ impl State {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            State::HalfOpen => "half-open",
+            State::HalfOpen => "half_open",
             State::Established => "established",
-            State::HostClosed => "host-closed",
-            State::ClientClosed => "client-closed",
+            State::HostClosed => "host_closed",
+            State::ClientClosed => "client_closed",
             State::Closed => "closed",
             State::Reset => "reset",
         }
@@ -154,12 +154,12 @@ mod tests {
             }
             table += "\n";
         }
-        let expected = "    half-open: ClientAck->established ClientFin->client-closed ClientRst->reset HostAck->half-open HostFin->host-closed HostRst->reset
-  established: ClientAck->established ClientFin->client-closed ClientRst->reset HostAck->established HostFin->host-closed HostRst->reset
-  host-closed: ClientAck->host-closed ClientFin->closed ClientRst->reset HostAck->host-closed HostFin->host-closed HostRst->reset
-client-closed: ClientAck->client-closed ClientFin->client-closed ClientRst->reset HostAck->client-closed HostFin->closed HostRst->reset
+        let expected = "    half_open: ClientAck->established ClientFin->client_closed ClientRst->reset HostAck->half_open HostFin->host_closed HostRst->reset
+  established: ClientAck->established ClientFin->client_closed ClientRst->reset HostAck->established HostFin->host_closed HostRst->reset
+  host_closed: ClientAck->host_closed ClientFin->closed ClientRst->reset HostAck->host_closed HostFin->host_closed HostRst->reset
+client_closed: ClientAck->client_closed ClientFin->client_closed ClientRst->reset HostAck->client_closed HostFin->closed HostRst->reset
        closed: ClientAck->closed ClientFin->closed ClientRst->reset HostAck->closed HostFin->closed HostRst->reset
-        reset: ClientAck->reset ClientFin->reset ClientRst->reset HostAck->established HostFin->host-closed HostRst->reset
+        reset: ClientAck->reset ClientFin->reset ClientRst->reset HostAck->established HostFin->host_closed HostRst->reset
 ";
         assert_eq!(table, expected, "\n{table}");
     }

@@ -21,10 +21,11 @@ use crate::record::Claim;
 use crate::request::Purpose;
 use crate::stats::Counter;
 
-/// STOREs and DELETEs in flight at most.
-const IN_FLIGHT_MAX: usize = 4096;
-/// Entries worked on in one call of [`Node::handle`].
-const AT_ONCE: usize = 256;
+/// STOREs and DELETEs in flight at most: about what a socket buffer of the kernel's usual size
+/// takes at a peer.
+const IN_FLIGHT_MAX: usize = 512;
+/// Entries worked on in one call of [`Node::handle`]: lookups wait for no more than these.
+const AT_ONCE: usize = 64;
 /// Entries that are no news (moves, refreshes, retries) in one turn of housekeeping: some
 /// 20,000 a second.
 const BACKGROUND_PER_TURN: usize = 512;

@@ -242,15 +242,7 @@ impl Node {
     /// A node has answered a lookup.
     pub(super) fn found(&mut self, key: LookupKey, peer: Id, message: Message) {
         let said = match message {
-            Message::Found(claim) => {
-                self.observe(claim.version);
-                if self.membership.is_dead(claim.owner) {
-                    self.count(Counter::OwnersDead);
-                    Said::Deleted(claim)
-                } else {
-                    Said::Holds(claim)
-                }
-            }
+            Message::Found(claim) => self.judge(claim),
             Message::Gone(claim) => Said::Deleted(claim),
             Message::NotHeld(contacts) => {
                 self.learn(key, &contacts);
@@ -266,6 +258,20 @@ impl Node {
             running.lookup.answered(peer, said);
             self.advance(key);
         }
+    }
+
+    /// What a claim that was told to us is worth. Packets are tunnelled to its owner.
+    fn judge(&mut self, claim: Claim) -> Said {
+        if !self.config.is_member(claim.owner) {
+            self.count(Counter::OwnersForeign);
+            return Said::NotHeld;
+        }
+        self.observe(claim.version);
+        if self.membership.is_dead(claim.owner) {
+            self.count(Counter::OwnersDead);
+            return Said::Deleted(claim);
+        }
+        Said::Holds(claim)
     }
 
     /// Tells a lookup, and the membership, of nodes that were named to us.

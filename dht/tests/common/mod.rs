@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 
 use holdfast_dht::message::{DATAGRAM_MAX, Datagram};
-use holdfast_dht::{Action, Config, Counter, Event, LookupReport, Node, Statement};
+use holdfast_dht::{Action, Config, Counter, Event, Id, LookupReport, Node, Statement};
 use holdfast_handoff::{Announcement, Answer, Resolution, Resolve, Version};
 use holdfast_net::FlowKey;
 use rand::{RngExt, SeedableRng};
@@ -57,6 +57,9 @@ pub struct Network {
     flying: BTreeMap<(u64, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
     cut: BTreeSet<(IpAddr, IpAddr)>,
     sent: u64,
+    answers_sent: usize,
+    /// Of the last request to whom.
+    transactions: BTreeMap<IpAddr, u64>,
     rng: Pcg64,
 }
 
@@ -94,6 +97,8 @@ impl Network {
             flying: BTreeMap::new(),
             cut: BTreeSet::new(),
             sent: 0,
+            answers_sent: 0,
+            transactions: BTreeMap::new(),
             rng: Pcg64::seed_from_u64(seed),
         }
     }
@@ -180,7 +185,14 @@ impl Network {
         self.handle(locator(n), event);
     }
 
-    fn handle(&mut self, locator: IpAddr, event: Event<'_>) {
+    /// The same, and says how many answers the node sends to other nodes at once.
+    pub fn tell_counting_answers(&mut self, n: usize, event: Event<'_>) -> usize {
+        let before = self.answers_sent;
+        self.tell(n, event);
+        self.answers_sent - before
+    }
+
+    pub fn handle(&mut self, locator: IpAddr, event: Event<'_>) {
         let now_us = self.now_us;
         let host = self.host(locator);
         let started_us = host.started_us;
@@ -205,6 +217,10 @@ impl Network {
     }
 
     fn send(&mut self, from: SocketAddr, to: SocketAddr, datagram: &Datagram) {
+        self.answers_sent += usize::from(datagram.message.is_answer());
+        if !datagram.message.is_answer() {
+            self.transactions.insert(to.ip(), datagram.transaction);
+        }
         let mut bytes = [0; DATAGRAM_MAX];
         let len = datagram.encode(&mut bytes).expect("fits");
         let lost = self.rng.random_range(0..100) < self.weather.loss_percent;
@@ -293,7 +309,23 @@ impl Network {
     }
 
     pub fn answer(&mut self, n: usize) -> Option<Answer> {
-        self.host(locator(n)).answers.pop_front()
+        self.answer_at(locator(n))
+    }
+
+    pub fn answer_at(&mut self, locator: IpAddr) -> Option<Answer> {
+        self.host(locator).answers.pop_front()
+    }
+
+    /// Transaction of the last request that anyone sent to node `n`.
+    pub fn last_transaction_to(&self, n: usize) -> u64 {
+        self.transactions[&locator(n)]
+    }
+
+    /// Id of node `n`, as node `at` knows it.
+    pub fn peer_id(&self, at: usize, n: usize) -> Id {
+        let peers = self.node(at).peers();
+        let peer = peers.iter().find(|peer| peer.locator == locator(n));
+        peer.expect("known").id
     }
 
     pub fn resolve(&mut self, n: usize, flow: FlowKey) -> Resolution {

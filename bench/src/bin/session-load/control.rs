@@ -9,9 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 pub fn unix_us() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-        })
+        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 #[derive(Debug, Default)]
@@ -56,9 +54,7 @@ impl Control {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A thread that panicked leaves the state whole: each change is one step.
-        self.state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The network changes now. Returns the wall clock in microseconds.
@@ -145,10 +141,7 @@ mod tests {
     #[test]
     fn the_limit_bounds_every_wait() {
         let control = Control::new(Duration::from_millis(5));
-        assert_eq!(
-            control.wait(None, Duration::from_secs(3600)),
-            Woken::Elapsed
-        );
+        assert_eq!(control.wait(None, Duration::from_secs(3600)), Woken::Elapsed);
         assert_eq!(control.left(), Duration::ZERO);
     }
 }

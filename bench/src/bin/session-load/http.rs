@@ -34,11 +34,7 @@ impl Connection {
     pub fn open(target: SocketAddr) -> Result<Self, Failure> {
         let stream = TcpStream::connect_timeout(&target, CONNECT_TIMEOUT)?;
         stream.set_nodelay(true)?;
-        Ok(Self {
-            stream,
-            buffer: vec![0; BUFFER_BYTES],
-            filled: 0..0,
-        })
+        Ok(Self { stream, buffer: vec![0; BUFFER_BYTES], filled: 0..0 })
     }
 
     /// The client's port.
@@ -83,10 +79,7 @@ impl Connection {
             self.filled = 0..0;
             self.fill()?;
         }
-        let take = self
-            .filled
-            .len()
-            .min(usize::try_from(left).unwrap_or(usize::MAX));
+        let take = self.filled.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let start = self.filled.start;
         self.filled.start += take;
         Ok(&self.buffer[start..start + take])
@@ -97,10 +90,7 @@ impl Connection {
         if self.filled.is_empty() {
             return Ok(());
         }
-        Err(Failure::Corrupted(format!(
-            "{} bytes after the end of a response",
-            self.filled.len()
-        )))
+        Err(Failure::Corrupted(format!("{} bytes after the end of a response", self.filled.len())))
     }
 
     fn fill(&mut self) -> Result<(), Failure> {
@@ -141,16 +131,12 @@ fn parse_head(bytes: &[u8]) -> Result<Head, Failure> {
     let mut lines = text.split("\r\n");
     let status = lines.next().unwrap_or("");
     if !status.starts_with("HTTP/1.1 200 ") {
-        return Err(Failure::Corrupted(format!(
-            "status line '{}'",
-            status.escape_debug()
-        )));
+        return Err(Failure::Corrupted(format!("status line '{}'", status.escape_debug())));
     }
     let (mut server, mut length) = (None, None);
     for line in lines {
-        let (name, value) = line
-            .split_once(':')
-            .ok_or_else(|| corrupted("a line without a colon"))?;
+        let (name, value) =
+            line.split_once(':').ok_or_else(|| corrupted("a line without a colon"))?;
         match name.to_ascii_lowercase().as_str() {
             "x-server" => server = Some(value.trim().to_owned()),
             "content-length" => length = value.trim().parse().ok(),
@@ -192,23 +178,14 @@ mod tests {
             b"loHTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Server: server4\r\n\r\n",
         ]);
         let head = connection.read_head().expect("a head");
-        assert_eq!(
-            head,
-            Head {
-                server: "server3".into(),
-                length: 5
-            }
-        );
+        assert_eq!(head, Head { server: "server3".into(), length: 5 });
         let mut body = Vec::new();
         while body.len() < 5 {
             let left = 5 - body.len() as u64;
             body.extend_from_slice(connection.read_piece(left).expect("a piece"));
         }
         assert_eq!(body, b"hello");
-        assert_eq!(
-            connection.read_head().expect("another head").server,
-            "server4"
-        );
+        assert_eq!(connection.read_head().expect("another head").server, "server4");
         connection.expect_nothing_more().expect("nothing more");
         assert_eq!(connection.read_head(), Err(Failure::Closed));
     }
@@ -220,10 +197,7 @@ mod tests {
             "HTTP/1.1 200 OK\r\nX-Server: a",
             "x",
         ] {
-            assert!(
-                matches!(parse_head(head.as_bytes()), Err(Failure::Corrupted(_))),
-                "{head}"
-            );
+            assert!(matches!(parse_head(head.as_bytes()), Err(Failure::Corrupted(_))), "{head}");
         }
     }
 
@@ -232,9 +206,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
         let mut connection =
             Connection::open(listener.local_addr().expect("its address")).expect("a session");
-        connection
-            .limit(Duration::from_millis(20))
-            .expect("a limit");
+        connection.limit(Duration::from_millis(20)).expect("a limit");
         assert_eq!(connection.read_head(), Err(Failure::TimedOut));
     }
 }

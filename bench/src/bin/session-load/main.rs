@@ -82,10 +82,7 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let total = args.idle + args.request + args.bulk;
-    ensure!(
-        total > 0,
-        "no sessions asked for: give --idle, --request or --bulk"
-    );
+    ensure!(total > 0, "no sessions asked for: give --idle, --request or --bulk");
     ensure!(args.timeout_s > 0, "--timeout-s must be at least 1");
     let plan = Arc::new(plan_of(&args)?);
     let control = Arc::new(Control::new(Duration::from_secs(args.limit_s)));
@@ -122,10 +119,7 @@ fn plan_of(args: &Args) -> Result<Plan> {
 }
 
 fn parse_sha256(hex: &str) -> Result<[u8; 32]> {
-    ensure!(
-        hex.len() == 64 && hex.is_ascii(),
-        "'{hex}' is no SHA-256: 64 hexadecimal digits are"
-    );
+    ensure!(hex.len() == 64 && hex.is_ascii(), "'{hex}' is no SHA-256: 64 hexadecimal digits are");
     let mut digest = [0; 32];
     for (byte, digits) in digest.iter_mut().zip(hex.as_bytes().chunks(2)) {
         let digits = std::str::from_utf8(digits)?;
@@ -160,11 +154,8 @@ fn spawn_sessions(
 
 /// The kinds in turn, so that no kind has the first or last of the opening time.
 fn interleaved(idle: usize, request: usize, bulk: usize) -> Vec<Kind> {
-    let mut left = [
-        (Kind::Idle, idle, idle),
-        (Kind::Request, request, request),
-        (Kind::Bulk, bulk, bulk),
-    ];
+    let mut left =
+        [(Kind::Idle, idle, idle), (Kind::Request, request, request), (Kind::Bulk, bulk, bulk)];
     let mut kinds = Vec::with_capacity(idle + request + bulk);
     // Always the kind of which the greatest share is left.
     while let Some(most) = left
@@ -192,11 +183,7 @@ fn watch(
         match events.recv().context("the sessions' threads are gone")? {
             Event::Opened { kind, server } => {
                 count_opened += 1;
-                *opened
-                    .entry(server)
-                    .or_default()
-                    .entry(kind.name())
-                    .or_default() += 1;
+                *opened.entry(server).or_default().entry(kind.name()).or_default() += 1;
             }
             Event::Done(report) => reports.push(*report),
         }
@@ -282,10 +269,7 @@ mod tests {
     fn kinds_are_interleaved_and_complete() {
         let kinds = interleaved(6, 3, 1);
         let count = |kind| kinds.iter().filter(|k| **k == kind).count();
-        assert_eq!(
-            (count(Kind::Idle), count(Kind::Request), count(Kind::Bulk)),
-            (6, 3, 1)
-        );
+        assert_eq!((count(Kind::Idle), count(Kind::Request), count(Kind::Bulk)), (6, 3, 1));
         assert!(kinds[..5].contains(&Kind::Request) && kinds[5..].contains(&Kind::Request));
         assert_eq!(interleaved(0, 0, 2), [Kind::Bulk, Kind::Bulk]);
     }

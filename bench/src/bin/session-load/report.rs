@@ -115,9 +115,7 @@ impl SessionReport {
     }
 
     fn outcome(&self) -> &'static str {
-        self.failure
-            .as_ref()
-            .map_or("ok", |failure| failure.words().0)
+        self.failure.as_ref().map_or("ok", |failure| failure.words().0)
     }
 
     fn to_json(&self) -> Value {
@@ -128,11 +126,8 @@ impl SessionReport {
             "stalled_before_mark_ms": whole_ms(self.stalled_before_mark),
             "stalled_ms": whole_ms(self.stalled), "stalled_until_unix_us": self.stalled_until_unix_us,
         });
-        if let Some((_, detail)) = self
-            .failure
-            .as_ref()
-            .map(Failure::words)
-            .filter(|(_, detail)| !detail.is_empty())
+        if let Some((_, detail)) =
+            self.failure.as_ref().map(Failure::words).filter(|(_, detail)| !detail.is_empty())
         {
             value["detail"] = detail.into();
         }
@@ -155,10 +150,7 @@ impl Summary {
     /// Orders the reports by session.
     pub fn new(mut sessions: Vec<SessionReport>, marks_unix_us: Vec<u64>) -> Self {
         sessions.sort_by_key(|session| session.id);
-        Self {
-            sessions,
-            marks_unix_us,
-        }
+        Self { sessions, marks_unix_us }
     }
 
     /// The line that ends a run.
@@ -166,21 +158,14 @@ impl Summary {
         let by_kind: BTreeMap<_, _> = Kind::ALL
             .iter()
             .map(|kind| {
-                (
-                    kind.name(),
-                    tally(self.sessions.iter().filter(|session| session.kind == *kind)),
-                )
+                (kind.name(), tally(self.sessions.iter().filter(|session| session.kind == *kind)))
             })
             .collect();
         let mut result = tally(self.sessions.iter());
         result["event"] = "result".into();
         result["marks_unix_us"] = self.marks_unix_us.clone().into();
-        result["bulk_under_way_at_mark"] = self
-            .sessions
-            .iter()
-            .filter(|s| s.under_way_at_mark)
-            .count()
-            .into();
+        result["bulk_under_way_at_mark"] =
+            self.sessions.iter().filter(|s| s.under_way_at_mark).count().into();
         result["by_kind"] = json!(by_kind);
         result["by_server"] = json!(self.by_server());
         result["per_session"] = self.sessions.iter().map(SessionReport::to_json).collect();
@@ -189,11 +174,7 @@ impl Summary {
 
     fn by_server(&self) -> BTreeMap<&str, usize> {
         let mut count = BTreeMap::new();
-        for session in self
-            .sessions
-            .iter()
-            .filter(|session| !session.server.is_empty())
-        {
+        for session in self.sessions.iter().filter(|session| !session.server.is_empty()) {
             *count.entry(session.server.as_str()).or_default() += 1;
         }
         count
@@ -202,12 +183,8 @@ impl Summary {
 
 /// Counts by outcome, and the longest stalls.
 fn tally<'a>(sessions: impl Iterator<Item = &'a SessionReport> + Clone) -> Value {
-    let count = |outcome: &str| {
-        sessions
-            .clone()
-            .filter(|session| session.outcome() == outcome)
-            .count()
-    };
+    let count =
+        |outcome: &str| sessions.clone().filter(|session| session.outcome() == outcome).count();
     let longest = |stall: fn(&SessionReport) -> Duration| {
         whole_ms(sessions.clone().map(stall).max().unwrap_or_default())
     };

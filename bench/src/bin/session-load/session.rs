@@ -99,8 +99,7 @@ impl Session<'_> {
             match self.control.wait(Some(seen), self.control.left()) {
                 Woken::Mark(marks) => {
                     seen = marks;
-                    self.control
-                        .wait(None, self.plan.probe_delay + self.own_part_of(PROBE_SPREAD));
+                    self.control.wait(None, self.plan.probe_delay + self.own_part_of(PROBE_SPREAD));
                     self.exchange(connection)?;
                 }
                 Woken::Finish => {
@@ -174,12 +173,9 @@ impl Session<'_> {
         }
         connection.expect_nothing_more()?;
         if body != format!("holdfast lab {name}\n").as_bytes() {
-            let text = String::from_utf8_lossy(&body[..body.len().min(80)])
-                .escape_debug()
-                .to_string();
-            return Err(Failure::Corrupted(format!(
-                "asked for {name}, got '{text}'"
-            )));
+            let text =
+                String::from_utf8_lossy(&body[..body.len().min(80)]).escape_debug().to_string();
+            return Err(Failure::Corrupted(format!("asked for {name}, got '{text}'")));
         }
         self.meter.progress(since, self.control);
         self.report.bytes += body.len() as u64;
@@ -192,10 +188,8 @@ impl Session<'_> {
     fn meet(&mut self, head: &Head) -> Result<(), Failure> {
         if self.report.server.is_empty() {
             self.report.server.clone_from(&head.server);
-            let _ = self.events.send(Event::Opened {
-                kind: self.kind,
-                server: head.server.clone(),
-            });
+            let _ =
+                self.events.send(Event::Opened { kind: self.kind, server: head.server.clone() });
         } else if self.report.server != head.server {
             let server = &self.report.server;
             return Err(Failure::Corrupted(format!(
