@@ -323,12 +323,14 @@ impl Node {
             Purpose::Meet | Purpose::Find(_) => 4,
             Purpose::Store(..) | Purpose::Delete(..) => TRANSMISSIONS_MAX,
         };
-        let again = request.transmissions < transmissions_max;
-        if again && self.is_still_wanted(request.purpose) {
+        if !self.is_still_wanted(request.purpose) {
+            self.count(Counter::RequestsAbandoned);
+        } else if request.transmissions < transmissions_max {
             self.count(Counter::Retransmissions);
             return self.transmit(key, request);
+        } else {
+            self.count(Counter::RequestsFailed);
         }
-        self.count(Counter::RequestsFailed);
         match request.purpose {
             Purpose::Check => {}
             Purpose::Meet => self.met(request.to),

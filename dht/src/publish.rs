@@ -145,7 +145,7 @@ impl Entry {
         self.holders.retain(|h| h.wanted || h.copy != Copy::None);
         for slot in closest {
             if !self.holders.iter().any(|h| h.slot == *slot) {
-                plan.forgotten += self.add(*slot);
+                plan.forgotten += self.add(*slot, closest);
             }
         }
         let missing = |h: &&Holder| h.wanted && matches!(h.copy, Copy::None | Copy::Unsettled);
@@ -156,10 +156,11 @@ impl Entry {
         plan
     }
 
-    fn add(&mut self, slot: Slot) -> usize {
+    /// Adds a replica; of too many, the oldest former one is forgotten.
+    fn add(&mut self, slot: Slot, closest: &[Slot]) -> usize {
         let mut forgotten = 0;
         if self.holders.is_full() {
-            let former = self.holders.iter().position(|h| !h.wanted);
+            let former = self.holders.iter().position(|h| !closest.contains(&h.slot));
             self.holders.remove(former.unwrap_or(0));
             forgotten = 1;
         }

@@ -50,6 +50,7 @@ counters! {
     RequestsSent "requests_sent" "Requests sent, retransmissions not included.",
     Retransmissions "retransmissions" "Requests sent again because no answer came in time.",
     RequestsFailed "requests_failed" "Requests given up after their last retransmission.",
+    RequestsAbandoned "requests_abandoned" "Requests not answered in time that nobody waits for any more.",
     RequestsRefused "requests_refused" "Requests not sent: the table of requests in flight was full.",
     PingsReceived "pings_received" "PING requests served.",
     StoresReceived "stores_received" "STORE requests served.",

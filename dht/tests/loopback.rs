@@ -1,7 +1,7 @@
 //! Real services on loopback addresses, with the rings that workers use.
 #![allow(clippy::unwrap_used)]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -246,6 +246,24 @@ fn a_lone_bootstrap_node_answers_and_strangers_are_dropped() {
 
 fn ipnet(address: IpAddr) -> holdfast_dht::IpNet {
     holdfast_dht::IpNet::new(address, 24).unwrap()
+}
+
+#[test]
+fn a_service_on_ipv6_answers() {
+    let own = IpAddr::V6(Ipv6Addr::LOCALHOST);
+    let port = 20_000 + (std::process::id() % 20_000) as u16;
+    let mut config = Config::new(own, SocketAddr::new(own, port));
+    config.members = vec!["::/0".parse().unwrap()];
+    let mut server = Server::start(config);
+    let flow: FlowKey = "[2001:db8:1::1]:1234-[2001:db8:2::1]:80".parse().unwrap();
+    assert_eq!(server.resolve(flow), Resolution::NotFound);
+    let version = server.publish(flow);
+    let locator = own;
+    let owner = Resolution::Owner { locator, version };
+    until("its own record", || server.resolve(flow) == owner);
+    let stranger = UdpSocket::bind((own, 0)).unwrap();
+    stranger.send_to(b"hdht", (own, port)).unwrap();
+    until("the datagram", || server.stats().counters.get(Counter::Malformed) == 1);
 }
 
 #[test]

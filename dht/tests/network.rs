@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 #[test]
-fn nodes_find_each_other_through_one_and_remember_no_strangers() {
+fn nodes_find_each_other_through_one() {
     for seed in 0..5 {
         let network = Network::of(40, seed, Weather::foul());
         assert!(network.now_us < 10 * SECOND, "took {} us", network.now_us);

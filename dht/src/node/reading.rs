@@ -326,7 +326,10 @@ impl Node {
         let Some(running) = self.lookups.remove(&key) else {
             return;
         };
-        let verdict = self.believable(verdict);
+        let verdict = match key.goal {
+            Goal::Nodes => verdict,
+            Goal::Owner | Goal::Survey => self.believable(verdict),
+        };
         if key.goal == Goal::Owner {
             self.measure(&running, verdict);
         }
