@@ -30,13 +30,13 @@ use crate::commands::Commands;
 use crate::config::{Config, Idle};
 use crate::kernel_sockets;
 use crate::lifecycle::Shutdown;
-use crate::ports::{self, Ports};
+use crate::ports::{self, CarrierRelay, Ports};
 use crate::socket::ControlSocket;
 
 /// Announcements that a worker can have queued for the DHT core.
 const ANNOUNCEMENTS: usize = 16 * 1024;
-/// How often the main thread looks whether all threads are alive.
-const SUPERVISION: Duration = Duration::from_millis(200);
+/// How often the main thread looks whether all threads are alive and the uplink has carrier.
+const SUPERVISION: Duration = Duration::from_millis(50);
 /// How long the DHT core may take to stop.
 const STOP: Duration = Duration::from_secs(2);
 
@@ -118,7 +118,8 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         path.display()
     );
 
-    let outcome = supervise(shutdown, &threads, &dht);
+    let carrier = CarrierRelay::new(&appliance.config);
+    let outcome = supervise(shutdown, &threads, &dht, carrier);
     drop(control);
     info!("stopping");
     stop.store(true, Ordering::Relaxed);
@@ -136,13 +137,18 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     outcome
 }
 
-/// Waits for the end; an error when a thread ended before.
+/// Waits for the end, and passes the uplink's carrier on meanwhile; an error when a thread ended
+/// before.
 fn supervise<T, D>(
     shutdown: &Shutdown,
     workers: &[JoinHandle<T>],
     dht: &JoinHandle<D>,
+    mut carrier: Option<CarrierRelay>,
 ) -> anyhow::Result<()> {
     while !shutdown.wait(SUPERVISION) {
+        if let Some(Err(error)) = carrier.as_mut().map(CarrierRelay::relay) {
+            warn!("{error:#}");
+        }
         if workers.iter().any(JoinHandle::is_finished) {
             bail!("a worker ended by itself");
         }

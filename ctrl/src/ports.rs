@@ -153,6 +153,51 @@ impl Ports {
     }
 }
 
+/// Passes the uplink's carrier on to the TAP that is the host port: a routing daemon behind it
+/// sees a failed link at once, and addresses and routes stay where they are.
+#[derive(Debug)]
+pub struct CarrierRelay {
+    uplink: PathBuf,
+    host_port: PathBuf,
+    up: bool,
+}
+
+impl CarrierRelay {
+    /// A relay for these devices; `None` when they are not both interfaces of the kernel.
+    #[must_use]
+    pub fn new(config: &Config) -> Option<CarrierRelay> {
+        let (Device::Interface(uplink), Device::Tap { name }) =
+            (&config.uplink.device, &config.host_port.device)
+        else {
+            return None;
+        };
+        let carrier = |interface: &str| interface_path(interface).join("carrier");
+        Some(CarrierRelay { uplink: carrier(uplink), host_port: carrier(name), up: true })
+    }
+
+    /// Looks, and passes a change on.
+    ///
+    /// # Errors
+    /// When the kernel does not take the TAP's carrier; said once per change.
+    pub fn relay(&mut self) -> anyhow::Result<()> {
+        // An interface that is gone or administratively down has no readable carrier.
+        let carrier = std::fs::read_to_string(&self.uplink).unwrap_or_default();
+        let up = carrier.trim() == "1";
+        if up == self.up {
+            return Ok(());
+        }
+        // Tried once per change: an error that stays must not fill the log.
+        self.up = up;
+        std::fs::write(&self.host_port, if up { "1" } else { "0" })
+            .with_context(|| format!("writing {}", self.host_port.display()))?;
+        info!(
+            "the uplink's link is {0}, and so is the host port's",
+            if up { "up" } else { "down" }
+        );
+        Ok(())
+    }
+}
+
 /// One pool per worker for both ports: what came in by one goes out by the other, and AF_XDP
 /// sends without a copy what lies in its own pool.
 fn mempool(eal: &Eal, config: &Config, worker: u16) -> anyhow::Result<Mempool> {

@@ -93,7 +93,7 @@ fn r8_a_withdraw_may_overtake_its_publish_between_workers() {
     let mut network = Network::of(5, 1, Weather::fair());
     let version = network.version();
     network.withdraw(1, flow(1), version);
-    network.run(MS);
+    network.run(SECOND);
     network.publish_version(1, flow(1), version);
     network.settle();
     assert_eq!(network.holders(0, flow(1)), 0);
@@ -130,14 +130,20 @@ fn r12_an_old_owners_refresh_does_not_take_the_flow_back() {
     }
     network.until("all to know all", 20, |network| network.is_complete());
     network.publish(1, flow(1));
+    network.publish(1, flow(2));
     network.settle();
     network.run(SECOND / 2);
+    // Whether the new owner's clock is right or ahead.
     let new = network.publish(2, flow(1));
+    let ahead = Version(network.unix_us() + 60 * SECOND);
+    network.publish_version(2, flow(2), ahead);
     network.run(6 * SECOND);
-    assert_eq!(network.counter(1, Counter::PublishesSuperseded), 1);
+    assert_eq!(network.counter(1, Counter::PublishesSuperseded), 2);
+    assert_eq!(network.counter(1, Counter::PublishesRaised), 0);
     assert_eq!(network.counter(2, Counter::PublishesRaised), 0);
     assert!(network.counter(2, Counter::RecordsRefreshed) >= 2);
     assert_eq!(network.resolve(5, flow(1)), owner(2, new));
+    assert_eq!(network.resolve(5, flow(2)), owner(2, ahead));
     assert_eq!(network.node(1).gauges().published, 0);
 }
 
@@ -287,6 +293,80 @@ fn r5_a_server_cut_off_from_the_replicas_does_not_say_not_found() {
     while network.now_us < cut_us + SECOND {
         assert_eq!(network.resolve(asker, flow(1)), Resolution::TimedOut);
     }
+}
+
+#[test]
+fn r5_a_server_that_has_lost_all_others_does_not_say_not_found() {
+    let mut network = Network::of(2, 1, Weather::fair());
+    assert_eq!(network.resolve(1, flow(1)), Resolution::NotFound);
+    network.kill(0);
+    network.run(4 * SECOND);
+    assert_eq!(network.resolve(1, flow(1)), Resolution::TimedOut);
+    network.start(config(0));
+    network.until("the two to meet", 20, |network| network.is_complete());
+    assert_eq!(network.resolve(1, flow(1)), Resolution::NotFound);
+}
+
+#[test]
+fn r12_what_a_former_replica_still_holds_is_not_believed() {
+    let mut network = Network::of(8, 1, Weather::fair());
+    for n in 0..40 {
+        network.publish(1, flow(n));
+    }
+    network.settle();
+    let holds = |network: &Network, n| network.node(n).gauges().records;
+    let before: Vec<u64> = (0..8).map(|n| holds(&network, n)).collect();
+    network.start(config(8));
+    network.until("the new one to be known", 20, |network| network.is_complete());
+    network.run(SECOND);
+    network.settle();
+    // Nobody has dropped what moved to the new server.
+    assert_eq!(before, (0..8).map(|n| holds(&network, n)).collect::<Vec<_>>());
+    // The owner forgets whom it ever told, and the flows go to another server.
+    network.kill(1);
+    network.start(config(1));
+    network.run(2 * SECOND);
+    let versions: Vec<Version> = (0..40).map(|n| network.publish(2, flow(n))).collect();
+    network.settle();
+    for n in 0..9 {
+        for (flow_n, version) in versions.iter().enumerate() {
+            assert_eq!(network.resolve(n, flow(flow_n)), owner(2, *version), "node {n}");
+        }
+    }
+}
+
+#[test]
+fn more_nodes_than_an_answer_names_are_all_found() {
+    let mut network = Network::new(1, Weather::fair());
+    for n in 0..200 {
+        let mut config = config(n);
+        config.ping_interval = Duration::from_secs(3600);
+        network.start(config);
+    }
+    network.until("all to know all", 5, |network| network.is_complete());
+}
+
+#[test]
+fn the_requests_in_flight_are_bounded() {
+    let mut network = Network::new(1, Weather::fair());
+    for n in 0..8 {
+        let mut config = config(n);
+        config.lookups_max = 1 << 20;
+        network.start(config);
+    }
+    network.until("all to know all", 20, |network| network.is_complete());
+    network.weather.loss_percent = 100;
+    for n in 0..120_000 {
+        network.ask(1, flow(n));
+    }
+    assert_eq!(network.node(1).gauges().requests_in_flight, 1 << 18);
+    assert!(network.counter(1, Counter::RequestsRefused) > 0);
+    network.weather.loss_percent = 0;
+    network.run(5 * SECOND);
+    assert_eq!(network.node(1).gauges().lookups_in_flight, 0);
+    assert!(network.node(1).gauges().requests_in_flight < 20);
+    let answers = std::iter::from_fn(|| network.answer(1)).count();
+    assert_eq!(answers, 120_000);
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub fn address(n: usize) -> SocketAddr {
 }
 
 pub fn flow(n: usize) -> FlowKey {
-    let client = SocketAddr::from(([20, 1, (n >> 8) as u8, n as u8], 1234));
+    let client = SocketAddr::from(([20, (n >> 16) as u8, (n >> 8) as u8, n as u8], 1234));
     FlowKey::tcp(client, ([192, 168, 0, 1], 80).into()).expect("IPv4")
 }
 
