@@ -86,7 +86,7 @@ counters! {
     WithdrawDeferred "withdraw_deferred" "Withdrawals put off because the ring to the DHT core was full; the sweep repeats them."
     TableFull "table_full" "Sessions or redirects that found no room in the table."
     TableContended "table_contended" "Table updates given up because another worker changed the entry; the next packet repeats them."
-    Turns "turns" "Turns of the worker's loop."
+    Turns "turns" "Turns of the worker's loop that found something to do."
     TurnsIdle "turns_idle" "Turns that found nothing to do."
 }
 

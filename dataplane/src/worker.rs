@@ -25,7 +25,7 @@ use crate::parking::{self, Park, Parking, ParkingLimits};
 use crate::port::{BURST, Port};
 use crate::session::expiry::{self, Sweep, Timeouts};
 use crate::session::state::Event;
-use crate::session::table::{Found, Insert, SessionTable};
+use crate::session::table::{Found, Insert, Replace, SessionTable};
 use crate::session::{Session, State};
 use crate::stats::{Counter, WorkerCounters};
 use crate::time::{Now, Tick};
@@ -427,34 +427,37 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         // Marked as published only once the DHT core has been told.
         let session = Session::Local { state, version, published: false };
         for _ in 0..ATTEMPTS {
-            let handle = match found {
-                None => match self.shared.table.insert(flow, session, now) {
-                    Insert::Inserted(handle) => Some(handle),
-                    Insert::Full => return self.count(Counter::TableFull),
-                    Insert::Exists(newer) => {
-                        found = Some(newer);
-                        None
+            match self.place(flow, found, session, now) {
+                Replace::Replaced(handle) => {
+                    if publish && self.publish(flow, version) {
+                        self.shared.table.set_published(handle, true);
                     }
-                },
-                Some(old) => {
-                    let replaced = self.shared.table.replace(flow, old.handle, session, now);
-                    if replaced.is_some() && matches!(old.session, Session::Redirect { .. }) {
-                        self.count(Counter::RedirectSuperseded);
-                    }
-                    if replaced.is_none() {
-                        found = self.shared.table.lookup(flow);
-                    }
-                    replaced
+                    return;
                 }
-            };
-            if let Some(handle) = handle {
-                if publish && self.publish(flow, version) {
-                    self.shared.table.set_published(handle, true);
-                }
-                return;
+                Replace::Gone => found = self.shared.table.lookup(flow),
+                Replace::Full => return self.count(Counter::TableFull),
             }
         }
         self.count(Counter::TableContended);
+    }
+
+    /// Replaces what was found of a flow, or inserts a session where nothing was.
+    fn place(&self, flow: &FlowKey, found: Option<Found>, session: Session, now: Tick) -> Replace {
+        let table = &self.shared.table;
+        let Some(old) = found else {
+            return match table.insert(flow, session, now) {
+                Insert::Inserted(handle) => Replace::Replaced(handle),
+                Insert::Exists(_) => Replace::Gone,
+                Insert::Full => Replace::Full,
+            };
+        };
+        let outcome = table.replace(flow, old.handle, session, now);
+        if matches!(outcome, Replace::Replaced(_))
+            && matches!(old.session, Session::Redirect { .. })
+        {
+            self.count(Counter::RedirectSuperseded);
+        }
+        outcome
     }
 
     fn publish(&mut self, flow: &FlowKey, version: Version) -> bool {

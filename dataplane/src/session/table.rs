@@ -85,6 +85,17 @@ pub enum Insert {
     Full,
 }
 
+/// How a replacement ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replace {
+    /// The new entry is in the table, in the place of the old one.
+    Replaced(Handle),
+    /// The old entry has gone; nothing was changed.
+    Gone,
+    /// There is no room for the new one beside the old one; nothing was changed.
+    Full,
+}
+
 /// How many entries of each kind there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Gauges {
@@ -218,25 +229,21 @@ impl SessionTable {
         self.settle(flow, hash, Handle { place, word })
     }
 
-    /// Puts `session` in the place of what `handle` stands for. `None`, and nothing changed,
-    /// when that has gone or there is no entry left.
-    pub fn replace(
-        &self,
-        flow: &FlowKey,
-        handle: Handle,
-        session: Session,
-        now: Tick,
-    ) -> Option<Handle> {
-        let (index, generation) = self.prepare(flow, session, now)?;
+    /// Puts `session` in the place of what `handle` stands for, in one step: no lookup finds
+    /// neither.
+    pub fn replace(&self, flow: &FlowKey, handle: Handle, session: Session, now: Tick) -> Replace {
+        let Some((index, generation)) = self.prepare(flow, session, now) else {
+            return Replace::Full;
+        };
         let new = pack_word(self.hash(flow), generation, index);
         let word = self.word(handle.place);
         if word.compare_exchange(handle.word, new, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             self.release(index);
-            return None;
+            return Replace::Gone;
         }
         self.gauge(&session, 1);
         self.retire(handle.word);
-        Some(Handle { place: handle.place, word: new })
+        Replace::Replaced(Handle { place: handle.place, word: new })
     }
 
     /// Takes an entry out of the table. `false` when it has gone already.
@@ -613,7 +620,9 @@ mod tests {
                         let session = local(State::Established, v);
                         let found = table.lookup(&flow(n)).unwrap();
                         let room = model.len() < CAPACITY;
-                        prop_assert_eq!(table.replace(&flow(n), found.handle, session, now).is_some(), room);
+                        let outcome = table.replace(&flow(n), found.handle, session, now);
+                        prop_assert_eq!(matches!(outcome, Replace::Replaced(_)), room);
+                        prop_assert_eq!(outcome == Replace::Full, !room);
                         prop_assert!(!room || !table.remove(found.handle), "the old handle is dead");
                         if room { model.insert(n, session); }
                     }
@@ -623,6 +632,9 @@ mod tests {
                         if let Some(found) = found {
                             prop_assert!(table.remove(found.handle));
                             prop_assert!(!table.remove(found.handle));
+                            let session = local(State::Established, 0);
+                            let again = table.replace(&flow(n), found.handle, session, now);
+                            prop_assert_eq!(again, Replace::Gone);
                             prop_assert!(!table.transition(found.handle, State::HalfOpen, State::Closed, now));
                         }
                     }
