@@ -73,6 +73,8 @@ counters! {
     NotMineReceived "not_mine_received" "Owners that told us they do not hold a flow."
     RedirectInstalled "redirect_installed" "Redirects put into the table."
     RedirectDropped "redirect_dropped" "Redirects dropped because their owner does not hold the flow."
+    RedirectOrphaned "redirect_orphaned" "Redirects dropped because their owner is dead (R13)."
+    OwnerDead "owner_dead" "Owners that the DHT core reported dead (R13)."
     RedirectSuperseded "redirect_superseded" "Redirects superseded by a SYN or by the host itself (R2, R7)."
     RedirectExpired "redirect_expired" "Redirects that were idle for too long."
     SessionOpened "session_opened" "Sessions opened: the host answered SYN-ACK (R3)."

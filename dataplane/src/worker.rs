@@ -36,6 +36,10 @@ const OUT_MAX: usize = 4 * BURST;
 const ANSWERS_PER_TURN: usize = 64;
 /// Time between two turns of housekeeping, in microseconds.
 const HOUSEKEEPING_US: u64 = 1000;
+/// Dead owners whose redirects are looked for at the same time; those of more end by being idle.
+const DEAD_OWNERS_MAX: usize = 16;
+/// Buckets looked at for redirects to one dead owner in a turn of housekeeping.
+const ORPHANS_SLICE: usize = 1024;
 /// Looks at an entry that another worker keeps changing, before the update is given up.
 const ATTEMPTS: usize = 4;
 
@@ -83,6 +87,8 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     parking: Parking<U::Frame>,
     admission: Admission,
     sweep: Sweep,
+    /// Dead owners, and the bucket that the search for redirects to them has come to.
+    dead_owners: ArrayVec<(IpAddr, usize), DEAD_OWNERS_MAX>,
     housekeeping_next: Now,
 }
 
@@ -127,6 +133,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             parking: Parking::new(shared.settings.parking),
             admission: Admission::new(shared.settings.admission),
             sweep: Sweep::new(&shared.table, index, count),
+            dead_owners: ArrayVec::new(),
             housekeeping_next: Now::default(),
             shared,
         }
@@ -499,6 +506,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                     self.resolved(&flow, resolution, now);
                 }
                 Some(Answer::NotMine { flow, owner }) => self.not_mine(&flow, owner),
+                Some(Answer::OwnerDead { owner }) => self.owner_dead(owner),
                 None => return taken > 0,
             }
         }
@@ -590,6 +598,34 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
+    /// R13: nobody tunnels into the void. The search for redirects to a dead server is begun;
+    /// housekeeping goes on with it.
+    fn owner_dead(&mut self, owner: IpAddr) {
+        self.count(Counter::OwnerDead);
+        self.dead_owners.retain(|(dead, _)| *dead != owner);
+        // Full: redirects to this one end when they are idle.
+        let _ = self.dead_owners.try_push((owner, 0));
+    }
+
+    /// R13: drops a slice of the redirects to dead servers. Their strays are looked up again, and
+    /// the DHT says that nobody owns them.
+    fn drop_orphans(&mut self) {
+        let Shared { table, .. } = &self.shared;
+        for (owner, next) in &mut self.dead_owners {
+            let end = (*next + ORPHANS_SLICE).min(table.buckets());
+            for bucket in *next..end {
+                table.visit(bucket, |handle, listed| {
+                    let orphan = listed.session == Session::Redirect { owner: *owner };
+                    if orphan && table.remove(handle) {
+                        self.counters.count(Counter::RedirectOrphaned);
+                    }
+                });
+            }
+            *next = end;
+        }
+        self.dead_owners.retain(|(_, next)| *next < table.buckets());
+    }
+
     /// What is not urgent: parked packets whose time has come, and a slice of the table's sweep.
     fn housekeeping(&mut self, now: Now) {
         self.housekeeping_next = Now::from_us(now.us + HOUSEKEEPING_US);
@@ -600,6 +636,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 self.parking_due(due);
             }
         }
+        self.drop_orphans();
         let mut due = ArrayVec::new();
         let Shared { settings, table, .. } = &self.shared;
         self.sweep.slice(table, &settings.timeouts, now.tick(), &mut due);

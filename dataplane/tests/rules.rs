@@ -423,6 +423,31 @@ fn r12_reuse_of_a_5_tuple_gets_a_greater_version() {
 }
 
 #[test]
+fn r13_redirects_to_a_dead_owner_are_dropped_and_no_others() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(1000);
+        bench.open(2000);
+        bench.core_says(Answer::OwnerDead { owner: net.stranger });
+        bench.pass_ms(200);
+        assert_eq!(bench.count(Counter::RedirectOrphaned), 0);
+        bench.core_says(Answer::OwnerDead { owner: net.other });
+        bench.pass_ms(200);
+        assert_eq!(bench.table.lookup(&net.flow(1000)), None);
+        assert_eq!(local_state(&bench, 2000), Some(State::Established));
+
+        let stray = net.client_segment(1000, ACK, b"anybody?");
+        bench.uplink_brings(&stray);
+        assert_eq!(bench.asks(), Some(net.flow(1000)), "no more into the void");
+        bench.core_answers(net.flow(1000), Resolution::NotFound);
+        bench.pass_ms(100);
+        bench.asks();
+        bench.core_answers(net.flow(1000), Resolution::NotFound);
+        assert_eq!(bench.host_gets(), Some(stray), "so that the client fails fast");
+    });
+}
+
+#[test]
 fn all_else_passes_untouched_both_ways() {
     let arp = {
         let mut frame = vec![0xff; 6];

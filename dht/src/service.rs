@@ -377,6 +377,7 @@ impl Core {
                         self.counters.count(match answer {
                             Answer::Resolved { .. } => Counter::AnswersDropped,
                             Answer::NotMine { .. } => Counter::NotMineDropped,
+                            Answer::OwnerDead { .. } => Counter::OwnerDeadDropped,
                         });
                     }
                 }

@@ -99,6 +99,7 @@ counters! {
     ContactsIgnored "contacts_ignored" "Addresses of unknown nodes not looked into: too many wait for it.",
     NotMineSent "not_mine_sent" "NOT_MINE sent to servers that tunnelled a flow to us that we do not hold.",
     NotMineReceived "not_mine_received" "NOT_MINE received.",
+    OwnerDeadDropped "owner_dead_dropped" "Deaths not passed on: the worker's ring was full; redirects end by being idle.",
     NotMineDropped "not_mine_dropped" "NOT_MINE not passed on: the worker's ring was full.",
     CommandsRefused "commands_refused" "Commands of the control thread refused: a limit was reached.",
 }

@@ -207,6 +207,8 @@ fn r13_a_dead_servers_records_move_and_its_sessions_are_nobodys() {
             report.replicas.iter().filter(holds).count() == 3
         })
     });
+    let dead = servers[killed].locator;
+    assert_eq!(servers[0].answer(), Answer::OwnerDead { owner: dead }, "workers are told");
     assert_eq!(servers[0].resolve(killed_owns), Resolution::NotFound);
 }
 

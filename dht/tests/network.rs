@@ -201,6 +201,9 @@ fn r13_a_dead_server_is_noticed_and_its_records_move() {
         network.until("the death to be noticed", 4, |network| network.is_complete());
         let noticed_us = network.now_us - killed_us;
         assert!(noticed_us < 3500 * MS, "took {noticed_us} us");
+        for n in (0..20).filter(|n| *n != 7) {
+            assert_eq!(network.dead_owners(n), [locator(7)], "workers drop their redirects");
+        }
         network.run(SECOND);
         network.settle();
         let moved = network.total(Counter::RecordsMoved);

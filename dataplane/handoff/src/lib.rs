@@ -92,6 +92,11 @@ pub enum Answer {
         /// Locator of the server that refused it.
         owner: IpAddr,
     },
+    /// A server has died: drop all redirects to it (R13).
+    OwnerDead {
+        /// Its locator.
+        owner: IpAddr,
+    },
 }
 
 /// A worker's end of its rings.

@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
+use holdfast_handoff::Answer;
 use rand::RngExt;
 
-use super::Node;
+use super::{Action, Node};
 use crate::config::{Config, us};
 use crate::id::Id;
 use crate::message::{NODES_MAX, Sender};
@@ -296,6 +297,8 @@ impl Node {
         self.count(Counter::PeersDead);
         tracing::warn!(peer = %contact.address, peers = self.table.len(), "peer lost");
         self.remember_dead(contact.address);
+        let answer = Answer::OwnerDead { owner: contact.address.ip() };
+        self.actions.push(Action::Answer { ring: 0, answer });
         if let Some(contact) = successor.and_then(|id| self.table.get_mut(id)) {
             contact.ping_at_us = self.now_us;
         }

@@ -42,6 +42,8 @@ struct Host {
     started_us: u64,
     wakes_us: u64,
     answers: VecDeque<Answer>,
+    /// Locators of servers that the workers were told are dead.
+    dead: Vec<IpAddr>,
     reports: Vec<LookupReport>,
     observed: Vec<Version>,
 }
@@ -128,6 +130,7 @@ impl Network {
             started_us: self.now_us,
             wakes_us: self.now_us,
             answers: VecDeque::new(),
+            dead: Vec::new(),
             reports: Vec::new(),
             observed: Vec::new(),
         };
@@ -208,7 +211,11 @@ impl Network {
                 }
                 Action::Answer { ring, answer } => {
                     assert_eq!(ring, 0);
-                    self.host(locator).answers.push_back(answer);
+                    let host = self.host(locator);
+                    match answer {
+                        Answer::OwnerDead { owner } => host.dead.push(owner),
+                        answer => host.answers.push_back(answer),
+                    }
                 }
                 Action::Observe(version) => self.host(locator).observed.push(version),
                 Action::Report { report, .. } => self.host(locator).reports.push(*report),
@@ -314,6 +321,11 @@ impl Network {
 
     pub fn answer_at(&mut self, locator: IpAddr) -> Option<Answer> {
         self.host(locator).answers.pop_front()
+    }
+
+    /// The servers that node `n` told its workers are dead, in order.
+    pub fn dead_owners(&mut self, n: usize) -> Vec<IpAddr> {
+        self.host(locator(n)).dead.clone()
     }
 
     /// Transaction of the last request that anyone sent to node `n`.
