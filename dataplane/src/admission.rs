@@ -37,9 +37,10 @@ pub enum Refusal {
     Source,
 }
 
-/// Tokens in millionths, so that a microsecond's worth at one a second is whole.
+/// Tokens that come at a rate, in millionths, so that a microsecond's worth at one a second is
+/// whole.
 #[derive(Debug, Clone, Copy)]
-struct TokenBucket {
+pub struct TokenBucket {
     tokens: u64,
     filled: Now,
 }
@@ -47,7 +48,9 @@ struct TokenBucket {
 const TOKEN: u64 = 1_000_000;
 
 impl TokenBucket {
-    fn full(burst: u32) -> TokenBucket {
+    /// A bucket with `burst` tokens.
+    #[must_use]
+    pub fn full(burst: u32) -> TokenBucket {
         TokenBucket { tokens: u64::from(burst) * TOKEN, filled: Now::from_us(0) }
     }
 
@@ -57,6 +60,17 @@ impl TokenBucket {
         self.tokens = self.tokens.saturating_add(gained).min(u64::from(burst) * TOKEN);
         self.filled = now;
         self.tokens >= TOKEN
+    }
+}
+
+impl TokenBucket {
+    /// Takes a token, if there is one by now.
+    pub fn take(&mut self, now: Now, per_second: u32, burst: u32) -> bool {
+        let any = self.refill(now, per_second, burst);
+        if any {
+            self.tokens -= TOKEN;
+        }
+        any
     }
 }
 

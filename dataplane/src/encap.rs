@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::frame::Frame;
 
 /// Ethernet header and one 802.1Q tag.
-const LINK_HEADER_MAX: usize = 18;
+pub(crate) const LINK_HEADER_MAX: usize = 18;
 /// Hops a tunnel packet may take.
 const TTL: u8 = 64;
 /// Lowest source port of tunnel packets: the dynamic range (RFC 6335), 14 bits of entropy.
@@ -122,7 +122,7 @@ pub fn decapsulate<F: Frame>(frame: &mut F, outer: &Packet, inner: &Packet) -> O
 }
 
 /// The bytes in front of the IP header, which [`Packet`] found to be 14 or 18.
-fn link_header(frame: &[u8], network_offset: usize) -> ([u8; LINK_HEADER_MAX], usize) {
+pub(crate) fn link_header(frame: &[u8], network_offset: usize) -> ([u8; LINK_HEADER_MAX], usize) {
     let length = network_offset.clamp(size_of::<Ethernet>(), LINK_HEADER_MAX);
     let mut link = [0; LINK_HEADER_MAX];
     link[..length].copy_from_slice(&frame[..length]);

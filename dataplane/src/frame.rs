@@ -12,6 +12,8 @@ pub trait Frame {
     fn prepend(&mut self, count: usize) -> Option<()>;
     /// Takes `count` bytes off the front. `None`, and nothing changed, when there are fewer.
     fn trim_front(&mut self, count: usize) -> Option<()>;
+    /// Cuts the frame to `length` bytes, if it is longer.
+    fn truncate(&mut self, length: usize);
 }
 
 impl Frame for holdfast_dpdk::Mbuf {
@@ -29,6 +31,12 @@ impl Frame for holdfast_dpdk::Mbuf {
 
     fn trim_front(&mut self, count: usize) -> Option<()> {
         holdfast_dpdk::Mbuf::trim_front(self, count)
+    }
+
+    fn truncate(&mut self, length: usize) {
+        let excess = self.len().saturating_sub(length);
+        // Only a frame in one piece comes here, so all of the excess is in its last segment.
+        let _ = self.trim_back(excess);
     }
 }
 
@@ -72,5 +80,9 @@ impl Frame for MemFrame {
         }
         self.start += count;
         Some(())
+    }
+
+    fn truncate(&mut self, length: usize) {
+        self.buffer.truncate(self.start + length);
     }
 }

@@ -12,15 +12,16 @@ use arrayvec::ArrayVec;
 use holdfast_handoff::{
     Announcement, Answer, Clock, Resolution, Resolve, Version, WorkerEnd, unix_us,
 };
-use holdfast_net::FlowKey;
 use holdfast_net::headers::TcpFlags;
+use holdfast_net::{FlowKey, Packet};
 use ipnet::IpNet;
 
-use crate::admission::{Admission, AdmissionLimits, Refusal, source_prefix};
+use crate::admission::{Admission, AdmissionLimits, Refusal, TokenBucket, source_prefix};
 use crate::classify::{self, Classifier, FromHost, FromUplink, Segment};
 use crate::encap::{self, EncapError, Tunnel};
 use crate::frame::Frame;
 use crate::idle::{Idle, IdleStrategy};
+use crate::mss;
 use crate::parking::{self, Park, Parking, ParkingLimits};
 use crate::port::{BURST, Port};
 use crate::session::expiry::{self, Sweep, Timeouts};
@@ -29,6 +30,7 @@ use crate::session::table::{Found, Insert, Replace, SessionTable};
 use crate::session::{Session, State};
 use crate::stats::{Counter, WorkerCounters};
 use crate::time::{Now, Tick};
+use crate::too_big;
 
 /// Frames that wait to be sent out of one port, at most.
 const OUT_MAX: usize = 4 * BURST;
@@ -40,6 +42,9 @@ const HOUSEKEEPING_US: u64 = 1000;
 const DEAD_OWNERS_MAX: usize = 16;
 /// Buckets looked at for redirects to one dead owner in a turn of housekeeping.
 const ORPHANS_SLICE: usize = 1024;
+/// Answers to packets too big for the tunnel: per second, and at once.
+const TOO_BIG_PER_SECOND: u32 = 1000;
+const TOO_BIG_BURST: u32 = 256;
 /// Looks at an entry that another worker keeps changing, before the update is given up.
 const ATTEMPTS: usize = 4;
 
@@ -89,6 +94,7 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     sweep: Sweep,
     /// Dead owners, and the bucket that the search for redirects to them has come to.
     dead_owners: ArrayVec<(IpAddr, usize), DEAD_OWNERS_MAX>,
+    too_big_answers: TokenBucket,
     housekeeping_next: Now,
 }
 
@@ -134,6 +140,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             admission: Admission::new(shared.settings.admission),
             sweep: Sweep::new(&shared.table, index, count),
             dead_owners: ArrayVec::new(),
+            too_big_answers: TokenBucket::full(TOO_BIG_BURST),
             housekeeping_next: Now::default(),
             shared,
         }
@@ -215,7 +222,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn take_out_of_tunnel(
         &mut self,
         mut frame: U::Frame,
-        outer: holdfast_net::Packet,
+        outer: Packet,
         sender: IpAddr,
     ) -> Option<Arrival<U::Frame>> {
         if !self.is_member(sender) {
@@ -327,7 +334,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn act(&mut self, verdict: Verdict, frame: U::Frame, segment: &Segment, now: Now) {
         match verdict {
             Verdict::Host => self.send_host(frame),
-            Verdict::Tunnel(owner) => self.send_tunnel(frame, segment, owner),
+            Verdict::Tunnel(owner) => self.send_tunnel(frame, segment, owner, now),
             Verdict::Park => self.park(frame, segment.flow, now),
             // Dropping the frame gives its buffer back.
             Verdict::Drop(counter) => self.count(counter),
@@ -366,9 +373,12 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
 
         let mut segments = ArrayVec::<Segment, BURST>::new();
         let mut flows = ArrayVec::<_, BURST>::new();
-        for frame in &burst {
+        for frame in &mut burst {
             let read = self.shared.settings.classifier.read_host(frame.data());
             if let FromHost::Segment(segment) = read {
+                if segment.flags.contains(TcpFlags::SYN) {
+                    self.clamp_mss(frame, &segment.packet);
+                }
                 flows.push(segment.flow);
                 segments.push(segment);
             }
@@ -382,6 +392,16 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             self.send_uplink(frame);
         }
         true
+    }
+
+    /// R11: the client's segments are to fit a tunnel, should their session move.
+    fn clamp_mss(&self, frame: &mut U::Frame, packet: &Packet) {
+        let Settings { classifier, uplink_mtu, .. } = &*self.shared.settings;
+        let overhead = encap::overhead(classifier.locator);
+        let limit = mss::limit(&packet.network, *uplink_mtu, overhead);
+        if mss::clamp(frame.data_mut(), packet, limit) {
+            self.count(Counter::MssClamped);
+        }
     }
 
     /// R3, R7, R8: what a service sends tells the truth about its session.
@@ -710,7 +730,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    fn send_tunnel(&mut self, mut frame: U::Frame, segment: &Segment, owner: IpAddr) {
+    fn send_tunnel(&mut self, mut frame: U::Frame, segment: &Segment, owner: IpAddr, now: Now) {
         let Settings { classifier, uplink_mtu, .. } = &*self.shared.settings;
         let tunnel =
             Tunnel { local: classifier.locator, remote: owner, port: classifier.tunnel_port };
@@ -720,8 +740,20 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 self.count(Counter::TunnelSent);
                 self.send_uplink(frame);
             }
-            Err(EncapError::TooBig) => self.count(Counter::TunnelTooBig),
+            Err(EncapError::TooBig) => self.answer_too_big(frame, &segment.packet, tunnel, now),
             Err(EncapError::NoHeadroom) => self.count(Counter::TunnelNoHeadroom),
+        }
+    }
+
+    /// R11: the tunnel is no black hole. The sender learns what fits, and TCP sends it again.
+    fn answer_too_big(&mut self, mut frame: U::Frame, packet: &Packet, tunnel: Tunnel, now: Now) {
+        let mtu = self.shared.settings.uplink_mtu.saturating_sub(encap::overhead(tunnel.remote));
+        let may = self.too_big_answers.take(now, TOO_BIG_PER_SECOND, TOO_BIG_BURST);
+        if may && too_big::answer(&mut frame, packet, mtu).is_some() {
+            self.count(Counter::TooBigAnswered);
+            self.send_uplink(frame);
+        } else {
+            self.count(Counter::TunnelTooBig);
         }
     }
 

@@ -7,6 +7,7 @@ mod support;
 use holdfast_dataplane::session::{Session, State};
 use holdfast_dataplane::stats::Counter;
 use holdfast_handoff::{Announcement, Answer, Resolution};
+use holdfast_net::{Packet, Transport};
 use support::{ACK, Bench, FIN_ACK, Net, Options, RST, SYN, SYN_ACK, inside, nets, owner};
 
 fn both(dialogue: impl Fn(Net)) {
@@ -525,12 +526,46 @@ fn frames_wait_for_a_full_port_and_are_counted_when_too_many_do() {
 }
 
 #[test]
-fn a_segment_too_big_for_the_tunnel_is_counted() {
+fn r11_a_segment_too_big_for_the_tunnel_is_answered_with_the_mtu_that_fits() {
     both(|net| {
         let mut bench = Bench::new(net);
         bench.redirect(1000);
         bench.uplink_brings(&net.client_segment(1000, ACK, &[0; 1440]));
-        assert_eq!(bench.uplink_gets(), None);
-        assert_eq!(bench.count(Counter::TunnelTooBig), 1);
+        let answer = bench.uplink_gets().expect("an answer");
+        let packet = Packet::from_ethernet(&answer).unwrap().unwrap();
+        assert_eq!(
+            (packet.network.source(), packet.network.destination()),
+            (net.service, net.client)
+        );
+        let (protocol, mtu_at, mtu) =
+            if net.client.is_ipv4() { (1, 6, 1468) } else { (58, 6, 1448) };
+        assert_eq!(packet.transport, Transport::Other(protocol));
+        let at = packet.transport_offset + mtu_at;
+        assert_eq!(u16::from_be_bytes([answer[at], answer[at + 1]]), mtu);
+        assert_eq!(bench.count(Counter::TooBigAnswered), 1);
+        for _ in 0..300 {
+            bench.uplink_brings(&net.client_segment(1000, ACK, &[0; 1440]));
+        }
+        assert!(bench.count(Counter::TunnelTooBig) > 0, "answers have a limit");
+    });
+}
+
+#[test]
+fn r11_the_mss_of_a_syn_ack_leaves_room_for_the_tunnel() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        let syn_ack = |mss| {
+            let mut frame = net.host_segment(1000, SYN_ACK, &[2, 4, (mss >> 8) as u8, mss as u8]);
+            // The payload becomes an option, whose kind, length and value it is.
+            let offset = if net.client.is_ipv4() { 14 + 20 } else { 14 + 40 };
+            frame[offset + 12] = 6 << 4;
+            frame
+        };
+        bench.host_sends(&syn_ack(1460u16));
+        let sent = bench.uplink_gets().unwrap();
+        let limit = if net.client.is_ipv4() { 1428 } else { 1388 };
+        let mss = sent.len() - 2;
+        assert_eq!(sent[mss..], syn_ack(limit)[mss..]);
+        assert_eq!(bench.count(Counter::MssClamped), 1);
     });
 }

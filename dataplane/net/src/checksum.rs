@@ -29,6 +29,12 @@ pub fn checksum(bytes: &[u8]) -> u16 {
     !sum(bytes)
 }
 
+/// The ones'-complement sum of two folded sums.
+#[must_use]
+pub fn add(left: u16, right: u16) -> u16 {
+    fold(u64::from(left) + u64::from(right))
+}
+
 /// The checksum after one 16-bit word of the covered data changed from `old` to `new`
 /// (RFC 1624 §3, equation 3).
 #[must_use]

@@ -1,0 +1,181 @@
+//! Answers a packet that does not fit the tunnel with the MTU that would (R11): ICMP
+//! "fragmentation needed" (RFC 792, RFC 1191 §4) or ICMPv6 "packet too big" (RFC 4443 §3.2).
+//! Turns the packet itself into the answer; never allocates.
+
+use holdfast_net::checksum::{add, checksum, sum};
+use holdfast_net::headers::{Ethernet, Ipv4, Ipv6};
+use holdfast_net::{Network, Packet};
+use zerocopy::IntoBytes;
+
+use crate::encap::{LINK_HEADER_MAX, link_header};
+use crate::frame::Frame;
+
+const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_ICMPV6: u8 = 58;
+/// Type, code, checksum, unused or MTU: 8 bytes in both families.
+const ICMP_HEADER: usize = 8;
+/// Longest answer over IPv4 in bytes (RFC 1812 §4.3.2.3).
+const ANSWER_MAX_IPV4: usize = 576;
+/// Longest answer over IPv6 in bytes: its minimum MTU (RFC 4443 §2.4).
+const ANSWER_MAX_IPV6: usize = 1280;
+const TTL: u8 = 64;
+
+/// Turns `frame`, whose IP packet is `packet`, into the answer to its sender that at most `mtu`
+/// bytes fit. `None`, and the frame unchanged, when it may not be answered so: over IPv4 without
+/// DF it would have to be fragmented, or there is no room in front.
+pub fn answer<F: Frame>(frame: &mut F, packet: &Packet, mtu: usize) -> Option<()> {
+    let (header_length, answer_max) = match packet.network {
+        Network::Ipv4 { .. } if !has_dont_fragment(frame.data(), packet) => return None,
+        Network::Ipv4 { .. } => (size_of::<Ipv4>(), ANSWER_MAX_IPV4),
+        Network::Ipv6 { .. } => (size_of::<Ipv6>(), ANSWER_MAX_IPV6),
+    };
+    let overhead = header_length + ICMP_HEADER;
+    let quoted = (packet.end - packet.network_offset).min(answer_max - overhead);
+    let (link, link_length) = link_header(frame.data(), packet.network_offset);
+    frame.prepend(overhead)?;
+    frame.truncate(link_length + overhead + quoted);
+
+    let (outer_link, answer) = frame.data_mut().split_at_mut(link_length);
+    write_link(outer_link, &link);
+    let (network, icmp) = answer.split_at_mut(header_length);
+    let mtu = u32::try_from(mtu).unwrap_or(u32::MAX);
+    match packet.network {
+        Network::Ipv4 { source, destination } => {
+            let length = overhead + quoted;
+            write_ipv4(network, destination, source, length);
+            // Type 3, code 4; the MTU stands in the last two bytes of the header.
+            icmp[..ICMP_HEADER].copy_from_slice(&[3, 4, 0, 0, 0, 0, (mtu >> 8) as u8, mtu as u8]);
+            let sum = checksum(icmp);
+            icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+        }
+        Network::Ipv6 { source, destination } => {
+            let length = ICMP_HEADER + quoted;
+            write_ipv6(network, destination, source, length);
+            icmp[..4].copy_from_slice(&[2, 0, 0, 0]);
+            icmp[4..8].copy_from_slice(&mtu.to_be_bytes());
+            let pseudo = [0, 0, (length >> 8) as u8, length as u8, 0, 0, 0, PROTOCOL_ICMPV6];
+            let addresses = add(sum(&source), sum(&destination));
+            let sum = !add(add(addresses, sum(&pseudo)), sum(icmp));
+            icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+        }
+    }
+    Some(())
+}
+
+fn has_dont_fragment(frame: &[u8], packet: &Packet) -> bool {
+    // Flags stand in the upper bits of byte 6.
+    frame.get(packet.network_offset + 6).is_some_and(|flags| flags & 0x40 != 0)
+}
+
+/// Back to where the packet came from, the EtherType as it was.
+fn write_link(bytes: &mut [u8], link: &[u8; LINK_HEADER_MAX]) {
+    let length = bytes.len();
+    bytes.copy_from_slice(&link[..length]);
+    bytes[..6].copy_from_slice(&link[6..12]);
+    bytes[6..12].copy_from_slice(&link[..6]);
+    debug_assert!(length >= size_of::<Ethernet>());
+}
+
+fn write_ipv4(bytes: &mut [u8], source: [u8; 4], destination: [u8; 4], length: usize) {
+    let mut header = Ipv4 {
+        version_ihl: 0x45,
+        tos: 0,
+        total_length: (length as u16).into(),
+        identification: 0.into(),
+        flags_fragment: 0x4000.into(),
+        ttl: TTL,
+        protocol: PROTOCOL_ICMP,
+        checksum: 0.into(),
+        source,
+        destination,
+    };
+    header.checksum = checksum(header.as_bytes()).into();
+    bytes.copy_from_slice(header.as_bytes());
+}
+
+fn write_ipv6(bytes: &mut [u8], source: [u8; 16], destination: [u8; 16], length: usize) {
+    let header = Ipv6 {
+        version_class_label: 0x6000_0000.into(),
+        payload_length: (length as u16).into(),
+        next_header: PROTOCOL_ICMPV6,
+        hop_limit: TTL,
+        source,
+        destination,
+    };
+    bytes.copy_from_slice(header.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::MemFrame;
+    use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, SlicedPacket, TransportSlice};
+    use etherparse::{NetSlice, icmpv4::DestUnreachableHeader};
+
+    fn segment(v6: bool, payload: usize) -> Vec<u8> {
+        let ethernet = PacketBuilder::ethernet2([0xaa; 6], [0xbb; 6]);
+        let ip = if v6 {
+            ethernet.ipv6([3; 16], [4; 16], 64)
+        } else {
+            ethernet.ipv4([20, 1, 1, 1], [192, 168, 0, 1], 64)
+        };
+        let mut frame = Vec::new();
+        ip.tcp(1234, 80, 7, 1000).ack(9).write(&mut frame, &vec![7; payload]).expect("fits");
+        frame
+    }
+
+    fn answered(bytes: &[u8], mtu: usize) -> Option<Vec<u8>> {
+        let packet = Packet::from_ethernet(bytes).expect("sound").expect("IP");
+        let mut frame = MemFrame::new(bytes);
+        let outcome = answer(&mut frame, &packet, mtu);
+        assert!(outcome.is_some() || frame.data() == bytes, "unchanged when not answered");
+        outcome.map(|()| frame.data().to_vec())
+    }
+
+    #[test]
+    fn r11_fragmentation_needed_names_the_mtu_and_quotes_the_packet() {
+        let bytes = segment(false, 1400);
+        let answer = answered(&bytes, 1468).expect("answered");
+        assert_eq!(answer[..12], [&[0xaa; 6][..], &[0xbb; 6]].concat(), "back where it came from");
+        let sliced = SlicedPacket::from_ethernet(&answer).expect("sound");
+        let Some(NetSlice::Ipv4(ip)) = &sliced.net else { panic!("no IPv4") };
+        let header = ip.header().to_header();
+        assert_eq!((header.source, header.destination), ([192, 168, 0, 1], [20, 1, 1, 1]));
+        assert_eq!(header.header_checksum, header.calc_header_checksum());
+        let Some(TransportSlice::Icmpv4(icmp)) = &sliced.transport else { panic!("no ICMP") };
+        let needed = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1468 };
+        assert_eq!(icmp.icmp_type(), Icmpv4Type::DestinationUnreachable(needed));
+        assert_eq!(checksum(icmp.slice()), 0);
+        assert_eq!(icmp.payload(), &bytes[14..14 + 576 - 28]);
+    }
+
+    #[test]
+    fn r11_packet_too_big_names_the_mtu_and_quotes_the_packet() {
+        let bytes = segment(true, 1400);
+        let answer = answered(&bytes, 1448).expect("answered");
+        let sliced = SlicedPacket::from_ethernet(&answer).expect("sound");
+        let Some(NetSlice::Ipv6(ip)) = &sliced.net else { panic!("no IPv6") };
+        let header = ip.header().to_header();
+        assert_eq!((header.source, header.destination), ([4; 16], [3; 16]));
+        let Some(TransportSlice::Icmpv6(icmp)) = &sliced.transport else { panic!("no ICMPv6") };
+        assert_eq!(icmp.icmp_type(), Icmpv6Type::PacketTooBig { mtu: 1448 });
+        assert!(icmp.is_checksum_valid(header.source, header.destination));
+        assert_eq!(icmp.payload(), &bytes[14..14 + 1280 - 48]);
+    }
+
+    #[test]
+    fn r11_without_dont_fragment_there_is_no_answer() {
+        let mut bytes = segment(false, 1400);
+        bytes[20] &= !0x40;
+        assert_eq!(answered(&bytes, 1468), None);
+    }
+
+    #[test]
+    fn a_short_packet_is_quoted_whole() {
+        for v6 in [false, true] {
+            let bytes = segment(v6, 10);
+            let answer = answered(&bytes, 1300).expect("answered");
+            assert!(answer.ends_with(&bytes[14..]));
+        }
+    }
+}
