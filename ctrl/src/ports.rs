@@ -1,6 +1,7 @@
 //! Turns the devices of the configuration into started DPDK ports, with a queue pair of each per
 //! worker. Never touches a packet.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -117,7 +118,7 @@ impl Ports {
             .with_context(|| format!("starting the uplink {uplink}"))?;
         let host = &config.host_port.device;
         let (host_ports, host_queues) =
-            start(eal, host, 1, config.host_port.mac, &port_config, &pools)
+            start(eal, host, 1, Some(host_mac(config)), &port_config, &pools)
                 .with_context(|| format!("starting the host port {host}"))?;
         for (role, ports) in [("uplink", &uplink_ports), ("host port", &host_ports)] {
             ports.iter().for_each(|port| info!("{role}: {}", port.info()));
@@ -242,6 +243,21 @@ fn start(
         pairs.extend(queues.map(|(receive, transmit)| DpdkPort { receive, transmit }));
     }
     Ok((ports, pairs))
+}
+
+/// The TAP's Ethernet address: the configured one, or one made of the locator. It is the same
+/// after every start, so that neighbours need not learn a new one.
+fn host_mac(config: &Config) -> MacAddress {
+    config.host_port.mac.unwrap_or_else(|| {
+        let tail = match config.node.locator {
+            IpAddr::V4(locator) => locator.to_bits(),
+            // The interface identifier is what tells servers of one prefix apart.
+            IpAddr::V6(locator) => locator.to_bits() as u32,
+        };
+        let [a, b, c, d] = tail.to_be_bytes();
+        // Locally administered (IEEE 802).
+        MacAddress([0x02, 0x68, a, b, c, d])
+    })
 }
 
 /// What an AF_XDP interface receives on a queue that no worker has would go to the kernel and be

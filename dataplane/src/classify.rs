@@ -4,7 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use arrayvec::ArrayVec;
-use holdfast_net::headers::{Gue, PROTOCOL_IPV4, PROTOCOL_IPV6, TcpFlags, Udp};
+use holdfast_net::headers::{
+    Gue, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPV4, PROTOCOL_IPV6, TcpFlags, Udp,
+};
 use holdfast_net::{FlowKey, Malformed, Network, Packet, Transport};
 use thiserror::Error;
 use zerocopy::FromBytes;
@@ -48,12 +50,12 @@ impl Services {
     }
 }
 
-/// A TCP segment of a service's flow.
+/// A TCP segment of a service's flow, or an ICMP error about one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// Its flow.
     pub flow: FlowKey,
-    /// Its control bits.
+    /// Its control bits; an ICMP error's are all clear.
     pub flags: TcpFlags,
     /// Where its headers are.
     pub packet: Packet,
@@ -70,6 +72,8 @@ pub enum FromUplink {
     Fragment,
     /// A client's segment to a service.
     Segment(Segment),
+    /// An ICMP error about a service's segment to a client (R9).
+    IcmpError(Segment),
     /// A tunnel packet to our locator.
     Tunnel {
         /// Where the outer headers are.
@@ -119,6 +123,12 @@ impl Classifier {
             {
                 FromUplink::Tunnel { outer: packet, sender: packet.network.source() }
             }
+            Transport::Other(PROTOCOL_ICMP | PROTOCOL_ICMPV6) => {
+                match self.icmp_error(frame, packet) {
+                    Some(segment) => FromUplink::IcmpError(segment),
+                    None => FromUplink::Other,
+                }
+            }
             Transport::Fragment if self.services.has_address(destination) => FromUplink::Fragment,
             _ => FromUplink::Other,
         }
@@ -145,6 +155,27 @@ impl Classifier {
             }
         };
         FromHost::Segment(Segment { flow, flags, packet })
+    }
+
+    /// The flow of the service's segment that an ICMP error is about: the quoted one, reversed
+    /// (R9).
+    #[must_use]
+    pub fn icmp_error(&self, frame: &[u8], packet: Packet) -> Option<Segment> {
+        let quoted = packet.quoted_tcp(frame)?;
+        let service = SocketAddr::new(quoted.network.source(), quoted.source_port);
+        let client = SocketAddr::new(quoted.network.destination(), quoted.destination_port);
+        if !self.services.contains(service.ip(), service.port()) {
+            return None;
+        }
+        let flow = FlowKey::tcp(client, service)?;
+        Some(Segment { flow, flags: TcpFlags(0), packet })
+    }
+
+    /// What a tunnel may bring in the packet at `inner` of `frame`: a client's segment to a
+    /// service, or an ICMP error about a service's segment.
+    #[must_use]
+    pub fn inside(&self, frame: &[u8], inner: Packet) -> Option<Segment> {
+        self.inbound_segment(inner).or_else(|| self.icmp_error(frame, inner))
     }
 
     /// The client's segment to a service in `packet`, if that is what it is.

@@ -37,6 +37,7 @@ counters! {
     HostUnsent "host_unsent" "Frames dropped because the host port's transmit queue stayed full."
     Passed "passed" "Frames from the uplink that are no service's TCP, passed to the host."
     MalformedPassed "malformed_passed" "Frames that claim to be IP and are not sound, passed on for the kernel to judge."
+    IcmpError "icmp_error" "ICMP errors about services' segments, taken to the session's owner (R9)."
     FragmentPassed "fragment_passed" "Fragments to or from a service's address, passed on as they are."
     SynToHost "syn_to_host" "SYNs to a service, given to the host (R2)."
     LocalHit "local_hit" "Segments of local sessions, given to the host (R4)."

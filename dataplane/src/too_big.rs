@@ -3,15 +3,13 @@
 //! Turns the packet itself into the answer; never allocates.
 
 use holdfast_net::checksum::{add, checksum, sum};
-use holdfast_net::headers::{Ethernet, Ipv4, Ipv6};
+use holdfast_net::headers::{Ethernet, Ipv4, Ipv6, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use holdfast_net::{Network, Packet};
 use zerocopy::IntoBytes;
 
 use crate::encap::{LINK_HEADER_MAX, link_header};
 use crate::frame::Frame;
 
-const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_ICMPV6: u8 = 58;
 /// Type, code, checksum, unused or MTU: 8 bytes in both families.
 const ICMP_HEADER: usize = 8;
 /// Longest answer over IPv4 in bytes (RFC 1812 §4.3.2.3).

@@ -205,6 +205,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn arrival(&mut self, frame: U::Frame) -> Option<Arrival<U::Frame>> {
         match self.shared.settings.classifier.read_uplink(frame.data()) {
             FromUplink::Segment(segment) => Some(Arrival { frame, segment, sender: None }),
+            FromUplink::IcmpError(segment) => {
+                self.count(Counter::IcmpError);
+                Some(Arrival { frame, segment, sender: None })
+            }
             FromUplink::Tunnel { outer, sender } => self.take_out_of_tunnel(frame, outer, sender),
             FromUplink::Other => self.pass(frame, Counter::Passed),
             FromUplink::Malformed(_) => self.pass(frame, Counter::MalformedPassed),
@@ -231,7 +235,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let Ok(inner) = classify::tunnelled(frame.data(), &outer) else {
             return self.refuse(Counter::TunnelMalformed);
         };
-        if self.shared.settings.classifier.inbound_segment(inner).is_none() {
+        if self.shared.settings.classifier.inside(frame.data(), inner).is_none() {
             return self.refuse(Counter::TunnelNotService);
         }
         if encap::decapsulate(&mut frame, &outer, &inner).is_none() {
@@ -239,7 +243,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
         // The headers have moved: read the frame again, as the host will.
         match self.shared.settings.classifier.read_uplink(frame.data()) {
-            FromUplink::Segment(segment) => {
+            FromUplink::Segment(segment) | FromUplink::IcmpError(segment) => {
                 self.count(Counter::TunnelReceived);
                 Some(Arrival { frame, segment, sender: Some(sender) })
             }
@@ -265,7 +269,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Some(found) => match found.session {
                 Session::Local { .. } => {
                     self.count(Counter::LocalHit);
-                    self.advance(&segment.flow, found, Event::from_client(segment.flags), now);
+                    self.hear_client(segment, found, now);
                     Verdict::Host
                 }
                 Session::Redirect { owner } => {
@@ -292,7 +296,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     ) -> Verdict {
         match found {
             Some(found) if matches!(found.session, Session::Local { .. }) => {
-                self.advance(&segment.flow, found, Event::from_client(segment.flags), now);
+                self.hear_client(segment, found, now);
             }
             _ => {
                 let not_mine = Announcement::NotMine { flow: segment.flow, sender };
@@ -301,6 +305,14 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
         }
         Verdict::Host
+    }
+
+    /// What a client's segment means to our session. An ICMP error means nothing to it (R9), and
+    /// nor does a segment without any control bit, which no TCP sends.
+    fn hear_client(&mut self, segment: &Segment, found: Found, now: Now) {
+        if segment.flags != TcpFlags(0) {
+            self.advance(&segment.flow, found, Event::from_client(segment.flags), now);
+        }
     }
 
     /// R2: a SYN supersedes what was known of the flow's earlier life.
@@ -595,7 +607,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         };
         for frame in self.parking.release(flow).into_iter().flatten() {
             let read = self.shared.settings.classifier.read_uplink(frame.data());
-            let FromUplink::Segment(segment) = read else {
+            let (FromUplink::Segment(segment) | FromUplink::IcmpError(segment)) = read else {
                 continue;
             };
             match verdict {

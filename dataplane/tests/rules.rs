@@ -526,6 +526,53 @@ fn frames_wait_for_a_full_port_and_are_counted_when_too_many_do() {
 }
 
 #[test]
+fn r9_an_icmp_error_goes_where_the_session_is() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1);
+        let mine = net.icmp_error(&net.host_segment(1, ACK, &[7; 1000]));
+        bench.uplink_brings(&mine);
+        assert_eq!(bench.host_gets(), Some(mine));
+
+        bench.redirect(2);
+        let theirs = net.icmp_error(&net.host_segment(2, ACK, &[7; 1000]));
+        bench.uplink_brings(&theirs);
+        assert_eq!(
+            inside(&bench.uplink_gets().unwrap()),
+            (net.me, net.other, theirs[14..].to_vec())
+        );
+
+        let strays = net.icmp_error(&net.host_segment(3, ACK, &[7; 1000]));
+        bench.uplink_brings(&strays);
+        assert_eq!(bench.asks(), Some(net.flow(3)), "looked up like a segment of the flow");
+        bench.core_answers(net.flow(3), owner(net.other));
+        assert_eq!(inside(&bench.uplink_gets().unwrap()).2, strays[14..]);
+
+        let tunnelled = net.icmp_error(&net.host_segment(1, ACK, &[8; 1000]));
+        bench.uplink_brings(&net.tunnelled(&tunnelled, net.other));
+        assert_eq!(bench.host_gets(), Some(tunnelled));
+        assert_eq!(local_state(&bench, 1), Some(State::Established));
+        assert_eq!(bench.count(Counter::IcmpError), 3);
+    });
+}
+
+#[test]
+fn r9_an_icmp_error_completes_no_handshake_and_other_icmp_passes() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.host_sends(&net.host_segment(1, SYN_ACK, b""));
+        bench.uplink_brings(&net.icmp_error(&net.host_segment(1, SYN_ACK, &[7; 100])));
+        assert_eq!(local_state(&bench, 1), Some(State::HalfOpen));
+        bench.host_gets();
+        // About a segment of no service: the client's own.
+        let other = net.icmp_error(&net.client_segment(9, ACK, &[7; 100]));
+        bench.uplink_brings(&other);
+        assert_eq!(bench.host_gets(), Some(other));
+        assert_eq!(bench.asks(), None);
+    });
+}
+
+#[test]
 fn r11_a_segment_too_big_for_the_tunnel_is_answered_with_the_mtu_that_fits() {
     both(|net| {
         let mut bench = Bench::new(net);

@@ -115,7 +115,9 @@ impl Device {
     /// What is attached to get this device with `queues` queue pairs; nothing for a PCI device,
     /// which the EAL finds by itself (`--allow`). AF_XDP is one device per queue: veth has no
     /// "combined" channels, which the driver wants for more. `mac` is the address of a TAP; the
-    /// other devices have theirs. `role` tells the devices of a server apart.
+    /// other devices have theirs. A TAP outlives the daemon: without carrier, but with its
+    /// addresses and routes, for the next daemon to take over. `role` tells the devices of a
+    /// server apart.
     #[must_use]
     pub fn eal_vdevs(&self, role: u16, queues: u16, mac: Option<MacAddress>) -> Vec<String> {
         match self {
@@ -129,7 +131,7 @@ impl Device {
                 .collect(),
             Device::Tap { name: interface } => {
                 let mac = mac.map(|mac| format!(",mac={mac}")).unwrap_or_default();
-                vec![format!("net_tap{role},iface={interface}{mac}")]
+                vec![format!("net_tap{role},iface={interface}{mac},persist")]
             }
         }
     }
@@ -234,11 +236,11 @@ mod tests {
                 None,
                 &["net_af_xdp2,iface=eth1,start_queue=0", "net_af_xdp3,iface=eth1,start_queue=1"],
             ),
-            ("tap:host0", None, &["net_tap1,iface=host0"]),
+            ("tap:host0", None, &["net_tap1,iface=host0,persist"]),
             (
                 "tap:host0",
                 Some("02:00:00:00:00:0A"),
-                &["net_tap1,iface=host0,mac=02:00:00:00:00:0a"],
+                &["net_tap1,iface=host0,mac=02:00:00:00:00:0a,persist"],
             ),
         ];
         for (text, mac, expected) in rows {

@@ -13,6 +13,10 @@ pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// EtherType of an 802.1Q tag.
 pub const ETHERTYPE_VLAN: u16 = 0x8100;
 
+/// IP protocol number of ICMP (RFC 792).
+pub const PROTOCOL_ICMP: u8 = 1;
+/// IP protocol number of ICMPv6 (RFC 4443).
+pub const PROTOCOL_ICMPV6: u8 = 58;
 /// IP protocol number of IPv4 in IP (RFC 2003).
 pub const PROTOCOL_IPV4: u8 = 4;
 /// IP protocol number of TCP.

@@ -8,8 +8,8 @@ use zerocopy::FromBytes;
 
 use crate::headers::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet, Ipv4, Ipv6, NEXT_DESTINATION,
-    NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTOCOL_TCP, PROTOCOL_UDP, Tcp, TcpFlags, Udp,
-    Vlan,
+    NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP,
+    PROTOCOL_UDP, Tcp, TcpFlags, Udp, Vlan,
 };
 
 /// IPv6 extension headers that are walked before a packet counts as malformed.
@@ -152,6 +152,69 @@ impl Packet {
             None => Err(Malformed::Truncated),
         }
     }
+}
+
+/// Types of ICMP errors that quote the packet they are about: destination unreachable (among
+/// them "fragmentation needed"), time exceeded, parameter problem (RFC 792).
+const ICMP_ERRORS: [u8; 3] = [3, 11, 12];
+/// The same of ICMPv6 (RFC 4443 §3): unreachable, too big, time exceeded, parameter problem.
+const ICMPV6_ERRORS: std::ops::RangeInclusive<u8> = 1..=4;
+/// What stands in front of the quoted packet, in both families.
+const ICMP_HEADER: usize = 8;
+
+/// The TCP segment that an ICMP error is about, as far as it is sure to be quoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quoted {
+    /// Its addresses.
+    pub network: Network,
+    /// Its source port.
+    pub source_port: u16,
+    /// Its destination port.
+    pub destination_port: u16,
+}
+
+impl Packet {
+    /// The TCP segment that this packet of `frame` quotes, if it is an ICMP error about one. Its
+    /// header may be cut off behind the ports: that is all a router has to quote (RFC 792).
+    #[must_use]
+    pub fn quoted_tcp(&self, frame: &[u8]) -> Option<Quoted> {
+        let icmp = frame.get(self.transport_offset..self.end)?;
+        let quoted = icmp.get(ICMP_HEADER..)?;
+        match (self.transport, self.network) {
+            (Transport::Other(PROTOCOL_ICMP), Network::Ipv4 { .. })
+                if ICMP_ERRORS.contains(&icmp[0]) =>
+            {
+                let (header, _) = Ipv4::ref_from_prefix(quoted).ok()?;
+                let first = header.flags_fragment.get() & 0x1fff == 0;
+                let sound = header.version_ihl >> 4 == 4 && header.header_length() >= 20;
+                if !sound || header.protocol != PROTOCOL_TCP || !first {
+                    return None;
+                }
+                let network =
+                    Network::Ipv4 { source: header.source, destination: header.destination };
+                quoted_ports(network, quoted.get(header.header_length()..)?)
+            }
+            (Transport::Other(PROTOCOL_ICMPV6), Network::Ipv6 { .. })
+                if ICMPV6_ERRORS.contains(&icmp[0]) =>
+            {
+                let (header, rest) = Ipv6::ref_from_prefix(quoted).ok()?;
+                if header.version_class_label.get() >> 28 != 6 || header.next_header != PROTOCOL_TCP
+                {
+                    return None;
+                }
+                let network =
+                    Network::Ipv6 { source: header.source, destination: header.destination };
+                quoted_ports(network, rest)
+            }
+            _ => None,
+        }
+    }
+}
+
+fn quoted_ports(network: Network, segment: &[u8]) -> Option<Quoted> {
+    let [a, b, c, d, ..] = *segment else { return None };
+    let (source_port, destination_port) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+    Some(Quoted { network, source_port, destination_port })
 }
 
 fn ipv4(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
@@ -319,6 +382,31 @@ mod tests {
     }
 
     #[test]
+    fn r9_an_icmp_error_names_the_segment_it_is_about() {
+        let segment = v4(b"hello");
+        for (kind, quoted, expected) in [(3u8, 28usize, true), (3, 23, false), (8, 28, false)] {
+            let mut frame = Vec::new();
+            let icmp = etherparse::Icmpv4Type::Unknown {
+                type_u8: kind,
+                code_u8: 4,
+                bytes5to8: [0, 0, 5, 120],
+            };
+            PacketBuilder::ethernet2([1; 6], [2; 6])
+                .ipv4([10, 1, 1, 1], [20, 1, 1, 1], 64)
+                .icmpv4(icmp)
+                .write(&mut frame, &segment[14..14 + quoted])
+                .expect("fits");
+            let packet = Packet::from_ethernet(&frame).expect("sound").expect("IP");
+            let quoted = packet.quoted_tcp(&frame);
+            assert_eq!(quoted.is_some(), expected, "type {kind}, {quoted:?}");
+            if let Some(quoted) = quoted {
+                assert_eq!(quoted.network.source(), IpAddr::from([20, 1, 1, 1]));
+                assert_eq!((quoted.source_port, quoted.destination_port), (1234, 80));
+            }
+        }
+    }
+
+    #[test]
     fn arp_is_not_ip() {
         let mut frame = vec![0u8; 42];
         frame[12..14].copy_from_slice(&[0x08, 0x06]);
@@ -352,6 +440,7 @@ mod tests {
                 prop_assert!(packet.network_offset < packet.transport_offset);
                 prop_assert!(packet.transport_offset <= packet.end);
                 prop_assert!(packet.end <= frame.len());
+                let _ = packet.quoted_tcp(&frame);
             }
         }
     }

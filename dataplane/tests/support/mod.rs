@@ -20,6 +20,7 @@ use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::time::Now;
+use holdfast_dataplane::too_big::answer as answer_too_big;
 use holdfast_dataplane::worker::{Settings, Shared, Worker};
 use holdfast_handoff::{
     Announcement, Answer, Clock, CoreEnd, Doorbell, Resolution, Version, rings,
@@ -88,6 +89,14 @@ impl Net {
             flags,
             payload,
         )
+    }
+
+    /// A router's "does not fit" to the service, about `frame`.
+    pub fn icmp_error(&self, frame: &[u8]) -> Vec<u8> {
+        let mut answer = MemFrame::new(frame);
+        let packet = Packet::from_ethernet(frame).unwrap().unwrap();
+        answer_too_big(&mut answer, &packet, 1300).unwrap();
+        answer.data().to_vec()
     }
 
     /// `frame` in a tunnel from `from` to us.
