@@ -114,6 +114,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::print_stdout)]
     use super::*;
     use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
 
     /// Both families, and IPv4 through a socket of IPv6, against the kernel of this machine.
     #[test]
@@ -132,15 +133,22 @@ mod tests {
             let client = TcpStream::connect(service).unwrap();
             let (_accepted, _) = listener.accept().unwrap();
             let flow = FlowKey::tcp(client.local_addr().unwrap(), service).unwrap();
-            let mut seen = Vec::new();
-            sessions(|socket| socket == service, |flow, state| seen.push((flow, state))).unwrap();
-            assert_eq!(seen, [(flow, State::Established)], "{listen}");
-
+            let until_seen = |expected: State| {
+                let end = Instant::now() + Duration::from_secs(5);
+                loop {
+                    let mut seen = Vec::new();
+                    let is_service = |socket| socket == service;
+                    sessions(is_service, |flow, state| seen.push((flow, state))).unwrap();
+                    if seen == [(flow, expected)] {
+                        return;
+                    }
+                    assert!(Instant::now() < end, "{listen}: {seen:?}, not {expected:?}");
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            };
+            until_seen(State::Established);
             client.shutdown(std::net::Shutdown::Write).unwrap();
-            // The FIN is delivered by the time that shutdown returns, on loopback.
-            let mut seen = Vec::new();
-            sessions(|socket| socket == service, |flow, state| seen.push((flow, state))).unwrap();
-            assert_eq!(seen, [(flow, State::ClientClosed)], "{listen}");
+            until_seen(State::ClientClosed);
         }
     }
 }
