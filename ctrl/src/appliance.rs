@@ -19,7 +19,7 @@ use holdfast_dataplane::session::table::{Insert, SessionTable};
 use holdfast_dataplane::stats::WorkerCounters;
 use holdfast_dataplane::time::TscClock;
 use holdfast_dataplane::worker::{Settings, Shared, Worker};
-use holdfast_dht::{Handle, Service};
+use holdfast_dht::{Handle, Keys, Service, auth};
 use holdfast_dpdk::{self as dpdk, Eal};
 use holdfast_handoff::{Announcement, Clock, CoreEnd, Doorbell, WorkerEnd, rings};
 use holdfast_net::HashKey;
@@ -27,7 +27,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use tracing::{info, warn};
 
 use crate::commands::Commands;
-use crate::config::{Config, Idle};
+use crate::config::{ClusterKey, Config, Idle, Secret};
 use crate::kernel_sockets;
 use crate::lifecycle::Shutdown;
 use crate::ports::{self, CarrierRelay, Ports};
@@ -68,8 +68,8 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     info!("{} started", dpdk::version());
 
     let clock = Arc::new(Clock::default());
-    let core =
-        Service::bind(dht_config(&config), Arc::clone(&clock)).context("starting the DHT core")?;
+    let (dht, keys) = dht_config(&config);
+    let core = Service::bind(dht, keys, Arc::clone(&clock)).context("starting the DHT core")?;
     let (ports, queues) = Ports::start(&eal, &config)?;
     let shared = shared(&config, &ports, clock)?;
     let tsc_clock = TscClock::start(dpdk::tsc(), eal.tsc_hz());
@@ -251,15 +251,18 @@ fn all_rings(
     (0..count).map(|_| rings(resolves, ANNOUNCEMENTS, Arc::clone(doorbell))).unzip()
 }
 
-fn dht_config(config: &Config) -> holdfast_dht::Config {
-    let mut id_key = [0; 16];
-    if let Some(key) = &config.cluster.key {
-        id_key.copy_from_slice(&key.0[..16]);
-    }
-    holdfast_dht::Config {
+fn dht_config(config: &Config) -> (holdfast_dht::Config, Keys) {
+    let secret = |secret: &Secret| auth::Secret(secret.0);
+    let key = |key: &ClusterKey| auth::ClusterKey { id: key.id, secret: secret(&key.secret) };
+    let keys = config.cluster.keys.as_ref().map_or_else(Keys::insecure, |keys| Keys {
+        sealing: key(&keys.sealing),
+        opening: keys.opening.as_ref().map(key),
+        ids: secret(&keys.ids),
+    });
+    let dht = holdfast_dht::Config {
         bootstrap: config.dht.bootstrap.clone(),
         members: config.cluster.members.clone(),
-        id_key,
+        id_key: keys.id_key(),
         k: config.dht.k,
         bucket_bits: config.dht.bucket_bits,
         alpha: config.dht.alpha,
@@ -269,7 +272,8 @@ fn dht_config(config: &Config) -> holdfast_dht::Config {
         records_max: config.dht.records_max,
         published_max: config.sessions.capacity,
         ..holdfast_dht::Config::new(config.node.locator, config.dht.listen)
-    }
+    };
+    (dht, keys)
 }
 
 /// R7: the sessions that the host's kernel holds already are ours; publish them. What finds no

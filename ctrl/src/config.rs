@@ -3,18 +3,17 @@
 //! together. `docs/guide/configuration.md` documents every key.
 
 mod device;
+mod key_file;
 mod reader;
 
-use std::fmt;
-use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 pub use device::{Device, DeviceError, MacAddress, MacAddressError};
+pub use key_file::{ClusterKey, ClusterKeys, KeyFileError, Secret};
 pub use reader::{ConfigError, ConfigErrors};
 use reader::{Known, Reader, Section};
 
@@ -29,8 +28,9 @@ const MBUF_BYTES: u64 = 2432;
 const MBUFS_UNDER_WAY: u64 = 512;
 /// `sockaddr_un` holds a path of this many bytes and a zero.
 const SOCKET_PATH_MAX: usize = 107;
-/// Largest key file that is read, in bytes: 64 digits and some white space.
-const KEY_FILE_MAX: u64 = 256;
+const KEY_FILE: &str = "the path of a file with the cluster's key, the same on every member: \
+     `(umask 027; openssl rand -hex 32 > /etc/holdfast/cluster.key)` makes one. A cluster that \
+     does without says `insecure = true`";
 
 /// EAL arguments which holdfast sets from keys of their own.
 const OWN_EAL_ARGS: &[(&str, &str)] = &[
@@ -280,8 +280,8 @@ pub struct Dht {
 pub struct Cluster {
     /// Prefixes of the members' locators, of the locator's family; never empty.
     pub members: Vec<IpNet>,
-    /// The cluster's key, when there is one.
-    pub key: Option<ClusterKey>,
+    /// The cluster's keys; none if it is insecure and says so.
+    pub keys: Option<ClusterKeys>,
 }
 
 impl Cluster {
@@ -289,16 +289,6 @@ impl Cluster {
     #[must_use]
     pub fn is_member(&self, locator: IpAddr) -> bool {
         self.members.iter().any(|prefix| prefix.contains(&locator))
-    }
-}
-
-/// The secret that all members of a cluster share. Its `Debug` does not show it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ClusterKey(pub [u8; 32]);
-
-impl fmt::Debug for ClusterKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ClusterKey(…)")
     }
 }
 
@@ -355,11 +345,18 @@ impl Config {
         let cores = list(&mut self.workers.cores.iter().map(ToString::to_string));
         let bootstrap = list(&mut self.dht.bootstrap.iter().map(ToString::to_string));
         let bootstrap = if bootstrap.is_empty() { "nobody".to_owned() } else { bootstrap };
+        let keys = match &self.cluster.keys {
+            None => "none: insecure".to_owned(),
+            Some(ClusterKeys { sealing, opening: None, .. }) => format!("{} seals", sealing.id),
+            Some(ClusterKeys { sealing, opening: Some(opening), .. }) => {
+                format!("{} seals, {} opens as well", sealing.id, opening.id)
+            }
+        };
         format!(
             "  locator    {}\n  uplink     {}\n  host port  {}\n  workers    {} on cores {cores}\n  \
              services   {services}\n  sessions   {}\n  tunnel     gue, UDP port {}\n  \
              dht        {}, joins {bootstrap}, {} replicas\n  members    {members}\n  \
-             control    {}\n",
+             keys       {keys}\n  control    {}\n",
             self.node.locator,
             self.uplink.device,
             self.host_port.device,
@@ -655,47 +652,30 @@ fn cluster(reader: &mut Reader<'_>) -> Cluster {
     let path = section.optional("key_file", "an absolute path", |text| {
         text.starts_with('/').then(|| PathBuf::from(text))
     });
+    let insecure = section.flag("insecure", false);
     section.finish();
-    let key = path.and_then(|path| match read_key(&path) {
-        Ok(key) => Some(key),
-        Err(error) => {
-            reader.refuse("cluster.key_file", error);
+    let keys = match (path, insecure) {
+        (Some(path), false) => match ClusterKeys::load(&path) {
+            Ok(keys) => Some(keys),
+            Err(error) => {
+                reader.refuse("cluster.key_file", error);
+                None
+            }
+        },
+        (Some(_), true) => {
+            reader.refuse("cluster.insecure", "expected no cluster.key_file with it");
             None
         }
-    });
-    Cluster { members, key }
-}
-
-fn read_key(path: &Path) -> Result<ClusterKey, String> {
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
-    let metadata = file.metadata().map_err(|error| error.to_string())?;
-    if !metadata.is_file() {
-        return Err("expected a file with 64 hexadecimal digits".to_owned());
-    }
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o027 != 0 {
-        return Err(format!(
-            "has mode {mode:04o}: expected at most 0640, for others may not read it, \
-             nor anyone but its owner write it"
-        ));
-    }
-    let mut text = String::new();
-    let read = file.take(KEY_FILE_MAX).read_to_string(&mut text);
-    read.map_err(|error| error.to_string())?;
-    parse_key(text.trim()).ok_or_else(|| {
-        "expected 64 hexadecimal digits, as `openssl rand -hex 32` prints them".to_owned()
-    })
-}
-
-fn parse_key(text: &str) -> Option<ClusterKey> {
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut key = [0; 32];
-    for (index, byte) in key.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
-    }
-    Some(ClusterKey(key))
+        (None, false) => {
+            // A path that is refused is there.
+            if reader.sound(&["cluster.key_file", "cluster.insecure"]) {
+                reader.missing("cluster.key_file", KEY_FILE);
+            }
+            None
+        }
+        (None, true) => None,
+    };
+    Cluster { members, keys }
 }
 
 /// What each value alone cannot tell.
@@ -884,10 +864,10 @@ fn check_cluster(reader: &mut Reader<'_>, config: &Config) {
 
 fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    if config.cluster.key.is_none() {
+    if config.cluster.keys.is_none() {
         warnings.push(
-            "cluster.key_file is not set: anyone who can send from a member's address \
-             can speak in the DHT"
+            "cluster.insecure is set: anyone who can send from a member's address can speak in \
+             the DHT"
                 .to_owned(),
         );
     }

@@ -2,6 +2,7 @@
 #![cfg(feature = "daemon")]
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -14,10 +15,17 @@ fn check(path: &Path) -> Output {
 
 #[test]
 fn a_valid_configuration_is_ok_and_summed_up() {
-    let output = check(Path::new(MINIMAL));
+    let directory = tempfile::tempdir().unwrap();
+    let [path, key] = ["c.toml", "cluster.key"].map(|name| directory.path().join(name));
+    std::fs::write(&key, "0f".repeat(32)).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let text = std::fs::read_to_string(MINIMAL).unwrap();
+    let text = text.replace("/etc/holdfast/cluster.key", key.to_str().unwrap());
+    std::fs::write(&path, text).unwrap();
+    let output = check(&path);
     assert_eq!(output.status.code(), Some(0));
     let expected = format!(
-        "{MINIMAL}: ok
+        "{}: ok
   locator    10.0.0.1
   uplink     eth1
   host port  tap:host0
@@ -27,10 +35,10 @@ fn a_valid_configuration_is_ok_and_summed_up() {
   tunnel     gue, UDP port 6080
   dht        10.0.0.1:7000, joins nobody, 3 replicas
   members    10.0.0.0/24
+  keys       0 seals
   control    /run/holdfast/holdfastd.sock
-warning: cluster.key_file is not set: anyone who can send from a member's address can speak \
-         in the DHT
-"
+",
+        path.display()
     );
     assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
     assert!(output.stderr.is_empty());

@@ -6,6 +6,7 @@
 //! never touches packets of sessions and imports nothing of the dataplane.
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod config;
 pub mod id;
 mod id_map;
@@ -22,6 +23,7 @@ mod service;
 pub mod stats;
 pub mod store;
 
+pub use auth::Keys;
 pub use config::{Config, ConfigError, REPLICAS_MAX};
 pub use id::Id;
 pub use ipnet::IpNet;

@@ -29,8 +29,8 @@ use crate::record::Claim;
 pub const MAGIC: [u8; 4] = *b"hdht";
 /// Version of this protocol.
 pub const VERSION: u8 = 1;
-/// Bytes of the largest datagram: fits every path of a data centre unfragmented.
-pub const DATAGRAM_MAX: usize = 1400;
+/// Bytes of the largest datagram before it is sealed ([`crate::auth`]): 1,400 with that.
+pub const DATAGRAM_MAX: usize = 1400 - crate::auth::OVERHEAD;
 /// Contacts in an answer to FIND_NODE.
 pub const NODES_MAX: usize = 64;
 /// Contacts in an answer to FIND_VALUE.

@@ -18,8 +18,9 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
+use crate::auth::{Keys, Opener, Refusal, SEALED_MAX, Sealer};
 use crate::config::{Config, ConfigError};
-use crate::message::{DATAGRAM_MAX, Datagram};
+use crate::message::Datagram;
 use crate::node::{Action, Event, LookupReport, Node, Peer};
 use crate::stats::{Counter, Counters, LookupRecord, Stats};
 
@@ -72,6 +73,7 @@ fn hint(address: SocketAddr, source: &io::Error) -> String {
 #[derive(Debug)]
 pub struct Service {
     config: Config,
+    keys: Keys,
     clock: Arc<Clock>,
     poll: Poll,
     socket: UdpSocket,
@@ -166,13 +168,13 @@ impl Handle {
 }
 
 impl Service {
-    /// Checks the configuration and binds the control socket. `clock` is the one that the
-    /// server's workers take versions from.
+    /// Checks the configuration and binds the control socket. `keys` seal and open all that goes
+    /// through it; `clock` is the one that the server's workers take versions from.
     ///
     /// # Errors
     /// [`Error::Config`] and [`Error::Bind`]; [`Error::Poll`] when the kernel has no file
     /// descriptors left.
-    pub fn bind(config: Config, clock: Arc<Clock>) -> Result<Service, Error> {
+    pub fn bind(config: Config, keys: Keys, clock: Arc<Clock>) -> Result<Service, Error> {
         config.check()?;
         let address = config.listen;
         let mut socket = bind(address).map_err(|source| Error::Bind { address, source })?;
@@ -186,7 +188,7 @@ impl Service {
             doorbell: doorbell.clone(),
             stop: Arc::new(AtomicBool::new(false)),
         };
-        Ok(Service { config, clock, poll, socket, doorbell, handle, commands })
+        Ok(Service { config, keys, clock, poll, socket, doorbell, handle, commands })
     }
 
     /// The doorbell for the workers' rings.
@@ -207,10 +209,17 @@ impl Service {
     /// # Errors
     /// [`Error::Poll`] when the poll fails. Errors of the socket are counted, not returned.
     pub fn run(self, rings: Vec<CoreEnd>) -> Result<(), Error> {
-        let node = Node::new(self.config, rand::random(), unix_us())?;
+        let (locator, incarnation) = (self.config.locator, unix_us());
+        let sealer = Sealer::new(&self.keys, locator, incarnation, rand::random());
+        let opener = Opener::new(&self.keys, locator);
+        let config = self.config.clone();
+        let node = Node::new(self.config, rand::random(), incarnation)?;
         tracing::info!(id = %node.id(), locator = %node.locator(), "DHT node runs");
         let core = Core {
             node,
+            config,
+            sealer,
+            opener,
             clock: self.clock,
             socket: self.socket,
             rings,
@@ -240,6 +249,9 @@ fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
 /// The running service.
 struct Core {
     node: Node,
+    config: Config,
+    sealer: Sealer,
+    opener: Opener,
     clock: Arc<Clock>,
     socket: UdpSocket,
     rings: Vec<CoreEnd>,
@@ -297,16 +309,34 @@ impl Core {
 
     fn receive(&mut self) -> bool {
         // One byte more than a datagram may have, so that a longer one is seen to be too long.
-        let mut bytes = [0; DATAGRAM_MAX + 1];
+        let mut sealed = [0; SEALED_MAX + 1];
         for received in 0..DATAGRAMS_PER_TURN {
-            match self.socket.recv_from(&mut bytes) {
-                Ok((len, from)) => self.handle(Event::Datagram { from, bytes: &bytes[..len] }),
+            match self.socket.recv_from(&mut sealed) {
+                Ok((len, from)) => self.datagram(from, &mut sealed[..len]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return received > 0,
                 // Such as the ICMP error that an earlier datagram caused: the socket lives on.
                 Err(_) => self.counters.count(Counter::ReceiveErrors),
             }
         }
         true
+    }
+
+    /// Passes a datagram on to the node when it is from a member and verifies; never answers one
+    /// that does not.
+    fn datagram(&mut self, from: SocketAddr, sealed: &mut [u8]) {
+        let now_us = self.now_us();
+        let opened = if self.config.is_member(from.ip()) {
+            self.opener.open(now_us, from.ip(), sealed).map_err(Refusal::counter)
+        } else {
+            Err(Counter::NotMember)
+        };
+        match opened {
+            Ok(bytes) => self.handle(Event::Datagram { from, bytes }),
+            Err(counter) => {
+                self.counters.count(Counter::DatagramsReceived);
+                self.counters.count(counter);
+            }
+        }
     }
 
     fn take_resolves(&mut self, ring: usize) -> bool {
@@ -348,6 +378,7 @@ impl Core {
             Command::Stats(reply) => {
                 let mut stats = self.node.stats();
                 stats.counters.add(&self.counters);
+                stats.counters.set(Counter::SendersForgotten, self.opener.senders().1);
                 let _ = reply.try_send(stats);
             }
             Command::RecentLookups(limit, reply) => {
@@ -368,7 +399,7 @@ impl Core {
         for action in self.node.handle(now_us, event) {
             match action {
                 Action::Send { to, datagram } => {
-                    let counter = send(&self.socket, to, &datagram);
+                    let counter = send(&self.socket, &mut self.sealer, to, &datagram);
                     self.counters.count(counter);
                 }
                 Action::Answer { ring, answer } => {
@@ -408,13 +439,17 @@ impl Core {
     }
 }
 
-/// Sends a datagram, and says what became of it. A lost one is retransmitted like any other.
-fn send(socket: &UdpSocket, to: SocketAddr, datagram: &Datagram) -> Counter {
-    let mut bytes = [0; DATAGRAM_MAX];
-    let Ok(len) = datagram.encode(&mut bytes) else {
+/// Seals and sends a datagram, and says what became of it. A lost one is retransmitted like any
+/// other, sealed anew.
+fn send(socket: &UdpSocket, sealer: &mut Sealer, to: SocketAddr, datagram: &Datagram) -> Counter {
+    let mut sealed = [0; SEALED_MAX];
+    let Ok(len) = datagram.encode(Sealer::body(&mut sealed)) else {
         return Counter::SendErrors;
     };
-    match socket.send_to(&bytes[..len], to) {
+    let Ok(len) = sealer.seal(to.ip(), &mut sealed, len) else {
+        return Counter::SendErrors;
+    };
+    match socket.send_to(&sealed[..len], to) {
         Ok(_) => Counter::DatagramsSent,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Counter::SendWouldBlock,
         Err(_) => Counter::SendErrors,

@@ -43,6 +43,13 @@ counters! {
     NotOurs "not_ours" "Datagrams dropped: they do not begin with the protocol's magic.",
     UnknownVersion "unknown_version" "Datagrams dropped: another version of the protocol.",
     Malformed "malformed" "Datagrams dropped: they cannot be decoded.",
+    UnknownKey "unknown_key" "Datagrams dropped: sealed with a key whose id is not in our key file.",
+    Unverified "unverified" "Datagrams dropped: they do not verify, so they are forged, damaged, or sealed with another key than ours.",
+    Replayed "replayed" "Datagrams dropped: copies of one that was received before.",
+    TooOld "too_old" "Datagrams dropped: so far behind the sender's newest that they could be copies.",
+    OlderIncarnation "older_incarnation" "Datagrams dropped: of an older incarnation of their sender than the newest.",
+    TooManyRuns "too_many_runs" "Datagrams dropped before they were verified: too many new incarnations from about this address.",
+    SendersForgotten "senders_forgotten" "Senders forgotten with their replay windows, because there are too many.",
     ForgedLocator "forged_locator" "Datagrams dropped: the locator in them is not their source address.",
     WrongId "wrong_id" "Datagrams dropped: the sender's id is not the hash of its locator, so its id key is not ours.",
     Reflected "reflected" "Datagrams dropped: they bear our own locator.",
@@ -128,6 +135,10 @@ impl Counters {
 
     pub(crate) fn count(&mut self, counter: Counter) {
         self.0[counter as usize] += 1;
+    }
+
+    pub(crate) fn set(&mut self, counter: Counter, value: u64) {
+        self.0[counter as usize] = value;
     }
 
     pub(crate) fn add(&mut self, other: &Counters) {

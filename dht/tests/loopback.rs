@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use holdfast_dht::{
-    Config, Counter, Error, Handle, HandleError, Outcome, Service, Statement, Stats,
+    Config, Counter, Error, Handle, HandleError, Keys, Outcome, Service, Statement, Stats, auth,
 };
 use holdfast_handoff::{
     Announcement, Answer, Clock, Resolution, Resolve, Version, WorkerEnd, rings, unix_us,
@@ -36,15 +36,19 @@ fn config(test: u8, n: u8) -> Config {
     let mut config = Config::new(locator(test, n), (locator(test, n), PORT).into());
     config.bootstrap = vec![(locator(test, 1), PORT).into()];
     config.members = vec!["127.0.0.0/8".parse().unwrap()];
-    config.id_key = [test; 16];
+    config.id_key = keys(test).id_key();
     config
 }
 
+fn keys(test: u8) -> Keys {
+    Keys::single(test, auth::Secret([test; 32]))
+}
+
 impl Server {
-    fn start(config: Config) -> Server {
+    fn start(config: Config, keys: Keys) -> Server {
         let clock = Arc::new(Clock::default());
         let locator = config.locator;
-        let service = Service::bind(config, clock.clone()).expect("bind");
+        let service = Service::bind(config, keys, clock.clone()).expect("bind");
         let (worker, core) = rings(64, 4096, service.doorbell());
         let handle = service.handle();
         Server {
@@ -124,7 +128,8 @@ fn flow(port: u16) -> FlowKey {
 }
 
 fn cluster(test: u8, servers: u8) -> Vec<Server> {
-    let servers: Vec<Server> = (1..=servers).map(|n| Server::start(config(test, n))).collect();
+    let servers: Vec<Server> =
+        (1..=servers).map(|n| Server::start(config(test, n), keys(test))).collect();
     until("all to know all", || {
         servers.iter().all(|server| {
             let gauges = server.stats().gauges;
@@ -226,7 +231,7 @@ fn r6_not_mine_reaches_the_server_that_tunnelled() {
 fn a_lone_bootstrap_node_answers_and_strangers_are_dropped() {
     let mut config = config(4, 1);
     config.members = vec![ipnet(locator(4, 0))];
-    let mut server = Server::start(config);
+    let mut server = Server::start(config, keys(4));
     until("it to stand alone", || server.stats().gauges.joined);
     assert_eq!(server.resolve(flow(1)), Resolution::NotFound);
     let version = server.publish(flow(1));
@@ -234,7 +239,8 @@ fn a_lone_bootstrap_node_answers_and_strangers_are_dropped() {
     until("its own record", || server.resolve(flow(1)) == own);
     let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
     let member = UdpSocket::bind((locator(4, 9), 0)).unwrap();
-    for bytes in [&b"hdht"[..], &b"hdht\x01nonsense"[..], &[0; 1500][..]] {
+    let long = [[auth::MAGIC, auth::VERSION]; 750];
+    for bytes in [&b"hdht"[..], &[auth::MAGIC, auth::VERSION], long.as_flattened()] {
         stranger.send_to(bytes, (server.locator, PORT)).unwrap();
         member.send_to(bytes, (server.locator, PORT)).unwrap();
     }
@@ -256,7 +262,7 @@ fn a_service_on_ipv6_answers() {
     let port = 20_000 + (std::process::id() % 20_000) as u16;
     let mut config = Config::new(own, SocketAddr::new(own, port));
     config.members = vec!["::/0".parse().unwrap()];
-    let mut server = Server::start(config);
+    let mut server = Server::start(config, keys(6));
     let flow: FlowKey = "[2001:db8:1::1]:1234-[2001:db8:2::1]:80".parse().unwrap();
     assert_eq!(server.resolve(flow), Resolution::NotFound);
     let version = server.publish(flow);
@@ -264,7 +270,7 @@ fn a_service_on_ipv6_answers() {
     let owner = Resolution::Owner { locator, version };
     until("its own record", || server.resolve(flow) == owner);
     let stranger = UdpSocket::bind((own, 0)).unwrap();
-    stranger.send_to(b"hdht", (own, port)).unwrap();
+    stranger.send_to(&[auth::MAGIC], (own, port)).unwrap();
     until("the datagram", || server.stats().counters.get(Counter::Malformed) == 1);
 }
 
@@ -273,7 +279,7 @@ fn a_missing_locator_is_explained() {
     let missing: IpAddr = [192, 0, 2, 1].into();
     let mut config = Config::new(missing, SocketAddr::new(missing, PORT));
     config.members = vec![ipnet(missing)];
-    let error = Service::bind(config, Arc::new(Clock::default()))
+    let error = Service::bind(config, keys(7), Arc::new(Clock::default()))
         .expect_err("TEST-NET-1 is nobody's")
         .to_string();
     assert!(error.contains("192.0.2.1:7000"), "{error}");
@@ -282,7 +288,7 @@ fn a_missing_locator_is_explained() {
 
 #[test]
 fn a_stopped_service_says_so() {
-    let mut server = Server::start(config(5, 1));
+    let mut server = Server::start(config(5, 1), keys(5));
     assert!(server.handle.stats().is_ok());
     server.kill();
     assert_eq!(server.handle.stats(), Err(HandleError::Stopped));

@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::sync::LazyLock;
 
 use super::*;
 
@@ -21,6 +22,15 @@ fn key_file(content: &str, mode: u32) -> tempfile::TempDir {
     directory
 }
 
+/// A key file that is there for as long as the tests run.
+static KEYS: LazyLock<tempfile::TempDir> = LazyLock::new(|| key_file(&"0f".repeat(32), 0o640));
+
+/// The minimal example with a key file that is there.
+fn minimal() -> String {
+    let path = KEYS.path().join("cluster.key");
+    MINIMAL.replace(KEY_FILE, path.to_str().unwrap())
+}
+
 /// The full example with a key file that is there.
 fn full(directory: &tempfile::TempDir) -> String {
     let path = directory.path().join("cluster.key");
@@ -34,16 +44,16 @@ fn refusal(text: &str) -> String {
 #[test]
 fn the_examples_are_valid_and_the_full_one_shows_the_defaults() {
     let directory = key_file(&"0f".repeat(32), 0o640);
-    let minimal = Config::parse("minimal.toml", MINIMAL).unwrap();
+    let minimal = Config::parse("minimal.toml", &minimal()).unwrap();
     let mut full = Config::parse("full.toml", &full(&directory)).unwrap();
 
-    assert_eq!(full.cluster.key.take(), Some(ClusterKey([0x0f; 32])));
+    let keys = full.cluster.keys.as_ref().unwrap();
+    assert_eq!(keys.sealing, ClusterKey { id: 0, secret: Secret([0x0f; 32]) });
     assert_eq!(full.host_port.mac.take().unwrap().to_string(), "02:00:00:00:00:01");
     assert_eq!(full.dht.bootstrap, ["10.0.0.2:7000".parse().unwrap()]);
     full.dht.bootstrap.clear();
-    full.warnings = minimal.warnings.clone();
     assert_eq!(full, minimal);
-    assert!(minimal.warnings[0].starts_with("cluster.key_file is not set"));
+    assert!(minimal.warnings.is_empty(), "{:?}", minimal.warnings);
 }
 
 #[test]
@@ -64,7 +74,7 @@ fn the_full_example_has_every_key() {
 
 #[test]
 fn the_guide_documents_every_key_with_its_default_and_range() {
-    let (_, known) = read("minimal.toml", MINIMAL).unwrap();
+    let (_, known) = read("minimal.toml", &minimal()).unwrap();
     let mut documented: BTreeSet<&str> = GUIDE
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
@@ -92,7 +102,7 @@ fn the_guide_shows_the_minimal_example() {
 
 #[test]
 fn reads_what_it_was_told() {
-    let text = MINIMAL
+    let text = minimal()
         .replace("\"10.0.0.1\"", "\"2001:db8::1\"")
         .replace("[\"10.0.0.0/24\"]", "[\"2001:db8::/64\"]")
         .replace("\"eth1\"", "\"0000:3b:02.0\"")
@@ -141,7 +151,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "",
         "[dpdk]\nk = 1",
-        "c.toml:15:1: unknown key 'k' in [dpdk]: expected one of eal_args, huge_pages, ",
+        "c.toml:16:1: unknown key 'k' in [dpdk]: expected one of eal_args, huge_pages, ",
     ),
     // Missing.
     (
@@ -192,7 +202,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "",
         "[sessions]\ncapacity = 1023",
-        "c.toml:15:12: sessions.capacity = 1023: expected a whole number from 1024 to 268435456",
+        "c.toml:16:12: sessions.capacity = 1023: expected a whole number from 1024 to 268435456",
     ),
     ("", "[sessions]\ncapacity = -5", "sessions.capacity = -5: expected a whole number"),
     ("", "[sessions]\ncapacity = 1e6", "sessions.capacity = 1e6: expected a whole number"),
@@ -310,7 +320,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "",
         "[sessions]\ncapacity = 1024",
-        "c.toml:14:1: sessions.half_open_max = 65536 (the default): expected less than sessions.capacity",
+        "c.toml:15:1: sessions.half_open_max = 65536 (the default): expected less than sessions.capacity",
     ),
     (
         "",
@@ -353,17 +363,18 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "[dpdk]\nhuge_pages = \"off\"\neal_args = [\"--in-memory\"]",
         "dpdk.eal_args[0] = \"--in-memory\": needs huge pages, but dpdk.huge_pages is \"off\"",
     ),
-    ("", "[cluster.members]\n", "c.toml:14:10: duplicate key"),
+    ("", "[cluster.members]\n", "c.toml:15:10: duplicate key"),
 ];
 
 #[test]
 fn refuses_what_is_wrong_and_says_where_and_what_would_be_right() {
+    let minimal = minimal();
     for (old, new, expected) in REFUSED {
         let text = if old.is_empty() {
-            format!("{MINIMAL}{new}\n")
+            format!("{minimal}{new}\n")
         } else {
-            assert!(MINIMAL.contains(old), "{old}");
-            MINIMAL.replace(old, new)
+            assert!(minimal.contains(old), "{old}");
+            minimal.replace(old, new)
         };
         let message = refusal(&text);
         assert!(message.contains(expected), "{new}\n  gave: {message}\n  not:  {expected}");
@@ -385,17 +396,18 @@ capacity = 10
 "#;
     let errors = Config::parse("c.toml", text).expect_err("refused").0;
     let places: Vec<(usize, usize)> = errors.iter().map(|e| (e.line, e.column)).collect();
-    let expected = [(3, 11), (4, 7), (7, 10), (8, 1), (10, 12), (11, 1), (11, 1)];
+    let expected = [(3, 11), (4, 7), (7, 10), (8, 1), (10, 12), (11, 1), (11, 1), (11, 1)];
     assert_eq!(places, expected, "{errors:#?}");
     assert!(errors[5].message.starts_with("uplink.device is missing"), "{errors:#?}");
     assert!(errors[6].message.starts_with("cluster.members is missing"), "{errors:#?}");
+    assert!(errors[7].message.starts_with("cluster.key_file is missing"), "{errors:#?}");
 }
 
 #[test]
 fn a_bad_value_causes_no_second_error() {
-    let message = refusal(&MINIMAL.replace("\"10.0.0.1\"", "\"x\""));
+    let message = refusal(&minimal().replace("\"10.0.0.1\"", "\"x\""));
     assert_eq!(message.lines().count(), 1, "{message}");
-    let message = refusal(&MINIMAL.replace("[80, 443]", "[80, 99999]"));
+    let message = refusal(&minimal().replace("[80, 443]", "[80, 99999]"));
     assert_eq!(message.lines().count(), 1, "{message}");
     let message = refusal("= 5");
     assert_eq!(message.lines().count(), 1, "{message}");
@@ -403,16 +415,19 @@ fn a_bad_value_causes_no_second_error() {
 
 #[test]
 fn counts_columns_in_characters() {
-    let message = refusal(&format!("{MINIMAL}\"größe\" = 5\n"));
-    assert!(message.starts_with("c.toml:14:1: unknown key 'größe'"), "{message}");
-    let message = refusal(&format!("{MINIMAL}members2 = {{ \"ß\" = 1, \"ß\" = 2 }}\n"));
-    assert!(message.starts_with("c.toml:14:23: duplicate key"), "{message}");
+    let minimal = minimal();
+    let message = refusal(&format!("{minimal}\"größe\" = 5\n"));
+    assert!(message.starts_with("c.toml:15:1: unknown key 'größe'"), "{message}");
+    let message = refusal(&format!("{minimal}members2 = {{ \"ß\" = 1, \"ß\" = 2 }}\n"));
+    assert!(message.starts_with("c.toml:15:23: duplicate key"), "{message}");
 }
 
 #[test]
 fn a_key_file_that_others_can_read_or_that_is_no_key_is_refused() {
     let good = "0f".repeat(32);
+    let long = format!("{good}{}", " ".repeat(5000));
     let rows = [
+        (long.as_str(), 0o600, "expected at most 4096 bytes"),
         (good.as_str(), 0o644, "has mode 0644: expected at most 0640"),
         (good.as_str(), 0o660, "has mode 0660: expected at most 0640"),
         (&good[1..], 0o600, "expected 64 hexadecimal digits"),
@@ -431,14 +446,40 @@ fn a_key_file_that_others_can_read_or_that_is_no_key_is_refused() {
 }
 
 #[test]
-fn a_key_does_not_show_itself() {
-    assert_eq!(format!("{:?}", ClusterKey([0xab; 32])), "ClusterKey(…)");
+fn a_cluster_has_a_key_or_says_that_it_has_none() {
+    let line = format!("key_file = \"{KEY_FILE}\"");
+    assert!(MINIMAL.contains(&line));
+    let message = refusal(&MINIMAL.replace(&line, ""));
+    let expected = "c.toml:12:1: cluster.key_file is missing: expected the path of a file";
+    assert!(message.contains(expected), "{message}");
+    assert!(message.contains("openssl rand -hex 32 > /etc/holdfast/cluster.key"), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    let message = refusal(&MINIMAL.replace(&line, "key_file = \"cluster.key\""));
+    assert!(message.contains("cluster.key_file = \"cluster.key\": expected an absolute path"));
+    assert_eq!(message.lines().count(), 1, "{message}");
+
+    let insecure = Config::parse("c.toml", &MINIMAL.replace(&line, "insecure = true")).unwrap();
+    assert_eq!(insecure.cluster.keys, None);
+    assert!(insecure.warnings[0].starts_with("cluster.insecure is set"));
+    assert!(insecure.summary().contains("keys       none: insecure"), "{}", insecure.summary());
+    let message = refusal(&format!("{}insecure = true\n", minimal()));
+    let expected = "c.toml:15:12: cluster.insecure = true: expected no cluster.key_file with it";
+    assert!(message.contains(expected), "{message}");
+}
+
+#[test]
+fn two_keys_are_summed_up() {
+    let [old, new] = ["0f", "1e"].map(|byte| byte.repeat(32));
+    let directory = key_file(&format!("1 {new}\n0 {old}\nids {old}\n"), 0o600);
+    let config = Config::parse("c.toml", &full(&directory)).unwrap();
+    let summary = config.summary();
+    assert!(summary.contains("keys       1 seals, 0 opens as well"), "{summary}");
 }
 
 #[test]
 fn too_many_services_are_refused() {
     let ports: Vec<String> = (1..=65).map(|port: u32| port.to_string()).collect();
-    let text = MINIMAL.replace("80, 443", &ports.join(","));
+    let text = minimal().replace("80, 443", &ports.join(","));
     let expected = "65 ports in all: expected at most 64";
     assert!(refusal(&text).contains(expected), "{}", refusal(&text));
 }
@@ -447,6 +488,6 @@ proptest::proptest! {
     #[test]
     fn hostile_text_never_panics(text in "[\\[\\]a-z\"'=.,#0-9\\n ß{}-]{0,200}") {
         let _ = Config::parse("c.toml", &text);
-        let _ = Config::parse("c.toml", &format!("{MINIMAL}{text}"));
+        let _ = Config::parse("c.toml", &format!("{}{text}", minimal()));
     }
 }
