@@ -75,7 +75,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     let tsc_clock = TscClock::start(dpdk::tsc(), eal.tsc_hz());
 
     let workers = config.workers.cores.len();
-    let (mut worker_ends, mut core_ends) = all_rings(&config, workers + 1, &core.doorbell());
+    let (mut worker_ends, core_ends) = all_rings(&config, workers + 1, &core.doorbell());
     // The last pair of rings is the main thread's.
     let mut main_end = worker_ends.pop().context("no rings")?;
 
@@ -88,7 +88,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         clock: tsc_clock,
         config,
     });
-    let dht = spawn("dht", move || core.run(std::mem::take(&mut core_ends)))?;
+    let dht = spawn("dht", move || core.run(core_ends))?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
     for (index, (queues, core_end)) in queues.into_iter().zip(worker_ends).enumerate() {

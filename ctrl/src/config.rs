@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use holdfast_net::headers::GUE_PORT;
 use ipnet::IpNet;
 
 pub use device::{Device, DeviceError, MacAddress, MacAddressError};
@@ -604,7 +605,7 @@ fn tunnel(reader: &mut Reader<'_>) -> Tunnel {
             ("gue", Encapsulation::Gue),
             |text| (text == "gue").then_some(Encapsulation::Gue),
         ),
-        port: section.number("port", 6080, 1..=65535),
+        port: section.number("port", GUE_PORT, 1..=65535),
     };
     section.finish();
     tunnel

@@ -108,17 +108,24 @@ pub fn encapsulate<F: Frame>(
 }
 
 /// Takes the packet at `inner` out of its tunnel: the frame becomes link header and inner packet.
-/// `None`, and the frame unchanged, if it is too short to be what `inner` says.
-pub fn decapsulate<F: Frame>(frame: &mut F, outer: &Packet, inner: &Packet) -> Option<()> {
+/// Returns where that is then. `None`, and the frame unchanged, if it is too short to be what
+/// `inner` says.
+pub fn decapsulate<F: Frame>(frame: &mut F, outer: &Packet, inner: &Packet) -> Option<Packet> {
     let (mut link, link_length) = link_header(frame.data(), outer.network_offset);
     let ethertype = match inner.network {
         Network::Ipv4 { .. } => ETHERTYPE_IPV4,
         Network::Ipv6 { .. } => ETHERTYPE_IPV6,
     };
     link[link_length - 2..link_length].copy_from_slice(&ethertype.to_be_bytes());
-    frame.trim_front(inner.network_offset - link_length)?;
+    let trimmed = inner.network_offset - link_length;
+    frame.trim_front(trimmed)?;
     frame.data_mut()[..link_length].copy_from_slice(&link[..link_length]);
-    Some(())
+    Some(Packet {
+        network_offset: link_length,
+        transport_offset: inner.transport_offset - trimmed,
+        end: inner.end - trimmed,
+        ..*inner
+    })
 }
 
 /// The bytes in front of the IP header, which [`Packet`] found to be 14 or 18.
@@ -228,7 +235,8 @@ mod tests {
             prop_assert_eq!(outer.network.destination(), remote);
             let inner = tunnelled(frame.data(), &outer).expect("a packet inside");
             prop_assert_eq!(inner.network, packet.network);
-            decapsulate(&mut frame, &outer, &inner).expect("long enough");
+            let moved = decapsulate(&mut frame, &outer, &inner).expect("long enough");
+            prop_assert_eq!(Packet::from_ethernet(frame.data()), Ok(Some(moved)));
             prop_assert_eq!(&frame.data()[12..], &before[12..]);
         }
 

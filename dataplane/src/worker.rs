@@ -235,20 +235,14 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let Ok(inner) = classify::tunnelled(frame.data(), &outer) else {
             return self.refuse(Counter::TunnelMalformed);
         };
-        if self.shared.settings.classifier.inside(frame.data(), inner).is_none() {
+        let Some(segment) = self.shared.settings.classifier.inside(frame.data(), inner) else {
             return self.refuse(Counter::TunnelNotService);
-        }
-        if encap::decapsulate(&mut frame, &outer, &inner).is_none() {
+        };
+        let Some(packet) = encap::decapsulate(&mut frame, &outer, &inner) else {
             return self.refuse(Counter::TunnelMalformed);
-        }
-        // The headers have moved: read the frame again, as the host will.
-        match self.shared.settings.classifier.read_uplink(frame.data()) {
-            FromUplink::Segment(segment) | FromUplink::IcmpError(segment) => {
-                self.count(Counter::TunnelReceived);
-                Some(Arrival { frame, segment, sender: Some(sender) })
-            }
-            _ => self.refuse(Counter::TunnelMalformed),
-        }
+        };
+        self.count(Counter::TunnelReceived);
+        Some(Arrival { frame, segment: Segment { packet, ..segment }, sender: Some(sender) })
     }
 
     fn refuse<T>(&self, counter: Counter) -> Option<T> {

@@ -1,3 +1,5 @@
+//! Good and bad configurations as rows, and the guide held against the code.
+
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;

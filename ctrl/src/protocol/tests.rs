@@ -1,3 +1,5 @@
+//! The control protocol's lines: what is read, what is refused, and that nothing panics.
+
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;

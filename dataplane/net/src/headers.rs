@@ -223,5 +223,5 @@ pub struct Gue {
     pub flags: U16,
 }
 
-/// UDP destination port of GUE.
+/// UDP destination port of GUE, unless configured otherwise.
 pub const GUE_PORT: u16 = 6080;

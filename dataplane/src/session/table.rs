@@ -17,7 +17,6 @@
 //! under another generation: a reader that was overtaken sees that the word or the generation
 //! has changed and looks again.
 
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering, fence};
 
 use arrayvec::ArrayVec;
@@ -533,18 +532,13 @@ impl std::fmt::Debug for SessionTable {
     }
 }
 
-/// A redirect to `owner`, ready for [`SessionTable::insert`].
-#[must_use]
-pub fn redirect(owner: IpAddr) -> Session {
-    Session::Redirect { owner }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
     use std::collections::HashMap;
+    use std::net::IpAddr;
     use std::sync::atomic::AtomicBool;
 
     const KEY: HashKey = HashKey([1, 2]);
@@ -561,6 +555,10 @@ mod tests {
 
     fn local(state: State, version: u64) -> Session {
         Session::Local { state, version: Version(version), published: true }
+    }
+
+    fn redirect(owner: IpAddr) -> Session {
+        Session::Redirect { owner }
     }
 
     fn inserted(outcome: &Insert) -> bool {

@@ -1,3 +1,5 @@
+//! Sealing and opening: golden bytes, round trips, and everything that must be refused.
+
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
