@@ -27,7 +27,7 @@ pub use auth::Keys;
 pub use config::{Config, ConfigError, REPLICAS_MAX};
 pub use id::Id;
 pub use ipnet::IpNet;
-pub use node::{Action, Event, LookupReport, Node, Peer, ReplicaReport, Statement};
+pub use node::{Action, Event, LookupReport, Node, Peer, ReplicaReport, Statement, Transmit};
 pub use peer_slots::Slot;
 pub use record::Claim;
 pub use service::{Error, Handle, HandleError, Service};

@@ -1,6 +1,6 @@
 //! The DHT node: what to do about each datagram, each word of a worker and each moment. Never
 //! opens a socket, reads a clock or starts a thread: time and datagrams come in as events,
-//! datagrams and answers go out as actions, and one seed makes one run.
+//! answers go out as actions and datagrams by [`Node::transmit`], and one seed makes one run.
 //!
 //! Read down: [`Node::handle`] takes an event; `serving` answers the requests of others,
 //! `reading` runs lookups, `publishing` keeps our records stored, `membership` knows the others.
@@ -21,7 +21,7 @@ use rand_pcg::Pcg64;
 use crate::config::{Config, ConfigError, us};
 use crate::id::{Id, IdHasher};
 use crate::id_map::IdMap;
-use crate::message::{Datagram, Message, MessageError, Sender};
+use crate::message::{DATAGRAM_MAX, Datagram, Message, MessageError, Sender};
 use crate::peer_slots::PeerSlots;
 use crate::publish::Entry;
 use crate::record::Claim;
@@ -80,13 +80,6 @@ pub enum Event<'a> {
 /// What a node wants done.
 #[derive(Debug)]
 pub enum Action {
-    /// Send this.
-    Send {
-        /// To whom.
-        to: SocketAddr,
-        /// What.
-        datagram: Datagram,
-    },
     /// Give this to a worker.
     Answer {
         /// Which worker's rings.
@@ -105,6 +98,15 @@ pub enum Action {
     },
 }
 
+/// A datagram to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transmit {
+    /// To whom.
+    pub to: SocketAddr,
+    /// Its length in bytes.
+    pub len: usize,
+}
+
 /// A node of the DHT.
 #[derive(Debug)]
 pub struct Node {
@@ -117,6 +119,7 @@ pub struct Node {
     now_us: u64,
     housekeeping_at_us: u64,
     actions: Vec<Action>,
+    outbox: VecDeque<(SocketAddr, Datagram)>,
 
     membership: Membership,
     table: RoutingTable,
@@ -177,6 +180,7 @@ impl Node {
             now_us: 0,
             housekeeping_at_us: 0,
             actions: Vec::new(),
+            outbox: VecDeque::new(),
             config,
         })
     }
@@ -194,6 +198,16 @@ impl Node {
         }
         self.send_published();
         self.actions.drain(..)
+    }
+
+    /// Writes the next datagram that is due to the start of `body`. Call it after the events of a
+    /// moment, until it returns `None`.
+    pub fn transmit(&mut self, now_us: u64, body: &mut [u8; DATAGRAM_MAX]) -> Option<Transmit> {
+        self.now_us = self.now_us.max(now_us);
+        let (to, datagram) = self.outbox.pop_front()?;
+        // Only a message that this module cannot express does not fit.
+        let len = datagram.encode(body).unwrap_or(0);
+        Some(Transmit { to, len })
     }
 
     /// When the node next wants an [`Event::Tick`], in µs since it started.
@@ -277,11 +291,11 @@ impl Node {
         self.count(Counter::RequestsSent);
         let peer = self.hasher.node(to.ip());
         let random = self.rng.random();
-        self.transmit(random, Request::new(to, peer, purpose));
+        self.send_request(random, Request::new(to, peer, purpose));
         true
     }
 
-    fn transmit(&mut self, random: u64, request: Request) {
+    fn send_request(&mut self, random: u64, request: Request) {
         let timeout_us = match request.purpose {
             Purpose::Check | Purpose::Meet => PING_TIMEOUT_US,
             _ => {
@@ -310,10 +324,8 @@ impl Node {
     }
 
     fn send(&mut self, to: SocketAddr, transaction: u64, message: Message) {
-        self.actions.push(Action::Send {
-            to,
-            datagram: Datagram { sender: self.own, transaction, message },
-        });
+        let datagram = Datagram { sender: self.own, transaction, message };
+        self.outbox.push_back((to, datagram));
     }
 
     fn request_timed_out(&mut self, key: u64, request: Request) {
@@ -327,7 +339,7 @@ impl Node {
             self.count(Counter::RequestsAbandoned);
         } else if request.transmissions < transmissions_max {
             self.count(Counter::Retransmissions);
-            return self.transmit(key, request);
+            return self.send_request(key, request);
         } else {
             self.count(Counter::RequestsFailed);
         }

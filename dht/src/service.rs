@@ -20,7 +20,6 @@ use thiserror::Error;
 
 use crate::auth::{Keys, Opener, Refusal, SEALED_MAX, Sealer};
 use crate::config::{Config, ConfigError};
-use crate::message::Datagram;
 use crate::node::{Action, Event, LookupReport, Node, Peer};
 use crate::stats::{Counter, Counters, LookupRecord, Stats};
 
@@ -304,7 +303,25 @@ impl Core {
             self.handle(Event::Tick);
             busy = true;
         }
+        self.transmit();
         busy
+    }
+
+    /// Seals and sends all that is due. A lost datagram is retransmitted like any other, sealed
+    /// anew.
+    fn transmit(&mut self) {
+        let mut sealed = [0; SEALED_MAX];
+        loop {
+            let now_us = self.now_us();
+            let Some(transmit) = self.node.transmit(now_us, Sealer::body(&mut sealed)) else {
+                return;
+            };
+            let counter = match self.sealer.seal(transmit.to.ip(), &mut sealed, transmit.len) {
+                Ok(len) => send(&self.socket, transmit.to, &sealed[..len]),
+                Err(_) => Counter::SendErrors,
+            };
+            self.counters.count(counter);
+        }
     }
 
     fn receive(&mut self) -> bool {
@@ -398,10 +415,6 @@ impl Core {
         let now_us = self.now_us();
         for action in self.node.handle(now_us, event) {
             match action {
-                Action::Send { to, datagram } => {
-                    let counter = send(&self.socket, &mut self.sealer, to, &datagram);
-                    self.counters.count(counter);
-                }
                 Action::Answer { ring, answer } => {
                     let ring = self.rings.get_mut(ring);
                     if ring.is_none_or(|ring| ring.answers.push(answer).is_err()) {
@@ -439,17 +452,9 @@ impl Core {
     }
 }
 
-/// Seals and sends a datagram, and says what became of it. A lost one is retransmitted like any
-/// other, sealed anew.
-fn send(socket: &UdpSocket, sealer: &mut Sealer, to: SocketAddr, datagram: &Datagram) -> Counter {
-    let mut sealed = [0; SEALED_MAX];
-    let Ok(len) = datagram.encode(Sealer::body(&mut sealed)) else {
-        return Counter::SendErrors;
-    };
-    let Ok(len) = sealer.seal(to.ip(), &mut sealed, len) else {
-        return Counter::SendErrors;
-    };
-    match socket.send_to(&sealed[..len], to) {
+/// Sends a sealed datagram, and says what became of it.
+fn send(socket: &UdpSocket, to: SocketAddr, sealed: &[u8]) -> Counter {
+    match socket.send_to(sealed, to) {
         Ok(_) => Counter::DatagramsSent,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Counter::SendWouldBlock,
         Err(_) => Counter::SendErrors,

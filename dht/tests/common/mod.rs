@@ -200,15 +200,20 @@ impl Network {
         let host = self.host(locator);
         let started_us = host.started_us;
         let actions: Vec<Action> = host.node.handle(now_us - started_us, event).collect();
+        let mut datagrams = Vec::new();
+        let mut body = [0; DATAGRAM_MAX];
+        while let Some(transmit) = host.node.transmit(now_us - started_us, &mut body) {
+            datagrams.push((transmit.to, body[..transmit.len].to_vec()));
+        }
         let wakes_us = (started_us + host.node.next_deadline_us()).max(now_us);
         let wakes_before_us = std::mem::replace(&mut host.wakes_us, wakes_us);
         self.wakes.remove(&(wakes_before_us, locator));
         self.wakes.insert((wakes_us, locator));
+        for (to, bytes) in datagrams {
+            self.send(SocketAddr::new(locator, 7000), to, bytes);
+        }
         for action in actions {
             match action {
-                Action::Send { to, datagram } => {
-                    self.send(SocketAddr::new(locator, 7000), to, &datagram)
-                }
                 Action::Answer { ring, answer } => {
                     assert_eq!(ring, 0);
                     let host = self.host(locator);
@@ -223,13 +228,12 @@ impl Network {
         }
     }
 
-    fn send(&mut self, from: SocketAddr, to: SocketAddr, datagram: &Datagram) {
+    fn send(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+        let datagram = Datagram::decode(&bytes).expect("a node's own");
         self.answers_sent += usize::from(datagram.message.is_answer());
         if !datagram.message.is_answer() {
             self.transactions.insert(to.ip(), datagram.transaction);
         }
-        let mut bytes = [0; DATAGRAM_MAX];
-        let len = datagram.encode(&mut bytes).expect("fits");
         let lost = self.rng.random_range(0..100) < self.weather.loss_percent;
         if lost || self.cut.contains(&(from.ip(), to.ip())) {
             return;
@@ -239,7 +243,7 @@ impl Network {
             let at_us = self.now_us + self.rng.random_range(self.weather.delay_us.clone());
             self.sent += 1;
             let key = (at_us, self.sent);
-            self.flying.insert(key, (from, to, bytes[..len].to_vec()));
+            self.flying.insert(key, (from, to, bytes.clone()));
         }
     }
 
