@@ -54,23 +54,14 @@ impl<T> IdMap<T> {
         self.places[place as usize].take().map(|(_, value)| value)
     }
 
-    /// Goes on with the walk over all places, by at most `limit` of them and at most one round,
-    /// and returns the ids of the values that `wanted` says yes to.
-    pub(crate) fn walk(
-        &mut self,
-        limit: usize,
-        mut wanted: impl FnMut(Id, &mut T) -> bool,
-    ) -> Vec<Id> {
-        let mut found = Vec::new();
+    /// Goes on with the walk over all places, by at most `limit` of them and at most one round.
+    pub(crate) fn walk(&mut self, limit: usize, mut visit: impl FnMut(Id, &mut T)) {
         for _ in 0..limit.min(self.places.len()) {
             self.cursor = (self.cursor + 1) % self.places.len();
-            if let Some((id, value)) = &mut self.places[self.cursor]
-                && wanted(*id, value)
-            {
-                found.push(*id);
+            if let Some((id, value)) = &mut self.places[self.cursor] {
+                visit(*id, value);
             }
         }
-        found
     }
 }
 
@@ -95,7 +86,11 @@ mod tests {
                 prop_assert_eq!(map.len(), model.len());
                 prop_assert_eq!(map.get(Id(id)), model.get(&Id(id)));
             }
-            let mut all = map.walk(usize::MAX, |id, value| model[&id] == *value);
+            let mut all = Vec::new();
+            map.walk(usize::MAX, |id, value| {
+                assert_eq!(model[&id], *value);
+                all.push(id);
+            });
             all.sort();
             prop_assert_eq!(all, model.into_keys().collect::<Vec<_>>());
             prop_assert!(map.places.len() <= 20);
@@ -108,7 +103,10 @@ mod tests {
         for id in 0..10 {
             map.insert(Id(id), ());
         }
-        let mut seen: Vec<Id> = (0..5).flat_map(|_| map.walk(2, |_, ()| true)).collect();
+        let mut seen = Vec::new();
+        for _ in 0..5 {
+            map.walk(2, |id, ()| seen.push(id));
+        }
         seen.sort();
         assert_eq!(seen, (0..10).map(Id).collect::<Vec<_>>());
     }

@@ -7,14 +7,17 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod batch;
 pub mod config;
 pub mod id;
 mod id_map;
+mod link;
 pub mod lookup;
 pub mod message;
 pub mod node;
 mod peer_slots;
 mod publish;
+mod read;
 pub mod record;
 mod request;
 pub mod routing_table;

@@ -38,10 +38,11 @@ pub const CLOSER_MAX: usize = 8;
 
 const PREFIX_LEN: usize = MAGIC.len() + 1;
 
-const CODEC: Configuration<BigEndian, Fixint, Limit<DATAGRAM_MAX>> = bincode::config::standard()
-    .with_big_endian()
-    .with_fixed_int_encoding()
-    .with_limit::<DATAGRAM_MAX>();
+pub(crate) const CODEC: Configuration<BigEndian, Fixint, Limit<DATAGRAM_MAX>> =
+    bincode::config::standard()
+        .with_big_endian()
+        .with_fixed_int_encoding()
+        .with_limit::<DATAGRAM_MAX>();
 
 /// Contacts as they travel: control sockets. Ids follow from the addresses.
 pub type Contacts<const N: usize> = ArrayVec<SocketAddr, N>;
@@ -76,23 +77,6 @@ pub enum Message {
     Ping,
     /// Answer to PING.
     Pong,
-    /// Hold this record: I, the sender, own it.
-    Store {
-        /// Id of the record.
-        id: Id,
-        /// Version of the record.
-        version: Version,
-        /// How long to hold it, in seconds.
-        ttl_s: u32,
-    },
-    /// Answer to STORE: held.
-    Stored,
-    /// Answer to STORE and DELETE: a greater claim is held, or was deleted.
-    Stale(Claim),
-    /// Answer to STORE: there is no room.
-    Full,
-    /// Answer to STORE and DELETE: the version is too far in the future to be believed.
-    Ahead,
     /// Which nodes do you know that are closest to this id?
     FindNode {
         /// The id.
@@ -113,15 +97,6 @@ pub enum Message {
     Gone(Claim),
     /// Answer to FIND_VALUE: I know nothing; these nodes are closest to it.
     NotHeld(Box<Contacts<CLOSER_MAX>>),
-    /// I, the sender, do not own this record any more.
-    Delete {
-        /// Id of the record.
-        id: Id,
-        /// Its version.
-        version: Version,
-    },
-    /// Answer to DELETE.
-    Deleted,
     /// You tunnelled this flow to me, but I do not hold it (R6). Has no answer.
     NotMine(FlowKey),
 }
@@ -180,21 +155,14 @@ impl Message {
     pub const fn is_answer(&self) -> bool {
         match self {
             Message::Ping
-            | Message::Store { .. }
             | Message::FindNode { .. }
             | Message::FindValue { .. }
-            | Message::Delete { .. }
             | Message::NotMine(_) => false,
             Message::Pong
-            | Message::Stored
-            | Message::Stale(_)
-            | Message::Full
-            | Message::Ahead
             | Message::Nodes(_)
             | Message::Found(_)
             | Message::Gone(_)
-            | Message::NotHeld(_)
-            | Message::Deleted => true,
+            | Message::NotHeld(_) => true,
         }
     }
 }
@@ -202,19 +170,12 @@ impl Message {
 // The numbers are the protocol: never change one, only add.
 const PING: u32 = 0;
 const PONG: u32 = 1;
-const STORE: u32 = 2;
-const STORED: u32 = 3;
-const STALE: u32 = 4;
-const FULL: u32 = 5;
-const AHEAD: u32 = 6;
 const FIND_NODE: u32 = 7;
 const NODES: u32 = 8;
 const FIND_VALUE: u32 = 9;
 const FOUND: u32 = 10;
 const GONE: u32 = 11;
 const NOT_HELD: u32 = 12;
-const DELETE: u32 = 13;
-const DELETED: u32 = 14;
 const NOT_MINE: u32 = 15;
 
 impl Encode for Message {
@@ -222,19 +183,12 @@ impl Encode for Message {
         match self {
             Message::Ping => PING.encode(e),
             Message::Pong => PONG.encode(e),
-            Message::Store { id, version, ttl_s } => (STORE, id.0, version.0, *ttl_s).encode(e),
-            Message::Stored => STORED.encode(e),
-            Message::Stale(claim) => (STALE, Wire(*claim)).encode(e),
-            Message::Full => FULL.encode(e),
-            Message::Ahead => AHEAD.encode(e),
             Message::FindNode { target, want } => (FIND_NODE, target.0, *want).encode(e),
             Message::Nodes(contacts) => encode_contacts(NODES, contacts, e),
             Message::FindValue { id } => (FIND_VALUE, id.0).encode(e),
             Message::Found(claim) => (FOUND, Wire(*claim)).encode(e),
             Message::Gone(claim) => (GONE, Wire(*claim)).encode(e),
             Message::NotHeld(contacts) => encode_contacts(NOT_HELD, contacts, e),
-            Message::Delete { id, version } => (DELETE, id.0, version.0).encode(e),
-            Message::Deleted => DELETED.encode(e),
             Message::NotMine(flow) => (NOT_MINE, flow.to_words()).encode(e),
         }
     }
@@ -245,25 +199,12 @@ impl<C> Decode<C> for Message {
         Ok(match u32::decode(d)? {
             PING => Message::Ping,
             PONG => Message::Pong,
-            STORE => Message::Store {
-                id: Id(u128::decode(d)?),
-                version: Version(u64::decode(d)?),
-                ttl_s: u32::decode(d)?,
-            },
-            STORED => Message::Stored,
-            STALE => Message::Stale(Wire::decode(d)?.0),
-            FULL => Message::Full,
-            AHEAD => Message::Ahead,
             FIND_NODE => Message::FindNode { target: Id(u128::decode(d)?), want: u8::decode(d)? },
             NODES => Message::Nodes(Box::new(decode_contacts(d)?)),
             FIND_VALUE => Message::FindValue { id: Id(u128::decode(d)?) },
             FOUND => Message::Found(Wire::decode(d)?.0),
             GONE => Message::Gone(Wire::decode(d)?.0),
             NOT_HELD => Message::NotHeld(Box::new(decode_contacts(d)?)),
-            DELETE => {
-                Message::Delete { id: Id(u128::decode(d)?), version: Version(u64::decode(d)?) }
-            }
-            DELETED => Message::Deleted,
             NOT_MINE => Message::NotMine(
                 FlowKey::from_words(Decode::decode(d)?).ok_or(DecodeError::Other("no flow"))?,
             ),
@@ -289,7 +230,7 @@ impl<C> Decode<C> for Sender {
 }
 
 /// The wire's form of a type that has another one in bincode, or none.
-struct Wire<T>(T);
+pub(crate) struct Wire<T>(pub(crate) T);
 
 const FAMILY_IPV4: u8 = 4;
 const FAMILY_IPV6: u8 = 6;
@@ -367,8 +308,6 @@ mod tests {
     }
 
     fn messages() -> impl Strategy<Value = Message> {
-        let id = any::<u128>().prop_map(Id);
-        let version = any::<u64>().prop_map(Version);
         let claim = || {
             (any::<u64>().prop_map(Version), addresses())
                 .prop_map(|(version, owner)| Claim { version, owner })
@@ -378,15 +317,6 @@ mod tests {
         prop_oneof![
             Just(Message::Ping),
             Just(Message::Pong),
-            (id, version, any::<u32>()).prop_map(|(id, version, ttl_s)| Message::Store {
-                id,
-                version,
-                ttl_s
-            }),
-            Just(Message::Stored),
-            claim().prop_map(Message::Stale),
-            Just(Message::Full),
-            Just(Message::Ahead),
             (any::<u128>().prop_map(Id), any::<u8>())
                 .prop_map(|(target, want)| Message::FindNode { target, want }),
             contacts().prop_map(Message::Nodes),
@@ -394,9 +324,6 @@ mod tests {
             claim().prop_map(Message::Found),
             claim().prop_map(Message::Gone),
             contacts().prop_map(Message::NotHeld),
-            (any::<u128>().prop_map(Id), any::<u64>().prop_map(Version))
-                .prop_map(|(id, version)| Message::Delete { id, version }),
-            Just(Message::Deleted),
             flow.prop_map(Message::NotMine),
         ]
     }
@@ -491,7 +418,6 @@ mod tests {
             "a1a2a3a4a5a6a7a8", // transaction
         );
         const ID: &str = "000000000000000000000000000000ab";
-        const VERSION: &str = "0006000000000001";
         const CLAIM: &str = concat!("0006000000000001", "04", "0a000002");
         let id = Id(0xab);
         let version = Version(0x0006_0000_0000_0001);
@@ -500,7 +426,6 @@ mod tests {
         let v4 = SocketAddr::from(([10, 0, 0, 3], 7000));
         let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, 7001));
         let two = "02040a0000031b5806000000000000000000000000000000011b59";
-        let ttl_s = 3600;
         let flow = FlowKey::tcp_v4([20, 1, 1, 1], 1234, [192, 168, 0, 1], 80);
         let words = concat!(
             "0000000014010101",
@@ -512,19 +437,12 @@ mod tests {
         let rows = [
             (Message::Ping, "00000000".to_owned()),
             (Message::Pong, "00000001".to_owned()),
-            (Message::Store { id, version, ttl_s }, format!("00000002{ID}{VERSION}00000e10")),
-            (Message::Stored, "00000003".to_owned()),
-            (Message::Stale(claim), format!("00000004{CLAIM}")),
-            (Message::Full, "00000005".to_owned()),
-            (Message::Ahead, "00000006".to_owned()),
             (Message::FindNode { target: id, want: 64 }, format!("00000007{ID}40")),
             (Message::Nodes(Box::new([v4, v6].into_iter().collect())), format!("00000008{two}")),
             (Message::FindValue { id }, format!("00000009{ID}")),
             (Message::Found(claim), format!("0000000a{CLAIM}")),
             (Message::Gone(claim), format!("0000000b{CLAIM}")),
             (Message::NotHeld(Box::new([v4, v6].into_iter().collect())), format!("0000000c{two}")),
-            (Message::Delete { id, version }, format!("0000000d{ID}{VERSION}")),
-            (Message::Deleted, "0000000e".to_owned()),
             (Message::NotMine(flow), format!("0000000f{words}")),
         ];
         for (message, expected) in rows {

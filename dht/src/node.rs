@@ -18,14 +18,17 @@ use holdfast_net::FlowKey;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
+use crate::batch::{Header, Item, Outcome, Reader, Request};
 use crate::config::{Config, ConfigError, us};
 use crate::id::{Id, IdHasher};
 use crate::id_map::IdMap;
+use crate::link::{Begun, Class, Due, Links, Op};
 use crate::message::{DATAGRAM_MAX, Datagram, Message, MessageError, Sender};
-use crate::peer_slots::PeerSlots;
+use crate::peer_slots::{PeerSlots, Slot};
 use crate::publish::Entry;
+use crate::read::{Reads, Token};
 use crate::record::Claim;
-use crate::request::{LookupKey, Purpose, Request, Requests, TRANSMISSIONS_MAX};
+use crate::request::{LookupKey, Purpose, Requests};
 use crate::routing_table::{Patience, RoutingTable};
 use crate::stats::{Counter, Counters, Gauges, Journal, LookupRecord, Stats, Times};
 use crate::store::Store;
@@ -98,6 +101,14 @@ pub enum Action {
     },
 }
 
+/// What a batch has answered so far.
+#[derive(Debug, Default)]
+struct Answered {
+    count: usize,
+    /// When the last of the operations that it answers was sent.
+    sent_at_us: Option<u64>,
+}
+
 /// A datagram to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transmit {
@@ -128,6 +139,11 @@ pub struct Node {
 
     store: Store,
 
+    links: Links,
+
+    reads: Reads<reading::Asker>,
+    /// All reads may take equally long, so this is in order; as below.
+    read_deadlines: VecDeque<(u64, Token)>,
     lookups: HashMap<LookupKey, Running>,
     /// All lookups may take equally long, so this is in order.
     lookup_deadlines: VecDeque<(u64, LookupKey)>,
@@ -164,6 +180,9 @@ impl Node {
             slots: PeerSlots::new(config.listen),
             requests: Requests::default(),
             store: Store::new(config.records_max, us(config.tombstone_ttl)),
+            links: Links::new(),
+            reads: Reads::new(),
+            read_deadlines: VecDeque::new(),
             lookups: HashMap::new(),
             lookup_deadlines: VecDeque::new(),
             published: IdMap::new(),
@@ -204,9 +223,17 @@ impl Node {
     /// moment, until it returns `None`.
     pub fn transmit(&mut self, now_us: u64, body: &mut [u8; DATAGRAM_MAX]) -> Option<Transmit> {
         self.now_us = self.now_us.max(now_us);
-        let (to, datagram) = self.outbox.pop_front()?;
-        // Only a message that this module cannot express does not fit.
-        let len = datagram.encode(body).unwrap_or(0);
+        if let Some((to, datagram)) = self.outbox.pop_front() {
+            // Only a message that this module cannot express does not fit.
+            let len = datagram.encode(body).unwrap_or(0);
+            return Some(Transmit { to, len });
+        }
+        let (table, hasher, slots) = (&self.table, &self.hasher, &self.slots);
+        let life = |to: SocketAddr| {
+            let contact = table.get(hasher.node(to.ip()));
+            contact.map_or(0, |contact| slots.entries(contact.slot))
+        };
+        let (to, len) = self.links.transmit(self.now_us, body, self.own.incarnation, life)?;
         Some(Transmit { to, len })
     }
 
@@ -215,8 +242,10 @@ impl Node {
     pub fn next_deadline_us(&self) -> u64 {
         let requests = self.requests.next_deadline_us();
         let lookups = self.lookup_deadlines.front().map(|(at_us, _)| *at_us);
+        let reads = self.read_deadlines.front().map(|(at_us, _)| *at_us);
+        let links = self.links.next_deadline_us();
         let publishing = self.is_publishing_due().then_some(self.now_us);
-        [requests, lookups, publishing]
+        [requests, lookups, reads, links, publishing]
             .into_iter()
             .flatten()
             .fold(self.housekeeping_at_us, u64::min)
@@ -230,6 +259,15 @@ impl Node {
             self.request_timed_out(key, request);
         }
         self.time_out_lookups(TIMEOUTS_AT_ONCE);
+        for _ in 0..TIMEOUTS_AT_ONCE {
+            let Some((link, due)) = self.links.due(self.now_us) else {
+                break;
+            };
+            match due {
+                Due::Hedge(token) => self.hedge(token),
+                Due::Expired(op, sent_at_us) => self.expired(link, op, sent_at_us),
+            }
+        }
         if self.now_us >= self.housekeeping_at_us {
             self.housekeeping_at_us = self.now_us + HOUSEKEEPING_US;
             self.keep_members();
@@ -243,11 +281,15 @@ impl Node {
         if !self.config.is_member(from.ip()) {
             return self.count(Counter::NotMember);
         }
+        if let Some(batch) = Reader::new(bytes) {
+            return match batch {
+                Ok((header, reader)) => self.batch(from, &header, reader),
+                Err(error) => self.refused(error),
+            };
+        }
         let datagram = match Datagram::decode(bytes) {
             Ok(datagram) => datagram,
-            Err(MessageError::NotOurs) => return self.count(Counter::NotOurs),
-            Err(MessageError::UnknownVersion(_)) => return self.count(Counter::UnknownVersion),
-            Err(MessageError::Malformed) => return self.count(Counter::Malformed),
+            Err(error) => return self.refused(error),
         };
         let sender = datagram.sender;
         if sender.locator != from.ip() {
@@ -260,6 +302,116 @@ impl Node {
             self.answer(from, datagram);
         } else {
             self.serve(from, datagram);
+        }
+    }
+
+    fn refused(&mut self, error: MessageError) {
+        self.count(match error {
+            MessageError::NotOurs => Counter::NotOurs,
+            MessageError::UnknownVersion(_) => Counter::UnknownVersion,
+            MessageError::Malformed => Counter::Malformed,
+        });
+    }
+
+    /// Takes a batch of operations and results.
+    fn batch(&mut self, from: SocketAddr, header: &Header, mut reader: Reader<'_>) {
+        let locator = from.ip();
+        let incarnation = header.incarnation;
+        let sender = Sender { id: self.hasher.node(locator), locator, incarnation };
+        if locator == self.own.locator {
+            return self.count(Counter::Reflected);
+        }
+        self.seen(sender, from);
+        if header.receiver != self.own.incarnation {
+            // What was said to a former life of ours. Our PING tells the sender of this one.
+            self.count(Counter::OtherIncarnation);
+            return self.check(sender.id);
+        }
+        let Some(link) = self.links.of(from) else {
+            return self.count(Counter::PeersRefused);
+        };
+        match self.links.begin(link, header) {
+            Begun::Known => {}
+            Begun::Anew => self.begun_anew(sender, from, link),
+            Begun::Older => return self.count(Counter::OlderIncarnation),
+        }
+        let mut answered = Answered::default();
+        loop {
+            match reader.next() {
+                None => break,
+                Some(Err(error)) => {
+                    self.refused(error);
+                    break;
+                }
+                Some(Ok(Item::Request(number, request))) => {
+                    self.requested(&sender, link, number, request);
+                }
+                Some(Ok(Item::Result(number, outcome))) => {
+                    self.result(link, number, outcome, &mut answered);
+                }
+            }
+        }
+        if let Some(sent_at_us) = answered.sent_at_us {
+            let rtt_us = self.now_us.saturating_sub(sent_at_us);
+            self.links.measured(link, rtt_us, answered.count);
+            self.heard(sender, from, rtt_us);
+        }
+    }
+
+    /// Carries out an operation of a batch.
+    fn requested(&mut self, sender: &Sender, link: u32, number: u32, request: Request) {
+        if !self.links.is_wanted(link, number) {
+            return self.count(Counter::OperationsLate);
+        }
+        let outcome = self.carry_out(sender, request);
+        if !self.links.push_result(link, number, outcome) {
+            self.count(Counter::ResultsDropped);
+        }
+    }
+
+    /// Takes the result of an operation of ours.
+    fn result(&mut self, link: u32, number: u32, outcome: Outcome, answered: &mut Answered) {
+        let Some((op, sent_at_us)) = self.links.answered(link, number) else {
+            return self.count(Counter::UnmatchedAnswers);
+        };
+        answered.count += 1;
+        answered.sent_at_us = answered.sent_at_us.max(Some(sent_at_us));
+        match op.class {
+            Class::Lookup => self.replica_said(op.token, link, outcome),
+            _ => self.settled(op.request, Slot::from_token(op.token), outcome),
+        }
+    }
+
+    /// An operation was not answered in time: sends it again or gives it up.
+    fn expired(&mut self, link: u32, op: Op, sent_at_us: u64) {
+        let peer = self.hasher.node(self.links.address(link).ip());
+        self.missed(peer, sent_at_us);
+        let wanted = match op.class {
+            Class::Lookup => self.reads.get(op.token).is_some(),
+            _ => self.is_current(&op.request) && self.slots.is_current(Slot::from_token(op.token)),
+        };
+        if !wanted {
+            self.count(Counter::RequestsAbandoned);
+        } else if op.transmissions < crate::link::TRANSMISSIONS_MAX && self.links.push(link, op) {
+            return self.count(Counter::Retransmissions);
+        } else {
+            self.count(Counter::RequestsFailed);
+        }
+        self.failed(link, op);
+    }
+
+    /// An operation will have no result.
+    fn failed(&mut self, link: u32, op: Op) {
+        match op.class {
+            Class::Lookup => self.replica_failed(op.token, link),
+            _ => self.unanswered(op.request, Slot::from_token(op.token)),
+        }
+    }
+
+    /// Nothing that was sent on this way will be answered: the peer has restarted, or is dead.
+    fn give_up(&mut self, link: u32) {
+        while let Some(op) = self.links.give_up(link) {
+            self.failed(link, op);
         }
     }
 
@@ -278,7 +430,6 @@ impl Node {
             Purpose::Check => {}
             Purpose::Meet => self.met(from),
             Purpose::Find(key) => self.found(key, request.peer, message),
-            Purpose::Store(..) | Purpose::Delete(..) => self.settled(request.purpose, &message),
         }
     }
 
@@ -291,11 +442,11 @@ impl Node {
         self.count(Counter::RequestsSent);
         let peer = self.hasher.node(to.ip());
         let random = self.rng.random();
-        self.send_request(random, Request::new(to, peer, purpose));
+        self.send_request(random, crate::request::Request::new(to, peer, purpose));
         true
     }
 
-    fn send_request(&mut self, random: u64, request: Request) {
+    fn send_request(&mut self, random: u64, request: crate::request::Request) {
         let timeout_us = match request.purpose {
             Purpose::Check | Purpose::Meet => PING_TIMEOUT_US,
             _ => {
@@ -314,12 +465,6 @@ impl Node {
         match purpose {
             Purpose::Check | Purpose::Meet => Message::Ping,
             Purpose::Find(key) => reading::message(key),
-            Purpose::Store(id, version, _) => Message::Store {
-                id,
-                version,
-                ttl_s: u32::try_from(self.config.record_ttl.as_secs()).unwrap_or(u32::MAX),
-            },
-            Purpose::Delete(id, version, _) => Message::Delete { id, version },
         }
     }
 
@@ -328,12 +473,11 @@ impl Node {
         self.outbox.push_back((to, datagram));
     }
 
-    fn request_timed_out(&mut self, key: u64, request: Request) {
+    fn request_timed_out(&mut self, key: u64, request: crate::request::Request) {
         self.missed(request.peer, request.last_sent_at_us());
         let transmissions_max = match request.purpose {
             Purpose::Check => 1,
             Purpose::Meet | Purpose::Find(_) => 4,
-            Purpose::Store(..) | Purpose::Delete(..) => TRANSMISSIONS_MAX,
         };
         if !self.is_still_wanted(request.purpose) {
             self.count(Counter::RequestsAbandoned);
@@ -347,7 +491,6 @@ impl Node {
             Purpose::Check => {}
             Purpose::Meet => self.met(request.to),
             Purpose::Find(key) => self.not_found_out(key, request.peer),
-            Purpose::Store(..) | Purpose::Delete(..) => self.unanswered(request.purpose),
         }
     }
 
@@ -355,9 +498,6 @@ impl Node {
         match purpose {
             Purpose::Check | Purpose::Meet => true,
             Purpose::Find(key) => self.lookups.contains_key(&key),
-            Purpose::Store(id, version, _) | Purpose::Delete(id, version, _) => {
-                self.is_current(purpose, id, version)
-            }
         }
     }
 
@@ -423,8 +563,8 @@ impl Node {
             published: self.publishing.live as u64,
             published_unacked: (self.publishing.live - self.publishing.settled) as u64,
             withdrawing: (self.published.len() - self.publishing.live) as u64,
-            lookups_in_flight: self.lookups.len() as u64,
-            requests_in_flight: self.requests.len() as u64,
+            lookups_in_flight: (self.reads.len() + self.lookups.len()) as u64,
+            requests_in_flight: (self.requests.len() + self.links.in_flight()) as u64,
             joined: self.membership.is_joined(),
         }
     }
@@ -453,11 +593,5 @@ fn answers(message: &Message, purpose: Purpose) -> bool {
     match purpose {
         Purpose::Check | Purpose::Meet => matches!(message, Message::Pong),
         Purpose::Find(key) => reading::answers(message, key),
-        Purpose::Store(..) => {
-            matches!(message, Message::Stored | Message::Stale(_) | Message::Full | Message::Ahead)
-        }
-        Purpose::Delete(..) => {
-            matches!(message, Message::Deleted | Message::Stale(_) | Message::Ahead)
-        }
     }
 }

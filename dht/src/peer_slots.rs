@@ -17,25 +17,49 @@ pub struct Slot {
 impl Slot {
     /// This node itself.
     pub const OWN: Slot = Slot { index: 0, generation: 0 };
+
+    /// The name as a number.
+    pub(crate) const fn token(self) -> u64 {
+        (self.generation as u64) << 32 | self.index as u64
+    }
+
+    /// The name that has this number.
+    pub(crate) const fn from_token(token: u64) -> Slot {
+        Slot { index: token as u32, generation: (token >> 32) as u32 }
+    }
 }
 
 /// The names that were given.
 #[derive(Debug)]
 pub(crate) struct PeerSlots {
-    slots: Vec<(SocketAddr, u32)>,
+    slots: Vec<Place>,
     index: HashMap<SocketAddr, u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    address: SocketAddr,
+    generation: u32,
+    /// How often the peer entered the routing table.
+    entries: u32,
+}
+
+impl Place {
+    fn new(address: SocketAddr) -> Place {
+        Place { address, generation: 0, entries: 0 }
+    }
 }
 
 impl PeerSlots {
     /// No names but [`Slot::OWN`], which is this node's.
     pub(crate) fn new(own: SocketAddr) -> PeerSlots {
-        PeerSlots { slots: vec![(own, 0)], index: HashMap::from([(own, 0)]) }
+        PeerSlots { slots: vec![Place::new(own)], index: HashMap::from([(own, 0)]) }
     }
 
     /// A new name for the peer with this address; `None` when there are too many.
     pub(crate) fn begin(&mut self, address: SocketAddr) -> Option<Slot> {
         if let Some(&index) = self.index.get(&address) {
-            let generation = &mut self.slots[index as usize].1;
+            let generation = &mut self.slots[index as usize].generation;
             *generation = generation.wrapping_add(1);
             return Some(Slot { index, generation: *generation });
         }
@@ -43,7 +67,7 @@ impl PeerSlots {
             return None;
         }
         let index = self.slots.len() as u32;
-        self.slots.push((address, 0));
+        self.slots.push(Place::new(address));
         self.index.insert(address, index);
         Some(Slot { index, generation: 0 })
     }
@@ -53,13 +77,29 @@ impl PeerSlots {
         let Some(&index) = self.index.get(&address) else {
             return self.begin(address);
         };
-        let generation = self.slots[index as usize].1;
+        let generation = self.slots[index as usize].generation;
         Some(Slot { index, generation })
+    }
+
+    /// Notes that the peer with this name has entered the routing table.
+    pub(crate) fn entered(&mut self, slot: Slot) {
+        let entries = &mut self.slots[slot.index as usize].entries;
+        *entries = entries.saturating_add(1);
+    }
+
+    /// How often the peer with this name has entered the routing table.
+    pub(crate) fn entries(&self, slot: Slot) -> u32 {
+        self.slots[slot.index as usize].entries
+    }
+
+    /// Whether this life of the peer is its last.
+    pub(crate) fn is_current(&self, slot: Slot) -> bool {
+        self.slots[slot.index as usize].generation == slot.generation
     }
 
     /// The address of the peer with this name.
     pub(crate) fn address(&self, slot: Slot) -> SocketAddr {
-        self.slots[slot.index as usize].0
+        self.slots[slot.index as usize].address
     }
 }
 

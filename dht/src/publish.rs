@@ -35,6 +35,8 @@ enum Copy {
     InFlight,
     /// Stored, or deleted.
     Settled,
+    /// To be dropped there, because the record has moved; no answer yet.
+    Releasing,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -130,7 +132,7 @@ impl Entry {
     pub(crate) fn unsettle(&mut self) {
         self.settled = false;
         for holder in &mut self.holders {
-            if holder.copy != Copy::None {
+            if !matches!(holder.copy, Copy::None | Copy::Releasing) {
                 holder.copy = Copy::Unsettled;
             }
         }
@@ -186,6 +188,24 @@ impl Entry {
         self.settled && !before
     }
 
+    /// Former replicas that may hold the record although all of now's do.
+    pub(crate) fn former(&self) -> Slots {
+        let held = |h: &&Holder| !h.wanted && matches!(h.copy, Copy::Unsettled | Copy::Settled);
+        self.holders.iter().filter(held).map(|h| h.slot).collect()
+    }
+
+    /// The word to drop the record is on its way.
+    pub(crate) fn releasing(&mut self, slot: Slot) {
+        self.note(slot, Copy::Releasing);
+    }
+
+    /// The record is not held there any more, or nobody can tell. It may be wanted again.
+    pub(crate) fn released(&mut self, slot: Slot) {
+        self.note(slot, Copy::None);
+        self.holders.retain(|h| h.slot != slot || h.wanted);
+        self.settled = self.is_settled();
+    }
+
     fn note(&mut self, slot: Slot, copy: Copy) {
         if let Some(holder) = self.holders.iter_mut().find(|h| h.slot == slot) {
             holder.copy = copy;
@@ -199,7 +219,13 @@ impl Entry {
 
     /// Whether answers are awaited.
     pub(crate) fn in_flight(&self) -> bool {
-        self.holders.iter().any(|h| h.copy == Copy::InFlight)
+        self.holders.iter().any(|h| matches!(h.copy, Copy::InFlight | Copy::Releasing))
+    }
+
+    /// Whether these are the replicas that it was planned for.
+    pub(crate) fn is_planned_for(&self, closest: &[Slot]) -> bool {
+        let wanted = self.holders.iter().filter(|h| h.wanted);
+        wanted.clone().count() == closest.len() && wanted.clone().all(|h| closest.contains(&h.slot))
     }
 
     /// Replicas that have not settled.

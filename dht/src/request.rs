@@ -5,11 +5,8 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::SocketAddr;
 
-use holdfast_handoff::Version;
-
 use crate::id::Id;
 use crate::lookup::Goal;
-use crate::peer_slots::Slot;
 
 /// The most transmissions of one request.
 pub(crate) const TRANSMISSIONS_MAX: usize = 5;
@@ -33,10 +30,6 @@ pub(crate) enum Purpose {
     Meet,
     /// FIND_NODE or FIND_VALUE of a lookup.
     Find(LookupKey),
-    /// STORE of a published record at the peer with this slot.
-    Store(Id, Version, Slot),
-    /// DELETE of a withdrawn one.
-    Delete(Id, Version, Slot),
 }
 
 /// A request in flight.

@@ -6,6 +6,9 @@ const RTO_US_MIN: u64 = 20_000;
 const RTO_US_MAX: u64 = 400_000;
 /// The timeout towards a peer that was never measured.
 const RTO_US_UNKNOWN: u64 = 100_000;
+/// The least time before a lookup is hedged, and that towards a peer that was never measured.
+const HEDGE_US_MIN: u64 = 500;
+const HEDGE_US_UNKNOWN: u64 = 1_000;
 
 /// What is known of the round-trip time to one peer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,6 +33,14 @@ impl Rtt {
                 ((7 * srtt + rtt_us) / 8, (3 * variation + srtt.abs_diff(rtt_us)) / 4)
             }
         });
+    }
+
+    /// How long a lookup waits for an answer before the next replica is asked as well, in µs:
+    /// three times the usual, and not so short that a busy peer's turn is missed.
+    #[must_use]
+    pub fn hedge_us(&self) -> u64 {
+        let usual = self.smoothed.map_or(HEDGE_US_UNKNOWN, |(srtt, _)| 3 * srtt);
+        usual.clamp(HEDGE_US_MIN, RTO_US_MAX)
     }
 
     /// How long to wait for an answer before transmission `transmission` (from 0) counts as

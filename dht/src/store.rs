@@ -100,12 +100,29 @@ impl Store {
         Deleted::Yes
     }
 
+    /// Forgets a claim that others hold instead, if it is the one that is held or a greater one
+    /// of the same owner.
+    pub fn release(&mut self, now_us: u64, id: Id, claim: Claim) -> bool {
+        let held = self.get(now_us, id).copied();
+        let holds = held.is_some_and(|held| {
+            held.state == State::Live && held.claim.owner == claim.owner && held.claim <= claim
+        });
+        if holds {
+            self.records.remove(id);
+        }
+        holds
+    }
+
     /// Drops what has expired: all tombstones in turn and a slice of the live records, at most
     /// `limit` of each. Returns how many live ones were dropped.
     pub fn sweep(&mut self, now_us: u64, limit: usize) -> usize {
         self.sweep_tombstones(now_us, limit);
-        let expired =
-            self.records.walk(limit, |_, r| r.state == State::Live && r.is_expired(now_us));
+        let mut expired = Vec::new();
+        self.records.walk(limit, |id, r| {
+            if r.state == State::Live && r.is_expired(now_us) {
+                expired.push(id);
+            }
+        });
         for id in &expired {
             self.records.remove(*id);
         }

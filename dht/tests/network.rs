@@ -3,6 +3,7 @@
 mod common;
 
 use common::{MS, Network, SECOND, Weather, address, config, flow, locator, owner};
+use holdfast_dht::batch;
 use holdfast_dht::id::IdHasher;
 use holdfast_dht::message::{DATAGRAM_MAX, Datagram, Message, Sender};
 use holdfast_dht::{Claim, Config, Counter, Event, Outcome, Statement};
@@ -311,20 +312,21 @@ fn r5_a_server_that_has_lost_all_others_does_not_say_not_found() {
 }
 
 #[test]
-fn r12_what_a_former_replica_still_holds_is_not_believed() {
+fn r12_former_replicas_drop_what_has_moved() {
     let mut network = Network::of(8, 1, Weather::fair());
     for n in 0..40 {
         network.publish(1, flow(n));
     }
     network.settle();
-    let holds = |network: &Network, n| network.node(n).gauges().records;
-    let before: Vec<u64> = (0..8).map(|n| holds(&network, n)).collect();
+    let held = |network: &Network, n| network.node(n).gauges().records;
+    assert_eq!((0..8).map(|n| held(&network, n)).sum::<u64>(), 3 * 40);
     network.start(config(8));
     network.until("the new one to be known", 20, |network| network.is_complete());
     network.run(SECOND);
     network.settle();
-    // Nobody has dropped what moved to the new server.
-    assert_eq!(before, (0..8).map(|n| holds(&network, n)).collect::<Vec<_>>());
+    // Whoever is no replica any more has dropped what moved to the new server.
+    assert!(held(&network, 8) > 0);
+    assert_eq!((0..9).map(|n| held(&network, n)).sum::<u64>(), 3 * 40);
     // The owner forgets whom it ever told, and the flows go to another server.
     network.kill(1);
     network.start(config(1));
@@ -362,8 +364,8 @@ fn the_requests_in_flight_are_bounded() {
     for n in 0..120_000 {
         network.ask(1, flow(n));
     }
-    assert_eq!(network.node(1).gauges().requests_in_flight, 1 << 18);
-    assert!(network.counter(1, Counter::RequestsRefused) > 0);
+    let in_flight = network.node(1).gauges().requests_in_flight;
+    assert!((3_000..20_000).contains(&in_flight), "{in_flight}");
     network.weather.loss_percent = 0;
     network.run(5 * SECOND);
     assert_eq!(network.node(1).gauges().lookups_in_flight, 0);
@@ -431,7 +433,7 @@ fn a_flow_is_looked_up_once_however_many_ask() {
     for _ in 0..10 {
         network.ask(asker, flow(1));
     }
-    assert_eq!(sent(&network) - before, 3);
+    assert_eq!(sent(&network) - before, 1);
     network.run(10 * MS);
     for _ in 0..10 {
         let expected = Answer::Resolved { flow: flow(1), resolution: owner(1, version) };
@@ -614,22 +616,23 @@ fn r12_after_any_history_the_last_session_is_found() {
     }
 }
 
-/// A record that replica `n` of a two-node network tells us of, whatever it says.
-fn resolve_with_answer(message: &Message) -> (Option<Answer>, Network) {
+/// What a lookup of node 0 amounts to when the only other node gives this result.
+fn resolve_with_result(outcome: batch::Outcome) -> (Option<Answer>, Network) {
     let mut network = Network::of(2, 1, Weather::fair());
     network.run(SECOND);
     network.kill(1);
     network.ask(0, flow(1));
     // Node 1 is dead: we answer in its place.
-    let id = network.last_transaction_to(1);
-    let incarnation = network.unix_us();
-    let datagram = Datagram {
-        sender: Sender { id: network.peer_id(0, 1), locator: locator(1), incarnation },
-        transaction: id,
-        message: message.clone(),
+    let header = batch::Header {
+        incarnation: common::EPOCH_US,
+        receiver: common::EPOCH_US,
+        base: 0,
+        life: 1,
     };
     let mut bytes = [0; DATAGRAM_MAX];
-    let len = datagram.encode(&mut bytes).expect("fits");
+    let mut writer = batch::Writer::new(&header, &mut bytes);
+    assert!(writer.result(0, &outcome));
+    let len = writer.len();
     let (from, bytes) = (address(1), &bytes[..len]);
     network.tell(0, Event::Datagram { from, bytes });
     (network.answer(0), network)
@@ -642,16 +645,12 @@ fn r6_an_owner_that_is_no_member_is_not_believed() {
         Some(Answer::Resolved { flow, resolution })
     };
     let version = Version(1);
-    let claim = |owner| Message::Found(Claim { version, owner });
-    let (answer, _) = resolve_with_answer(&claim(locator(5)));
+    let claim = |owner| batch::Outcome::Found(Claim { version, owner });
+    let (answer, _) = resolve_with_result(claim(locator(5)));
     assert_eq!(answer, resolved(owner(5, version)));
-    let (answer, network) = resolve_with_answer(&claim([192, 0, 2, 1].into()));
+    let (answer, network) = resolve_with_result(claim([192, 0, 2, 1].into()));
     assert_eq!(answer, resolved(Resolution::NotFound));
     assert_eq!(network.counter(0, Counter::OwnersForeign), 1);
-    // Not the kind of answer that was asked for: still waiting.
-    let (answer, network) = resolve_with_answer(&Message::Stored);
-    assert_eq!(answer, None);
-    assert_eq!(network.counter(0, Counter::UnmatchedAnswers), 1);
 }
 
 #[test]
@@ -678,7 +677,10 @@ fn whatever_members_say_nodes_live_and_answer_once() {
             message: any_message(&mut rng),
         };
         let mut bytes = [0; DATAGRAM_MAX];
-        let mut len = datagram.encode(&mut bytes).expect("fits");
+        let mut len = match rng.random_bool(0.5) {
+            true => datagram.encode(&mut bytes).expect("fits"),
+            false => any_batch(&mut rng, &mut bytes),
+        };
         if rng.random_bool(0.2) {
             bytes[rng.random_range(0..len)] = rng.random();
             len = rng.random_range(0..=len);
@@ -695,41 +697,69 @@ fn whatever_members_say_nodes_live_and_answer_once() {
     network.until("peace", 60, |network| network.is_complete());
 }
 
+/// A batch with small numbers, so that it meets what is there.
+fn any_batch(rng: &mut Pcg64, bytes: &mut [u8; DATAGRAM_MAX]) -> usize {
+    let incarnation = |rng: &mut Pcg64| match rng.random_range(0..4) {
+        0 => rng.random_range(0..3),
+        1 => common::EPOCH_US + rng.random_range(0..100),
+        _ => common::EPOCH_US,
+    };
+    let header = batch::Header {
+        incarnation: incarnation(rng),
+        receiver: incarnation(rng),
+        base: rng.random_range(0..3),
+        life: rng.random_range(0..3),
+    };
+    let mut writer = batch::Writer::new(&header, bytes);
+    let hasher = IdHasher::new(b"a test's id key.");
+    for _ in 0..rng.random_range(0..20) {
+        let id = hasher.flow(&flow(rng.random_range(0..30)));
+        let version = match rng.random_range(0..3) {
+            0 => Version(rng.random_range(0..5)),
+            1 => Version(common::EPOCH_US + rng.random_range(0..100 * SECOND)),
+            _ => Version(rng.random()),
+        };
+        let claim = Claim { version, owner: locator(rng.random_range(0..300)) };
+        let number = rng.random_range(0..200);
+        use batch::{Outcome, Request};
+        match rng.random_range(0..12) {
+            0 => writer.request(number, &Request::Lookup(id)),
+            1 => writer.request(number, &Request::Store(id, version)),
+            2 => writer.request(number, &Request::Delete(id, version)),
+            3 => writer.request(number, &Request::Release(id, version)),
+            4 => writer.result(number, &Outcome::Done),
+            5 => writer.result(number, &Outcome::Full),
+            6 => writer.result(number, &Outcome::Ahead),
+            7 => writer.result(number, &Outcome::Stale(claim)),
+            8 => writer.result(number, &Outcome::Found(claim)),
+            9 => writer.result(number, &Outcome::Gone(claim)),
+            10 => writer.result(number, &Outcome::NotHeld),
+            _ => writer.result(number, &Outcome::NotReplica),
+        };
+    }
+    writer.len()
+}
+
 /// A message with small numbers, so that it meets what is there.
 fn any_message(rng: &mut Pcg64) -> Message {
     let hasher = IdHasher::new(b"a test's id key.");
     let id = hasher.flow(&flow(rng.random_range(0..30)));
-    let version = match rng.random_range(0..3) {
-        0 => Version(rng.random_range(0..5)),
-        1 => Version(common::EPOCH_US + rng.random_range(0..100 * SECOND)),
-        _ => Version(rng.random()),
-    };
-    let owner = locator(rng.random_range(0..300));
-    let claim = Claim { version, owner };
+    let version = Version(common::EPOCH_US + rng.random_range(0..100 * SECOND));
+    let claim = Claim { version, owner: locator(rng.random_range(0..300)) };
     let contacts = rng.random_range(0..8);
     let contacts: Vec<_> = (0..contacts).map(|_| address(rng.random_range(0..6))).collect();
-    match rng.random_range(0..16) {
+    match rng.random_range(0..9) {
         0 => Message::Ping,
         1 => Message::Pong,
         2 => {
-            let ttl_s = rng.random();
-            Message::Store { id, version, ttl_s }
-        }
-        3 => Message::Stored,
-        4 => Message::Stale(claim),
-        5 => Message::Full,
-        6 => Message::Ahead,
-        7 => {
             let want = rng.random();
             Message::FindNode { target: id, want }
         }
-        8 => Message::Nodes(Box::new(contacts.into_iter().collect())),
-        9 => Message::FindValue { id },
-        10 => Message::Found(claim),
-        11 => Message::Gone(claim),
-        12 => Message::NotHeld(Box::new(contacts.into_iter().collect())),
-        13 => Message::Delete { id, version },
-        14 => Message::Deleted,
+        3 => Message::Nodes(Box::new(contacts.into_iter().collect())),
+        4 => Message::FindValue { id },
+        5 => Message::Found(claim),
+        6 => Message::Gone(claim),
+        7 => Message::NotHeld(Box::new(contacts.into_iter().collect())),
         _ => Message::NotMine(flow(rng.random_range(0..30))),
     }
 }

@@ -12,6 +12,7 @@ use super::{Action, Node};
 use crate::config::{Config, us};
 use crate::id::Id;
 use crate::message::{NODES_MAX, Sender};
+use crate::peer_slots::Slot;
 use crate::request::Purpose;
 use crate::routing_table::{Contact, Inserted, Missed};
 use crate::rtt::Rtt;
@@ -178,8 +179,11 @@ impl Node {
             ping_at_us,
         });
         self.membership.dead.remove(&address.ip());
+        if let Some(link) = self.links.of(address) {
+            self.links.incarnate(link, sender.incarnation);
+        }
         match inserted {
-            Inserted::Yes => self.added(address),
+            Inserted::Yes => self.added(address, slot),
             Inserted::BucketFull { oldest } => self.bucket_full(oldest),
             Inserted::No => {}
         }
@@ -197,7 +201,8 @@ impl Node {
         }
     }
 
-    fn added(&mut self, address: SocketAddr) {
+    fn added(&mut self, address: SocketAddr, slot: Slot) {
+        self.slots.entered(slot);
         self.count(Counter::PeersAdded);
         tracing::info!(peer = %address, peers = self.table.len(), "peer found");
         self.table_changed();
@@ -216,9 +221,29 @@ impl Node {
             contact.address = address;
             contact.slot = slot;
         }
+        if let Some(link) = self.links.of(address) {
+            self.give_up(link);
+            self.links.incarnate(link, sender.incarnation);
+        }
         self.count(Counter::PeersRestarted);
         tracing::info!(peer = %address, "peer restarted");
         self.table_changed();
+    }
+
+    /// PINGs a contact in the next turn of housekeeping.
+    pub(super) fn check(&mut self, peer: Id) {
+        if let Some(contact) = self.table.get_mut(peer) {
+            contact.ping_at_us = contact.ping_at_us.min(self.now_us);
+        }
+    }
+
+    /// A peer has restarted, or had taken us for dead: it may hold nothing of what it held, and
+    /// answers nothing that was asked before.
+    pub(super) fn begun_anew(&mut self, sender: Sender, address: SocketAddr, link: u32) {
+        self.give_up(link);
+        if self.table.get(sender.id).is_some() {
+            self.restarted(sender, address);
+        }
     }
 
     /// A node has asked us something. That proves nothing, but is worth a ping if it is new.
@@ -297,10 +322,14 @@ impl Node {
         self.count(Counter::PeersDead);
         tracing::warn!(peer = %contact.address, peers = self.table.len(), "peer lost");
         self.remember_dead(contact.address);
+        if let Some(link) = self.links.of(contact.address) {
+            self.give_up(link);
+        }
         let answer = Answer::OwnerDead { owner: contact.address.ip() };
         self.actions.push(Action::Answer { ring: 0, answer });
         if let Some(contact) = successor.and_then(|id| self.table.get_mut(id)) {
             contact.ping_at_us = self.now_us;
+            self.slots.entered(contact.slot);
         }
         self.table_changed();
         let stands_alone =

@@ -11,19 +11,21 @@ use rand::RngExt;
 use smallvec::SmallVec;
 
 use super::Node;
+use crate::batch::{Outcome, Request};
 use crate::config::us;
 use crate::id::Id;
+use crate::link::{Class, Op};
 use crate::lookup::{Candidate, Lookup, Progress};
 use crate::message::Message;
 use crate::peer_slots::Slot;
 use crate::publish::{Entry, Phase, Slots};
 use crate::record::Claim;
-use crate::request::Purpose;
 use crate::stats::Counter;
 
-/// STOREs and DELETEs in flight at most: about what a socket buffer of the kernel's usual size
-/// takes at a peer.
-const IN_FLIGHT_MAX: usize = 512;
+/// Operations that wait to be sent, beyond which no entry is worked on and no announcement taken.
+const QUEUED_MAX: usize = 16_384;
+/// Entries that wait to be worked on, beyond which no announcement is taken.
+const URGENT_MAX: usize = 4_096;
 /// Entries worked on in one call of [`Node::handle`]: lookups wait for no more than these.
 const AT_ONCE: usize = 64;
 /// Entries that are no news (moves, refreshes, retries) in one turn of housekeeping: some
@@ -58,10 +60,11 @@ pub(super) struct Queues {
     urgent: VecDeque<Id>,
     background: VecDeque<Id>,
     background_budget: usize,
-    in_flight: usize,
     /// Entries that are live, and those of them that are settled.
     pub(super) live: usize,
     pub(super) settled: usize,
+    /// Entries to look after in this turn.
+    due: Vec<Id>,
     /// Grows when the routing table changes.
     epoch: u64,
     /// When to act on that.
@@ -181,8 +184,16 @@ impl Node {
         let queues = &self.publishing;
         let background = !queues.background.is_empty() && queues.background_budget > 0;
         self.membership.is_joined()
-            && queues.in_flight < IN_FLIGHT_MAX
+            && self.links.queued() < QUEUED_MAX
             && (background || !queues.urgent.is_empty())
+    }
+
+    /// Whether the workers' announcements should be taken now. When not, they wait in the
+    /// workers' rings; a worker whose ring is full says it again later.
+    #[must_use]
+    pub fn wants_announcements(&self) -> bool {
+        !self.membership.is_joined()
+            || self.links.queued() < QUEUED_MAX && self.publishing.urgent.len() < URGENT_MAX
     }
 
     /// Sends what waits, news first, as far as the limits allow. A node that has not joined
@@ -198,13 +209,13 @@ impl Node {
                 self.publishing.background.pop_front()
             });
             let Some(id) = id else { return };
-            self.settle(id);
+            self.settle(id, urgent.is_none());
         }
     }
 
     /// Sends a record, or its deletion, to all who miss it. When we may not know the nodes
     /// closest to it, they are searched for first.
-    fn settle(&mut self, id: Id) {
+    fn settle(&mut self, id: Id, background: bool) {
         let epoch = self.publishing.epoch;
         let due_at_us = self.now_us + self.jittered(RETRY_US);
         self.change(id, |entry| {
@@ -212,14 +223,19 @@ impl Node {
             entry.epoch = epoch;
             entry.due_at_us = due_at_us;
         });
-        if self.table.covers(id, self.config.replicas) {
-            let contacts = self.table.closest(id, self.config.replicas);
-            let closest = contacts.iter().map(|c| (c.id, c.slot)).collect();
-            drop(contacts);
-            self.settle_among(id, closest);
-        } else {
-            self.locate(id);
+        match self.placed(id) {
+            Some(slots) => self.settle_among(id, &slots, background),
+            None => self.locate(id),
         }
+    }
+
+    /// The replicas of a record, best first; `None` when we may not know them.
+    fn placed(&self, id: Id) -> Option<Slots> {
+        if !self.table.covers(id, self.config.replicas) {
+            return None;
+        }
+        let contacts = self.table.closest(id, self.config.replicas);
+        Some(self.replicas(id, contacts.iter().map(|c| (c.id, c.slot)).collect()))
     }
 
     /// The nodes closest to a record of ours were searched for.
@@ -232,16 +248,15 @@ impl Node {
             }
         }
         if !closest.is_empty() {
-            self.settle_among(id, closest);
+            let slots = self.replicas(id, closest);
+            self.settle_among(id, &slots, false);
         }
     }
 
-    /// Sends a record, or its deletion, to those of the closest nodes who miss it; `others` are
-    /// the closest without ourselves.
-    fn settle_among(&mut self, id: Id, others: Closest) {
-        let closest = self.replicas(id, others);
-        let planned = self
-            .change(id, |entry| (entry.plan(&closest), entry.phase, entry.version, entry.fresh));
+    /// Sends a record, or its deletion, to those of its replicas who miss it.
+    fn settle_among(&mut self, id: Id, closest: &[Slot], background: bool) {
+        let planned =
+            self.change(id, |entry| (entry.plan(closest), entry.phase, entry.version, entry.fresh));
         let Some((plan, phase, version, fresh)) = planned else {
             return;
         };
@@ -256,37 +271,33 @@ impl Node {
         if plan.send.is_empty() {
             self.settled_if_complete(id);
         }
+        let (request, class) = match (phase, background) {
+            (Phase::Live, false) => (Request::Store(id, version), Class::Store),
+            (Phase::Live, true) => (Request::Store(id, version), Class::Background),
+            (Phase::Withdrawn, _) => (Request::Delete(id, version), Class::Delete),
+        };
         for slot in plan.send {
-            let purpose = match phase {
-                Phase::Live => Purpose::Store(id, version, slot),
-                Phase::Withdrawn => Purpose::Delete(id, version, slot),
-            };
-            self.settle_at(slot, purpose);
+            // An earlier replica's answer may have changed the plan.
+            if self.is_current(&request) {
+                self.settle_at(slot, request, class);
+            }
         }
     }
 
-    fn settle_at(&mut self, slot: Slot, purpose: Purpose) {
-        let (Purpose::Store(id, version, _) | Purpose::Delete(id, version, _)) = purpose else {
-            return;
-        };
-        // An earlier replica's answer may have changed the plan.
-        if !self.is_current(purpose, id, version) {
-            return;
-        }
+    fn settle_at(&mut self, slot: Slot, request: Request, class: Class) {
+        let id = request.id();
         if slot == Slot::OWN {
-            let message = self.settle_here(purpose);
-            return self.outcome(purpose, &message);
+            let outcome = self.settle_here(request);
+            return self.settled(request, slot, outcome);
         }
         let address = self.slots.address(slot);
-        let deletes = matches!(purpose, Purpose::Delete(..));
-        if deletes && self.membership.is_dead(address.ip()) {
-            // A former replica that is dead: the record is gone with it, or expires.
+        if class == Class::Delete && self.membership.is_dead(address.ip()) {
+            // A former replica that is dead: the record is gone with it, or with our lease.
             self.count(Counter::DeletesGivenUp);
             return self.acknowledged(id, slot);
         }
-        let now_us = self.now_us;
-        if self.request(address, purpose) {
-            self.publishing.in_flight += 1;
+        if self.send_op(slot, request, class) {
+            let now_us = self.now_us;
             self.change(id, |entry| {
                 entry.sent(slot);
                 entry.first_sent_at_us.get_or_insert(now_us);
@@ -294,32 +305,45 @@ impl Node {
         }
     }
 
-    fn settle_here(&mut self, purpose: Purpose) -> Message {
-        let ttl_s = u32::try_from(self.config.record_ttl.as_secs()).unwrap_or(u32::MAX);
-        match purpose {
-            Purpose::Store(id, version, _) => self.serve_store(id, self.claim(version), ttl_s),
-            Purpose::Delete(id, version, _) => self.serve_delete(id, self.claim(version)),
-            Purpose::Check | Purpose::Meet | Purpose::Find(_) => Message::Pong,
-        }
-    }
-
-    /// A replica has answered a STORE or DELETE.
-    pub(super) fn settled(&mut self, purpose: Purpose, message: &Message) {
-        self.publishing.in_flight -= 1;
-        self.outcome(purpose, message);
-    }
-
-    fn outcome(&mut self, purpose: Purpose, message: &Message) {
-        let (Purpose::Store(id, version, slot) | Purpose::Delete(id, version, slot)) = purpose
-        else {
-            return;
+    /// Queues an operation for the peer with this slot. Returns whether there was room; if not,
+    /// the entry is looked after again later.
+    fn send_op(&mut self, slot: Slot, request: Request, class: Class) -> bool {
+        let Some(link) = self.links.of(self.slots.address(slot)) else {
+            return false;
         };
-        if !self.is_current(purpose, id, version) {
+        let op = Op { request, token: slot.token(), class, transmissions: 0 };
+        let pushed = self.links.push(link, op);
+        self.count(match pushed {
+            true => Counter::RequestsSent,
+            false => Counter::OperationsRefused,
+        });
+        pushed
+    }
+
+    fn settle_here(&mut self, request: Request) -> Outcome {
+        match request {
+            Request::Store(id, version) => self.serve_store(id, self.claim(version)),
+            Request::Delete(id, version) => self.serve_delete(id, self.claim(version)),
+            Request::Release(id, version) => {
+                self.store.release(self.now_us, id, self.claim(version));
+                Outcome::Done
+            }
+            Request::Lookup(_) => Outcome::NotHeld,
+        }
+    }
+
+    /// A replica has carried out a STORE, DELETE or RELEASE, or not.
+    pub(super) fn settled(&mut self, request: Request, slot: Slot, outcome: Outcome) {
+        let id = request.id();
+        if matches!(request, Request::Release(..)) {
+            return self.released(id, slot);
+        }
+        if !self.is_current(&request) {
             return;
         }
-        match message {
-            Message::Stored | Message::Deleted => self.acknowledged(id, slot),
-            Message::Stale(claim) => self.stale(purpose, id, slot, *claim),
+        match outcome {
+            Outcome::Done => self.acknowledged(id, slot),
+            Outcome::Stale(claim) => self.stale(&request, slot, claim),
             // Full, or its clock is behind: tried again later.
             _ => {
                 self.count(Counter::StoresRefusedByPeer);
@@ -329,6 +353,41 @@ impl Node {
                     entry.due_at_us = due_at_us;
                 });
             }
+        }
+    }
+
+    /// Former replicas need not hold the record any more.
+    fn release_former(&mut self, id: Id) {
+        let Some(entry) = self.published.get(id) else {
+            return;
+        };
+        if entry.phase != Phase::Live || !entry.settled {
+            return;
+        }
+        let (former, version) = (entry.former(), entry.version);
+        for slot in former {
+            let request = Request::Release(id, version);
+            if slot == Slot::OWN {
+                self.settle_here(request);
+                self.change(id, |entry| entry.released(slot));
+            } else if !self.slots.is_current(slot) || self.is_gone(slot) {
+                // That life of the peer is over.
+                self.change(id, |entry| entry.released(slot));
+            } else if self.send_op(slot, request, Class::Background) {
+                self.change(id, |entry| entry.releasing(slot));
+            }
+        }
+    }
+
+    fn is_gone(&self, slot: Slot) -> bool {
+        self.membership.is_dead(self.slots.address(slot).ip())
+    }
+
+    fn released(&mut self, id: Id, slot: Slot) {
+        self.change(id, |entry| entry.released(slot));
+        // It may be wanted again by now.
+        if self.published.get(id).is_some_and(|entry| !entry.settled && !entry.in_flight()) {
+            self.queue(id, false);
         }
     }
 
@@ -359,11 +418,13 @@ impl Node {
         if let Some(time_us) = time_us.flatten() {
             self.setting_time.record(time_us);
         }
+        self.release_former(id);
     }
 
     /// A replica holds a greater claim than ours.
-    fn stale(&mut self, purpose: Purpose, id: Id, slot: Slot, claim: Claim) {
-        if matches!(purpose, Purpose::Delete(..)) {
+    fn stale(&mut self, request: &Request, slot: Slot, claim: Claim) {
+        let id = request.id();
+        if matches!(request, Request::Delete(..)) {
             // A newer session has the flow: there is nothing of ours to delete (R12).
             return self.acknowledged(id, slot);
         }
@@ -390,14 +451,13 @@ impl Node {
         self.queue(id, true);
     }
 
-    /// A STORE or DELETE was given up.
-    pub(super) fn unanswered(&mut self, purpose: Purpose) {
-        self.publishing.in_flight -= 1;
-        let (Purpose::Store(id, version, slot) | Purpose::Delete(id, version, slot)) = purpose
-        else {
-            return;
-        };
-        if self.is_current(purpose, id, version) {
+    /// An operation was not answered, however often it was sent.
+    pub(super) fn unanswered(&mut self, request: Request, slot: Slot) {
+        let id = request.id();
+        if matches!(request, Request::Release(..)) {
+            return self.released(id, slot);
+        }
+        if self.is_current(&request) {
             self.count(Counter::StoresRetried);
             let due_at_us = self.now_us + self.jittered(RETRY_US);
             self.change(id, |entry| {
@@ -407,11 +467,13 @@ impl Node {
         }
     }
 
-    /// Whether a STORE or DELETE is about the entry as it is now.
-    pub(super) fn is_current(&self, purpose: Purpose, id: Id, version: Version) -> bool {
-        let phase = match purpose {
-            Purpose::Delete(..) => Phase::Withdrawn,
-            _ => Phase::Live,
+    /// Whether an operation is about the entry as it is now.
+    pub(super) fn is_current(&self, request: &Request) -> bool {
+        let (phase, id, version) = match *request {
+            Request::Store(id, version) => (Phase::Live, id, version),
+            Request::Delete(id, version) => (Phase::Withdrawn, id, version),
+            Request::Release(..) => return true,
+            Request::Lookup(_) => return false,
         };
         let entry = self.published.get(id);
         entry.is_some_and(|entry| entry.phase == phase && entry.version == version)
@@ -443,13 +505,17 @@ impl Node {
         let now_us = self.now_us;
         let epoch = self.publishing.epoch;
         let moves = now_us >= self.publishing.moves_at_us;
-        let due = self.published.walk(WALK_PER_TURN, |_, entry| {
-            let due = entry.due_at_us <= now_us || (moves && entry.epoch != epoch);
-            due && !entry.queued && !entry.in_flight()
+        let mut due = std::mem::take(&mut self.publishing.due);
+        self.published.walk(WALK_PER_TURN, |id, entry| {
+            let moved = moves && entry.epoch != epoch;
+            if (entry.due_at_us <= now_us || moved) && !entry.queued && !entry.in_flight() {
+                due.push(id);
+            }
         });
-        for id in due {
+        for id in due.drain(..) {
             self.look_after(id);
         }
+        self.publishing.due = due;
     }
 
     fn look_after(&mut self, id: Id) {
@@ -474,10 +540,26 @@ impl Node {
             }
             // Only the routing table has changed. Where it does not say who is closest, that
             // is found out at the next refresh.
-            _ if !due && !self.table.covers(id, self.config.replicas) => return,
+            _ if !due && !self.has_moved(id) => return,
             _ => {}
         }
         self.queue(id, false);
+    }
+
+    /// Whether the record has other replicas than when it was stored last.
+    fn has_moved(&mut self, id: Id) -> bool {
+        let Some(slots) = self.placed(id) else {
+            return false;
+        };
+        let epoch = self.publishing.epoch;
+        let moved = self.change(id, |entry| {
+            let moved = !entry.is_planned_for(&slots);
+            if !moved {
+                entry.epoch = epoch;
+            }
+            moved
+        });
+        moved == Some(true)
     }
 }
 

@@ -1,5 +1,8 @@
 //! Lookups: the workers' questions who owns a flow, the control thread's, and our own search for
 //! nodes. Never asks twice for the same thing at the same time.
+//!
+//! A worker's question is a read of the record's replicas, one hop ([`crate::read`]). Where we may
+//! not know who they are, and for all else, it is a walk ([`crate::lookup`]).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,13 +11,16 @@ use holdfast_net::FlowKey;
 use smallvec::SmallVec;
 
 use super::{Action, Node};
+use crate::batch::{Outcome, Request};
 use crate::config::us;
 use crate::id::Id;
+use crate::link::{Class, Op};
 use crate::lookup::{Candidate, Goal, Lookup, Progress, Said, Verdict};
 use crate::message::{Message, NODES_MAX};
+use crate::read::{Next, Read, Replica, Replicas, Standing, Token};
 use crate::record::{Claim, State};
 use crate::request::{LookupKey, Purpose};
-use crate::stats::{Counter, LookupRecord, Outcome};
+use crate::stats::{self, Counter, LookupRecord};
 
 /// Nodes that a search for nodes must have heard from before it ends.
 const NODES_WIDTH: usize = 8;
@@ -25,7 +31,7 @@ const ASKERS_MAX: usize = 64;
 
 /// Who waits for a lookup.
 #[derive(Debug, Clone, Copy)]
-enum Asker {
+pub(super) enum Asker {
     Worker { ring: usize, resolve: Resolve, arrived_at_us: u64 },
     Control { token: u64, flow: FlowKey },
     Membership,
@@ -72,7 +78,7 @@ pub struct LookupReport {
     /// Id of its record.
     pub id: Id,
     /// What a worker would be told.
-    pub outcome: Outcome,
+    pub outcome: stats::Outcome,
     /// Locator of the owner.
     pub owner: Option<IpAddr>,
     /// Version of its record.
@@ -111,10 +117,149 @@ impl Node {
             self.count(Counter::LookupsLocal);
             return self.tell_worker(ring, resolve, self.now_us, Verdict::Found(claim));
         }
-        let goal = Goal::Owner;
-        if !self.look_up(LookupKey { goal, target }, asker) {
+        if !self.read(target, asker) {
             self.count(Counter::LookupsRefused);
             self.tell_worker(ring, resolve, self.now_us, Verdict::Unknown);
+        }
+    }
+
+    /// Starts a read or waits for the one in flight. Returns whether that was possible.
+    fn read(&mut self, target: Id, asker: Asker) -> bool {
+        if let Some(read) = self.reads.of(target) {
+            if read.askers.len() == ASKERS_MAX {
+                return false;
+            }
+            read.askers.push(asker);
+            self.count(Counter::LookupsShared);
+            return true;
+        }
+        let Some(replicas) = self.read_replicas(target) else {
+            return self.look_up(LookupKey { goal: Goal::Owner, target }, asker);
+        };
+        if self.reads.len() + self.lookups.len() >= self.config.lookups_max {
+            return false;
+        }
+        let own = replicas.iter().any(|replica| replica.link.is_none());
+        let mut read = Read::new(target, asker, replicas);
+        if own {
+            read.said(None, self.own_statement(target));
+        }
+        let token = self.reads.insert(read);
+        let deadline_us = self.now_us + us(self.config.lookup_timeout);
+        self.read_deadlines.push_back((deadline_us, token));
+        self.read_on(token);
+        true
+    }
+
+    /// The replicas of a record, best first; `None` when we may not know them.
+    fn read_replicas(&mut self, target: Id) -> Option<Replicas> {
+        if !self.table.covers(target, self.config.replicas) {
+            return None;
+        }
+        let mut replicas = Replicas::new();
+        let own_distance = target.distance(self.own.id);
+        let mut own = Some(Replica { link: None, suspect: false, standing: Standing::New });
+        for contact in self.table.closest(target, self.config.replicas) {
+            if target.distance(contact.id) > own_distance && !replicas.is_full() {
+                replicas.extend(own.take());
+            }
+            let link = self.links.of(contact.address)?;
+            if !replicas.is_full() {
+                let suspect = contact.is_suspect();
+                replicas.push(Replica { link: Some(link), suspect, standing: Standing::New });
+            }
+        }
+        if !replicas.is_full() {
+            replicas.extend(own);
+        }
+        replicas.truncate(self.config.replicas);
+        Some(replicas)
+    }
+
+    /// Asks whom the read wants asked, and ends it when it has its result.
+    fn read_on(&mut self, token: Token) {
+        while let Some(read) = self.reads.get(token) {
+            match read.next() {
+                Next::Wait => return,
+                Next::Ask(link) => self.ask_replica(token, link),
+                Next::Over(verdict) => return self.end_read(token, verdict),
+                Next::Walk => return self.walk_on(token),
+            }
+        }
+    }
+
+    fn ask_replica(&mut self, token: Token, link: u32) {
+        let now_us = self.now_us;
+        let Some(read) = self.reads.get(token) else {
+            return;
+        };
+        read.asked_at_us.get_or_insert(now_us);
+        self.counters.count(Counter::RequestsSent);
+        let request = Request::Lookup(read.id);
+        let op = Op { request, token, class: Class::Lookup, transmissions: 0 };
+        self.links.push(link, op);
+    }
+
+    /// A lookup has waited for a replica for long: asks the next as well.
+    pub(super) fn hedge(&mut self, token: Token) {
+        if let Some(link) = self.reads.get(token).and_then(Read::hedge) {
+            self.count(Counter::LookupsHedged);
+            self.ask_replica(token, link);
+        }
+    }
+
+    /// A replica has answered a lookup.
+    pub(super) fn replica_said(&mut self, token: Token, link: u32, outcome: Outcome) {
+        let said = match outcome {
+            Outcome::Found(claim) => Some(self.judge(claim)),
+            Outcome::Gone(claim) => Some(Said::Deleted(claim)),
+            Outcome::NotHeld => Some(Said::NotHeld),
+            _ => None,
+        };
+        if let Some(read) = self.reads.get(token) {
+            match said {
+                Some(said) => read.said(Some(link), said),
+                None => read.stands(Some(link), Standing::NotReplica),
+            }
+            self.read_on(token);
+        }
+    }
+
+    /// A replica does not answer.
+    pub(super) fn replica_failed(&mut self, token: Token, link: u32) {
+        if let Some(read) = self.reads.get(token) {
+            read.stands(Some(link), Standing::Failed);
+            self.read_on(token);
+        }
+    }
+
+    fn end_read(&mut self, token: Token, verdict: Verdict) {
+        let Some(read) = self.reads.remove(token) else {
+            return;
+        };
+        let verdict = self.believable(verdict);
+        self.measure(read.asked_at_us, verdict);
+        for asker in &read.askers {
+            if let Asker::Worker { ring, resolve, arrived_at_us } = *asker {
+                self.tell_worker(ring, resolve, arrived_at_us, verdict);
+            }
+        }
+    }
+
+    /// The replicas of a record are not who we thought: looks for them.
+    fn walk_on(&mut self, token: Token) {
+        let Some(read) = self.reads.remove(token) else {
+            return;
+        };
+        self.count(Counter::LookupsWalked);
+        for asker in read.askers {
+            let Asker::Worker { ring, resolve, arrived_at_us } = asker else {
+                continue;
+            };
+            if !self.look_up(LookupKey { goal: Goal::Owner, target: read.id }, asker) {
+                self.count(Counter::LookupsRefused);
+                self.tell_worker(ring, resolve, arrived_at_us, Verdict::Unknown);
+            }
         }
     }
 
@@ -154,7 +299,7 @@ impl Node {
         (live && self.is_replica(target)).then_some(record.claim)
     }
 
-    fn is_replica(&self, target: Id) -> bool {
+    pub(super) fn is_replica(&self, target: Id) -> bool {
         let closest = self.table.closest(target, self.config.replicas);
         let farthest = closest.last().map(|contact| target.distance(contact.id));
         closest.len() < self.config.replicas || farthest > Some(target.distance(self.own.id))
@@ -170,7 +315,7 @@ impl Node {
             self.count(Counter::LookupsShared);
             return true;
         }
-        if self.lookups.len() >= self.config.lookups_max {
+        if self.reads.len() + self.lookups.len() >= self.config.lookups_max {
             return false;
         }
         let running = Running {
@@ -305,6 +450,18 @@ impl Node {
 
     pub(super) fn time_out_lookups(&mut self, limit: usize) {
         for _ in 0..limit {
+            match self.read_deadlines.front() {
+                Some((at_us, _)) if *at_us <= self.now_us => {}
+                _ => break,
+            }
+            if let Some((_, token)) = self.read_deadlines.pop_front()
+                && let Some(read) = self.reads.get(token)
+            {
+                let verdict = read.final_verdict();
+                self.end_read(token, verdict);
+            }
+        }
+        for _ in 0..limit {
             match self.lookup_deadlines.front() {
                 Some((at_us, _)) if *at_us <= self.now_us => {}
                 _ => return,
@@ -331,7 +488,7 @@ impl Node {
             Goal::Owner | Goal::Survey => self.believable(verdict),
         };
         if key.goal == Goal::Owner {
-            self.measure(&running, verdict);
+            self.measure(running.sent_at_us, verdict);
         }
         for asker in &running.askers {
             match *asker {
@@ -357,8 +514,8 @@ impl Node {
         verdict
     }
 
-    fn measure(&mut self, running: &Running, verdict: Verdict) {
-        let Some(sent_at_us) = running.sent_at_us else {
+    fn measure(&mut self, sent_at_us: Option<u64>, verdict: Verdict) {
+        let Some(sent_at_us) = sent_at_us else {
             return self.count(Counter::LookupsLocal);
         };
         let time_us = self.now_us - sent_at_us;
@@ -427,10 +584,10 @@ impl Node {
     }
 }
 
-fn outcome(verdict: Verdict) -> (Outcome, Option<Claim>) {
+fn outcome(verdict: Verdict) -> (stats::Outcome, Option<Claim>) {
     match verdict {
-        Verdict::Found(claim) => (Outcome::Owner, Some(claim)),
-        Verdict::NotFound => (Outcome::NotFound, None),
-        Verdict::Unknown => (Outcome::TimedOut, None),
+        Verdict::Found(claim) => (stats::Outcome::Owner, Some(claim)),
+        Verdict::NotFound => (stats::Outcome::NotFound, None),
+        Verdict::Unknown => (stats::Outcome::TimedOut, None),
     }
 }

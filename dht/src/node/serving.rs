@@ -1,4 +1,4 @@
-//! Answers the requests of other nodes: at most one answer to a datagram, and never a larger one
+//! Answers the requests of other nodes: at most one answer to each, and never a larger datagram
 //! than was asked for.
 
 use std::net::SocketAddr;
@@ -7,8 +7,9 @@ use arrayvec::ArrayVec;
 use holdfast_handoff::{Answer, Version};
 
 use super::{Action, Node};
+use crate::batch::{Outcome, Request};
 use crate::id::Id;
-use crate::message::{CLOSER_MAX, Contacts, Datagram, Message, NODES_MAX};
+use crate::message::{CLOSER_MAX, Contacts, Datagram, Message, NODES_MAX, Sender};
 use crate::publish::Phase;
 use crate::record::{Claim, State};
 use crate::stats::Counter;
@@ -16,10 +17,9 @@ use crate::store::{Deleted, Stored};
 
 /// Records and tombstones swept in one turn of housekeeping.
 const SWEEP_AT_ONCE: usize = 4096;
-/// The longest time that a record is held for without a refresh, in seconds: a week.
-const TTL_S_MAX: u32 = 604_800;
 
 impl Node {
+    /// Serves a control message.
     pub(super) fn serve(&mut self, from: SocketAddr, datagram: Datagram) {
         let Datagram { sender, transaction, message } = datagram;
         self.seen(sender, from);
@@ -28,20 +28,19 @@ impl Node {
                 self.count(Counter::PingsReceived);
                 Message::Pong
             }
-            Message::Store { id, version, ttl_s } => {
-                let owner = sender.locator;
-                self.serve_store(id, Claim { version, owner }, ttl_s)
-            }
-            Message::Delete { id, version } => {
-                let owner = sender.locator;
-                self.serve_delete(id, Claim { version, owner })
-            }
             Message::FindNode { target, want } => {
                 self.count(Counter::FindNodesReceived);
                 let want = usize::from(want).min(NODES_MAX);
                 Message::Nodes(Box::new(self.closest_but(sender.id, target, want)))
             }
-            Message::FindValue { id } => self.serve_find_value(sender.id, id),
+            Message::FindValue { id } => {
+                self.count(Counter::FindValuesReceived);
+                match self.serve_lookup(id) {
+                    Outcome::Found(claim) => Message::Found(claim),
+                    Outcome::Gone(claim) => Message::Gone(claim),
+                    _ => Message::NotHeld(Box::new(self.closest_but(sender.id, id, CLOSER_MAX))),
+                }
+            }
             Message::NotMine(flow) => {
                 self.count(Counter::NotMineReceived);
                 let owner = sender.locator;
@@ -55,55 +54,76 @@ impl Node {
         self.send(from, transaction, answer);
     }
 
-    pub(super) fn serve_store(&mut self, id: Id, claim: Claim, ttl_s: u32) -> Message {
+    /// Carries out an operation of a batch.
+    pub(super) fn carry_out(&mut self, sender: &Sender, request: Request) -> Outcome {
+        let owner = sender.locator;
+        match request {
+            Request::Lookup(id) => {
+                self.count(Counter::LookupsReceived);
+                self.serve_lookup(id)
+            }
+            Request::Store(id, version) => self.serve_store(id, Claim { version, owner }),
+            Request::Delete(id, version) => self.serve_delete(id, Claim { version, owner }),
+            Request::Release(id, version) => {
+                self.count(Counter::ReleasesReceived);
+                self.store.release(self.now_us, id, Claim { version, owner });
+                Outcome::Done
+            }
+        }
+    }
+
+    pub(super) fn serve_store(&mut self, id: Id, claim: Claim) -> Outcome {
         self.count(Counter::StoresReceived);
         if !self.observe(claim.version) {
             self.count(Counter::StoresAhead);
-            return Message::Ahead;
+            return Outcome::Ahead;
         }
-        let ttl_us = u64::from(ttl_s.min(TTL_S_MAX)) * 1_000_000;
-        let expires_at_us = self.now_us + ttl_us;
+        let expires_at_us = u64::MAX;
         match self.store.store(self.now_us, id, claim, expires_at_us) {
-            Stored::Yes => Message::Stored,
+            Stored::Yes => Outcome::Done,
             Stored::Stale(held) => {
                 self.count(Counter::StoresStale);
-                Message::Stale(held)
+                Outcome::Stale(held)
             }
             Stored::Full => {
                 self.count(Counter::StoresFull);
-                Message::Full
+                Outcome::Full
             }
         }
     }
 
-    pub(super) fn serve_delete(&mut self, id: Id, claim: Claim) -> Message {
+    pub(super) fn serve_delete(&mut self, id: Id, claim: Claim) -> Outcome {
         self.count(Counter::DeletesReceived);
         if !self.observe(claim.version) {
             self.count(Counter::StoresAhead);
-            return Message::Ahead;
+            return Outcome::Ahead;
         }
         match self.store.delete(self.now_us, id, claim) {
-            Deleted::Yes => Message::Deleted,
+            Deleted::Yes => Outcome::Done,
             Deleted::NotRemembered => {
                 self.count(Counter::TombstonesRefused);
-                Message::Deleted
+                Outcome::Done
             }
             Deleted::Stale(held) => {
                 self.count(Counter::StoresStale);
-                Message::Stale(held)
+                Outcome::Stale(held)
             }
         }
     }
 
-    fn serve_find_value(&mut self, asker: Id, id: Id) -> Message {
-        self.count(Counter::FindValuesReceived);
+    /// Who owns a record, as far as we have to know it. What is left from when we were a replica
+    /// may be out of date, so it is not told.
+    pub(super) fn serve_lookup(&self, id: Id) -> Outcome {
+        if let Some(version) = self.published_version(id) {
+            return Outcome::Found(self.claim(version));
+        }
+        if !self.is_replica(id) {
+            return Outcome::NotReplica;
+        }
         match self.store.get(self.now_us, id) {
-            Some(record) if record.state == State::Live => Message::Found(record.claim),
-            Some(record) => Message::Gone(record.claim),
-            None => match self.published_version(id) {
-                Some(version) => Message::Found(self.claim(version)),
-                None => Message::NotHeld(Box::new(self.closest_but(asker, id, CLOSER_MAX))),
-            },
+            Some(record) if record.state == State::Live => Outcome::Found(record.claim),
+            Some(record) => Outcome::Gone(record.claim),
+            None => Outcome::NotHeld,
         }
     }
 
