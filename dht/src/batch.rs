@@ -115,8 +115,7 @@ impl Request {
     }
 
     /// Bytes of it in a group.
-    #[must_use]
-    pub const fn len(&self) -> usize {
+    const fn wire_len(&self) -> usize {
         match self {
             Request::Lookup(..) => 16,
             Request::Store(..) | Request::Delete(..) | Request::Release(..) => 24,
@@ -193,7 +192,7 @@ impl<'a> Writer<'a> {
 
     /// Adds an operation. Returns whether there was room for it.
     pub fn request(&mut self, number: u32, request: &Request) -> bool {
-        let fits = self.begin(request.kind(), number, request.len());
+        let fits = self.begin(request.kind(), number, request.wire_len());
         if fits {
             self.put(request);
             self.end();

@@ -106,10 +106,10 @@ impl<A> Read<A> {
         let asked = self.count(Standing::Asked);
         let denied = self.count(Standing::SaidNo) + self.count(Standing::NotReplica);
         // One replica is asked at a time, until one has nothing to say.
-        if asked == 0 || denied > 0 {
-            if let Some(link) = self.ask() {
-                return Next::Ask(link);
-            }
+        if (asked == 0 || denied > 0)
+            && let Some(link) = self.ask()
+        {
+            return Next::Ask(link);
         }
         let waits = |r: &Replica| r.standing == Standing::Asked && !r.suspect;
         if self.replicas.iter().any(waits) {
