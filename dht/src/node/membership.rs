@@ -179,7 +179,7 @@ impl Node {
         });
         self.membership.dead.remove(&address.ip());
         match inserted {
-            Inserted::Yes => self.added(address),
+            Inserted::Yes => self.added(sender, address),
             Inserted::BucketFull { oldest } => self.bucket_full(oldest),
             Inserted::No => {}
         }
@@ -197,8 +197,9 @@ impl Node {
         }
     }
 
-    fn added(&mut self, address: SocketAddr) {
+    fn added(&mut self, sender: Sender, address: SocketAddr) {
         self.count(Counter::PeersAdded);
+        self.store.begin_lease(self.now_us, sender.locator, sender.incarnation);
         tracing::info!(peer = %address, peers = self.table.len(), "peer found");
         self.table_changed();
         if !self.membership.joined {
@@ -216,6 +217,7 @@ impl Node {
             contact.address = address;
             contact.slot = slot;
         }
+        self.store.begin_lease(self.now_us, sender.locator, sender.incarnation);
         self.count(Counter::PeersRestarted);
         tracing::info!(peer = %address, "peer restarted");
         self.table_changed();
@@ -296,11 +298,13 @@ impl Node {
         };
         self.count(Counter::PeersDead);
         tracing::warn!(peer = %contact.address, peers = self.table.len(), "peer lost");
+        self.store.end_lease(self.now_us, contact.address.ip());
         self.remember_dead(contact.address);
         let answer = Answer::OwnerDead { owner: contact.address.ip() };
         self.actions.push(Action::Answer { ring: 0, answer });
         if let Some(contact) = successor.and_then(|id| self.table.get_mut(id)) {
             contact.ping_at_us = self.now_us;
+            self.store.begin_lease(self.now_us, contact.address.ip(), contact.incarnation);
         }
         self.table_changed();
         let stands_alone =

@@ -295,10 +295,9 @@ impl Node {
     }
 
     fn settle_here(&mut self, purpose: Purpose) -> Message {
-        let ttl_s = u32::try_from(self.config.record_ttl.as_secs()).unwrap_or(u32::MAX);
         match purpose {
-            Purpose::Store(id, version, _) => self.serve_store(id, self.claim(version), ttl_s),
-            Purpose::Delete(id, version, _) => self.serve_delete(id, self.claim(version)),
+            Purpose::Store(id, version, _) => self.serve_store(self.own, id, version),
+            Purpose::Delete(id, version, _) => self.serve_delete(self.own, id, version),
             Purpose::Check | Purpose::Meet | Purpose::Find(_) => Message::Pong,
         }
     }

@@ -8,16 +8,14 @@ use holdfast_handoff::{Answer, Version};
 
 use super::{Action, Node};
 use crate::id::Id;
-use crate::message::{CLOSER_MAX, Contacts, Datagram, Message, NODES_MAX};
+use crate::message::{CLOSER_MAX, Contacts, Datagram, Message, NODES_MAX, Sender};
 use crate::publish::Phase;
-use crate::record::{Claim, State};
+use crate::record::State;
 use crate::stats::Counter;
 use crate::store::{Deleted, Stored};
 
-/// Records and tombstones swept in one turn of housekeeping.
-const SWEEP_AT_ONCE: usize = 4096;
-/// The longest time that a record is held for without a refresh, in seconds: a week.
-const TTL_S_MAX: u32 = 604_800;
+/// Records and tombstones dropped in one turn of housekeeping, at most.
+const SWEEP_AT_ONCE: usize = 2048;
 
 impl Node {
     pub(super) fn serve(&mut self, from: SocketAddr, datagram: Datagram) {
@@ -28,14 +26,9 @@ impl Node {
                 self.count(Counter::PingsReceived);
                 Message::Pong
             }
-            Message::Store { id, version, ttl_s } => {
-                let owner = sender.locator;
-                self.serve_store(id, Claim { version, owner }, ttl_s)
-            }
-            Message::Delete { id, version } => {
-                let owner = sender.locator;
-                self.serve_delete(id, Claim { version, owner })
-            }
+            // Records live as long as their owner's lease: what `ttl_s` says is not heeded.
+            Message::Store { id, version, .. } => self.serve_store(sender, id, version),
+            Message::Delete { id, version } => self.serve_delete(sender, id, version),
             Message::FindNode { target, want } => {
                 self.count(Counter::FindNodesReceived);
                 let want = usize::from(want).min(NODES_MAX);
@@ -55,15 +48,14 @@ impl Node {
         self.send(from, transaction, answer);
     }
 
-    pub(super) fn serve_store(&mut self, id: Id, claim: Claim, ttl_s: u32) -> Message {
+    pub(super) fn serve_store(&mut self, sender: Sender, id: Id, version: Version) -> Message {
         self.count(Counter::StoresReceived);
-        if !self.observe(claim.version) {
+        if !self.observe(version) {
             self.count(Counter::StoresAhead);
             return Message::Ahead;
         }
-        let ttl_us = u64::from(ttl_s.min(TTL_S_MAX)) * 1_000_000;
-        let expires_at_us = self.now_us + ttl_us;
-        match self.store.store(self.now_us, id, claim, expires_at_us) {
+        let Sender { locator, incarnation, .. } = sender;
+        match self.store.store(self.now_us, id, version, locator, incarnation) {
             Stored::Yes => Message::Stored,
             Stored::Stale(held) => {
                 self.count(Counter::StoresStale);
@@ -76,13 +68,13 @@ impl Node {
         }
     }
 
-    pub(super) fn serve_delete(&mut self, id: Id, claim: Claim) -> Message {
+    pub(super) fn serve_delete(&mut self, sender: Sender, id: Id, version: Version) -> Message {
         self.count(Counter::DeletesReceived);
-        if !self.observe(claim.version) {
+        if !self.observe(version) {
             self.count(Counter::StoresAhead);
             return Message::Ahead;
         }
-        match self.store.delete(self.now_us, id, claim) {
+        match self.store.delete(self.now_us, id, version, sender.locator) {
             Deleted::Yes => Message::Deleted,
             Deleted::NotRemembered => {
                 self.count(Counter::TombstonesRefused);
@@ -124,5 +116,6 @@ impl Node {
         for _ in 0..self.store.sweep(self.now_us, SWEEP_AT_ONCE) {
             self.count(Counter::RecordsExpired);
         }
+        self.counters.set(Counter::OwnersRefused, self.store.owners_refused());
     }
 }
