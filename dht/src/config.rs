@@ -32,7 +32,11 @@ pub struct Config {
     pub alpha: usize,
     /// Servers that hold a record, 1 to [`REPLICAS_MAX`]: 3.
     pub replicas: usize,
-    /// How long a replica keeps a record that its owner does not refresh: 1 h.
+    /// How long the records of an incarnation are kept after its server was last known to live:
+    /// 60 s. Long enough to find its sessions after a restart of the daemon, or a partition.
+    pub lease: Duration,
+    /// The same for a server that is none of our contacts and says by each STORE that it lives:
+    /// 1 h. Its owner refreshes a record twice in this time.
     pub record_ttl: Duration,
     /// How long a replica remembers that a record was deleted: 10 s.
     pub tombstone_ttl: Duration,
@@ -69,6 +73,7 @@ impl Config {
             bucket_bits: 8,
             alpha: 3,
             replicas: 3,
+            lease: Duration::from_secs(60),
             record_ttl: Duration::from_secs(3600),
             tombstone_ttl: Duration::from_secs(10),
             lookup_timeout: Duration::from_millis(500),
@@ -103,6 +108,7 @@ impl Config {
         within("lookups_max", self.lookups_max, 1, 1 << 24)?;
         within("failures_max", usize::from(self.failures_max), 1, 100)?;
         let ms = Duration::from_millis;
+        lasts("lease", self.lease, ms(1000), ms(3_600_000))?;
         lasts("record_ttl", self.record_ttl, ms(2000), ms(604_800_000))?;
         lasts("tombstone_ttl", self.tombstone_ttl, ms(100), ms(3_600_000))?;
         lasts("lookup_timeout", self.lookup_timeout, ms(20), ms(60_000))?;
@@ -230,12 +236,15 @@ mod tests {
         alpha.alpha = 0;
         let mut ttl = config();
         ttl.record_ttl = Duration::ZERO;
+        let mut lease = config();
+        lease.lease = Duration::from_secs(3601);
         for (config, text) in [
             (listen, "listen on the locator 10.0.0.1"),
             (members, "10.0.0.1 is in none"),
             (bootstrap, "10.0.1.1 is in none"),
             (alpha, "alpha is 0: it must be from 1 to 16"),
             (ttl, "record_ttl is 0ns: it must be from 2s"),
+            (lease, "lease is 3601s: it must be from 1s to 3600s"),
         ] {
             let error = config.check().expect_err("wrong").to_string();
             assert!(error.contains(text), "{error}");

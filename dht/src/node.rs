@@ -31,7 +31,7 @@ use crate::record::Claim;
 use crate::request::{LookupKey, Purpose, Requests};
 use crate::routing_table::{Patience, RoutingTable};
 use crate::stats::{Counter, Counters, Gauges, Journal, LookupRecord, Stats, Times};
-use crate::store::Store;
+use crate::store::{Store, Terms};
 
 pub use membership::Peer;
 pub use reading::{LookupReport, ReplicaReport, Statement};
@@ -174,18 +174,27 @@ impl Node {
         };
         let patience =
             Patience { failures_max: config.failures_max, dead_after_us: us(config.dead_after) };
+        let terms = Terms {
+            lease_us: us(config.lease),
+            record_ttl_us: us(config.record_ttl),
+            tombstone_ttl_us: us(config.tombstone_ttl),
+        };
+        let mut rng = Pcg64::seed_from_u64(seed);
+        let mut store = Store::new(config.records_max, terms, rng.random());
+        // Ours ends with us.
+        store.begin_lease(0, own.locator, own.incarnation);
         Ok(Node {
             membership: Membership::new(&config),
             table: RoutingTable::new(own.id, config.k, config.bucket_bits, patience),
             slots: PeerSlots::new(config.listen),
             requests: Requests::default(),
-            store: Store::new(config.records_max, us(config.tombstone_ttl)),
+            store,
             links: Links::new(),
             reads: Reads::new(),
             read_deadlines: VecDeque::new(),
             lookups: HashMap::new(),
             lookup_deadlines: VecDeque::new(),
-            published: IdMap::new(),
+            published: IdMap::new(config.published_max, rng.random()),
             publishing: publishing::Queues::default(),
             counters: Counters::default(),
             setting_time: Times::new(),
@@ -195,7 +204,7 @@ impl Node {
             hasher,
             own,
             started_unix_us,
-            rng: Pcg64::seed_from_u64(seed),
+            rng,
             now_us: 0,
             housekeeping_at_us: 0,
             actions: Vec::new(),
@@ -560,6 +569,7 @@ impl Node {
             peers_suspect: suspects as u64,
             records: self.store.live() as u64,
             tombstones: self.store.tombstones() as u64,
+            owners: self.store.owners() as u64,
             published: self.publishing.live as u64,
             published_unacked: (self.publishing.live - self.publishing.settled) as u64,
             withdrawing: (self.published.len() - self.publishing.live) as u64,

@@ -1,5 +1,5 @@
-//! A record of the DHT: who owns a flow, since which version, and until when to believe it.
-//! Never holds the session itself; a record is a hint that leads to it (R1).
+//! A record of the DHT: who owns a flow, since which version. Never holds the session itself; a
+//! record is a hint that leads to it (R1).
 
 use std::net::IpAddr;
 
@@ -24,21 +24,11 @@ pub enum State {
     Tombstone,
 }
 
-/// What a replica keeps under a record id.
+/// What a replica holds under a record id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record {
     /// Who owns the flow.
     pub claim: Claim,
     /// Whether that still stands.
     pub state: State,
-    /// End of the record's life, in µs of the node's time.
-    pub expires_at_us: u64,
-}
-
-impl Record {
-    /// Whether the record has come to its end.
-    #[must_use]
-    pub const fn is_expired(&self, now_us: u64) -> bool {
-        self.expires_at_us <= now_us
-    }
 }

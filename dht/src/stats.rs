@@ -71,10 +71,11 @@ counters! {
     FindNodesReceived "find_nodes_received" "FIND_NODE requests served.",
     FindValuesReceived "find_values_received" "FIND_VALUE requests served.",
     StoresStale "stores_stale" "STORE or DELETE refused: a newer record or tombstone is held.",
-    StoresFull "stores_full" "STORE refused: the store is full of live records.",
+    StoresFull "stores_full" "STORE refused: the store is full of live records, or there are too many owners.",
+    OwnersRefused "owners_refused" "Owners of records or tombstones refused: too many in all, or incarnations of one server.",
     StoresAhead "stores_ahead" "STORE or DELETE refused: its version is more than an hour ahead of our clock.",
     TombstonesRefused "tombstones_refused" "Tombstones not kept because the store was full.",
-    RecordsExpired "records_expired" "Records dropped because their owner did not refresh them.",
+    RecordsExpired "records_expired" "Records dropped because the lease of their owner's incarnation had ended.",
     LookupsAsked "lookups_asked" "Lookups asked for by workers.",
     LookupsShared "lookups_shared" "Lookups that waited for one already in flight for the same flow.",
     LookupsLocal "lookups_local" "Lookups answered from our own records, without the network.",
@@ -167,6 +168,8 @@ pub struct Gauges {
     pub records: u64,
     /// Tombstones held.
     pub tombstones: u64,
+    /// Owners of these, and contacts, in the store's memory.
+    pub owners: u64,
     /// Sessions published, as far as not withdrawn.
     pub published: u64,
     /// Of these, the ones that not all replicas have acknowledged.

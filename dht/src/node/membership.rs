@@ -183,7 +183,7 @@ impl Node {
             self.links.incarnate(link, sender.incarnation);
         }
         match inserted {
-            Inserted::Yes => self.added(address, slot),
+            Inserted::Yes => self.added(sender, address, slot),
             Inserted::BucketFull { oldest } => self.bucket_full(oldest),
             Inserted::No => {}
         }
@@ -201,9 +201,10 @@ impl Node {
         }
     }
 
-    fn added(&mut self, address: SocketAddr, slot: Slot) {
+    fn added(&mut self, sender: Sender, address: SocketAddr, slot: Slot) {
         self.slots.entered(slot);
         self.count(Counter::PeersAdded);
+        self.store.begin_lease(self.now_us, sender.locator, sender.incarnation);
         tracing::info!(peer = %address, peers = self.table.len(), "peer found");
         self.table_changed();
         if !self.membership.joined {
@@ -225,6 +226,7 @@ impl Node {
             self.give_up(link);
             self.links.incarnate(link, sender.incarnation);
         }
+        self.store.begin_lease(self.now_us, sender.locator, sender.incarnation);
         self.count(Counter::PeersRestarted);
         tracing::info!(peer = %address, "peer restarted");
         self.table_changed();
@@ -321,6 +323,7 @@ impl Node {
         };
         self.count(Counter::PeersDead);
         tracing::warn!(peer = %contact.address, peers = self.table.len(), "peer lost");
+        self.store.end_lease(self.now_us, contact.address.ip());
         self.remember_dead(contact.address);
         if let Some(link) = self.links.of(contact.address) {
             self.give_up(link);
@@ -330,6 +333,7 @@ impl Node {
         if let Some(contact) = successor.and_then(|id| self.table.get_mut(id)) {
             contact.ping_at_us = self.now_us;
             self.slots.entered(contact.slot);
+            self.store.begin_lease(self.now_us, contact.address.ip(), contact.incarnation);
         }
         self.table_changed();
         let stands_alone =

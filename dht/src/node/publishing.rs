@@ -321,15 +321,8 @@ impl Node {
     }
 
     fn settle_here(&mut self, request: Request) -> Outcome {
-        match request {
-            Request::Store(id, version) => self.serve_store(id, self.claim(version)),
-            Request::Delete(id, version) => self.serve_delete(id, self.claim(version)),
-            Request::Release(id, version) => {
-                self.store.release(self.now_us, id, self.claim(version));
-                Outcome::Done
-            }
-            Request::Lookup(_) => Outcome::NotHeld,
-        }
+        let own = self.own;
+        self.carry_out(&own, request)
     }
 
     /// A replica has carried out a STORE, DELETE or RELEASE, or not.

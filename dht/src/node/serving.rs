@@ -11,12 +11,12 @@ use crate::batch::{Outcome, Request};
 use crate::id::Id;
 use crate::message::{CLOSER_MAX, Contacts, Datagram, Message, NODES_MAX, Sender};
 use crate::publish::Phase;
-use crate::record::{Claim, State};
+use crate::record::State;
 use crate::stats::Counter;
 use crate::store::{Deleted, Stored};
 
 /// Records and tombstones swept in one turn of housekeeping.
-const SWEEP_AT_ONCE: usize = 4096;
+const SWEEP_AT_ONCE: usize = 2048;
 
 impl Node {
     /// Serves a control message.
@@ -56,30 +56,25 @@ impl Node {
 
     /// Carries out an operation of a batch.
     pub(super) fn carry_out(&mut self, sender: &Sender, request: Request) -> Outcome {
-        let owner = sender.locator;
         match request {
             Request::Lookup(id) => {
                 self.count(Counter::LookupsReceived);
                 self.serve_lookup(id)
             }
-            Request::Store(id, version) => self.serve_store(id, Claim { version, owner }),
-            Request::Delete(id, version) => self.serve_delete(id, Claim { version, owner }),
-            Request::Release(id, version) => {
-                self.count(Counter::ReleasesReceived);
-                self.store.release(self.now_us, id, Claim { version, owner });
-                Outcome::Done
-            }
+            Request::Store(id, version) => self.serve_store(sender, id, version),
+            Request::Delete(id, version) => self.serve_delete(sender, id, version),
+            Request::Release(id, version) => self.serve_release(sender, id, version),
         }
     }
 
-    pub(super) fn serve_store(&mut self, id: Id, claim: Claim) -> Outcome {
+    pub(super) fn serve_store(&mut self, sender: &Sender, id: Id, version: Version) -> Outcome {
         self.count(Counter::StoresReceived);
-        if !self.observe(claim.version) {
+        if !self.observe(version) {
             self.count(Counter::StoresAhead);
             return Outcome::Ahead;
         }
-        let expires_at_us = u64::MAX;
-        match self.store.store(self.now_us, id, claim, expires_at_us) {
+        let Sender { locator, incarnation, .. } = *sender;
+        match self.store.store(self.now_us, id, version, locator, incarnation) {
             Stored::Yes => Outcome::Done,
             Stored::Stale(held) => {
                 self.count(Counter::StoresStale);
@@ -92,13 +87,19 @@ impl Node {
         }
     }
 
-    pub(super) fn serve_delete(&mut self, id: Id, claim: Claim) -> Outcome {
+    pub(super) fn serve_release(&mut self, sender: &Sender, id: Id, version: Version) -> Outcome {
+        self.count(Counter::ReleasesReceived);
+        self.store.release(self.now_us, id, version, sender.locator);
+        Outcome::Done
+    }
+
+    pub(super) fn serve_delete(&mut self, sender: &Sender, id: Id, version: Version) -> Outcome {
         self.count(Counter::DeletesReceived);
-        if !self.observe(claim.version) {
+        if !self.observe(version) {
             self.count(Counter::StoresAhead);
             return Outcome::Ahead;
         }
-        match self.store.delete(self.now_us, id, claim) {
+        match self.store.delete(self.now_us, id, version, sender.locator) {
             Deleted::Yes => Outcome::Done,
             Deleted::NotRemembered => {
                 self.count(Counter::TombstonesRefused);
@@ -144,5 +145,6 @@ impl Node {
         for _ in 0..self.store.sweep(self.now_us, SWEEP_AT_ONCE) {
             self.count(Counter::RecordsExpired);
         }
+        self.counters.set(Counter::OwnersRefused, self.store.owners_refused());
     }
 }
