@@ -260,6 +260,13 @@ impl Node {
             .fold(self.housekeeping_at_us, u64::min)
     }
 
+    /// Whether the node takes announcements now. While it does not, they are to wait in their
+    /// rings.
+    #[must_use]
+    pub fn wants_announcements(&self) -> bool {
+        true
+    }
+
     fn tick(&mut self) {
         for _ in 0..TIMEOUTS_AT_ONCE {
             let Some((key, request)) = self.requests.timed_out(self.now_us) else {
@@ -576,6 +583,7 @@ impl Node {
             lookups_in_flight: (self.reads.len() + self.lookups.len()) as u64,
             requests_in_flight: (self.requests.len() + self.links.in_flight()) as u64,
             joined: self.membership.is_joined(),
+            ..Gauges::default()
         }
     }
 

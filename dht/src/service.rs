@@ -1,9 +1,16 @@
 //! Runs a node: one UDP socket, the workers' rings and the control thread's commands in one
 //! thread with mio. Never decides anything and never blocks but in its poll.
+//!
+//! It goes in turns, and each takes what is there, up to a limit: with little to do turns are
+//! short and nothing waits, with much to do they are long and the batches of a turn are large.
+
+mod socket;
+mod worker_rings;
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{
@@ -11,24 +18,27 @@ use std::sync::mpsc::{
 };
 use std::time::{Duration, Instant};
 
-use holdfast_handoff::{Answer, Clock, CoreEnd, Doorbell, unix_us};
+use holdfast_handoff::{Clock, CoreEnd, Doorbell, unix_us};
 use holdfast_net::FlowKey;
 use mio::net::UdpSocket;
-use mio::{Events, Interest, Poll, Token, Waker};
-use socket2::{Domain, Protocol, Socket, Type};
+use mio::{Events, Poll, Token, Waker};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use thiserror::Error;
 
-use crate::auth::{Keys, Opener, Refusal, SEALED_MAX, Sealer};
+use crate::auth::{Keys, Opener, Refusal, Sealer};
 use crate::config::{Config, ConfigError};
 use crate::node::{Action, Event, LookupReport, Node, Peer};
 use crate::stats::{Counter, Counters, LookupRecord, Stats};
+
+use socket::{BATCH, ControlSocket};
+use worker_rings::WorkerRings;
 
 const SOCKET: Token = Token(0);
 const DOORBELL: Token = Token(1);
 
 /// What one turn does of each kind at most, so that nothing starves: for each ring, lookups come
 /// before announcements.
-const DATAGRAMS_PER_TURN: usize = 256;
+const BATCHES_PER_TURN: usize = 256 / BATCH;
 const RESOLVES_PER_TURN: usize = 256;
 const ANNOUNCEMENTS_PER_TURN: usize = 128;
 const COMMANDS_PER_TURN: usize = 8;
@@ -36,8 +46,6 @@ const COMMANDS_PER_TURN: usize = 8;
 const COMMANDS_MAX: usize = 64;
 /// How long the control thread waits for an answer.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
-/// Buffers of the socket, as far as the kernel grants them.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// The longest sleep.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 
@@ -176,9 +184,8 @@ impl Service {
     pub fn bind(config: Config, keys: Keys, clock: Arc<Clock>) -> Result<Service, Error> {
         config.check()?;
         let address = config.listen;
-        let mut socket = bind(address).map_err(|source| Error::Bind { address, source })?;
+        let socket = socket::bind(address).map_err(|source| Error::Bind { address, source })?;
         let poll = Poll::new().map_err(Error::Poll)?;
-        poll.registry().register(&mut socket, SOCKET, Interest::READABLE).map_err(Error::Poll)?;
         let waker = Waker::new(poll.registry(), DOORBELL).map_err(Error::Poll)?;
         let doorbell = Arc::new(Doorbell::new(waker));
         let (sender, commands) = sync_channel(COMMANDS_MAX);
@@ -213,36 +220,37 @@ impl Service {
         let opener = Opener::new(&self.keys, locator);
         let config = self.config.clone();
         let node = Node::new(self.config, rand::random(), incarnation)?;
-        tracing::info!(id = %node.id(), locator = %node.locator(), "DHT node runs");
+        let socket = ControlSocket::new(self.socket, self.poll.registry(), SOCKET);
+        let socket = socket.map_err(Error::Poll)?;
+        let [receive_buffer_bytes, send_buffer_bytes] =
+            socket.buffer_sizes().unwrap_or_default().map(|bytes| bytes as u64);
+        tracing::info!(
+            id = %node.id(),
+            locator = %node.locator(),
+            receive_buffer_bytes,
+            send_buffer_bytes,
+            "DHT node runs"
+        );
         let core = Core {
             node,
             config,
             sealer,
             opener,
-            clock: self.clock,
-            socket: self.socket,
-            rings,
+            poll: self.poll,
+            socket,
+            local: Local {
+                rings: rings.into_iter().map(WorkerRings::new).collect(),
+                clock: self.clock,
+                surveys: HashMap::new(),
+            },
             commands: self.commands,
             started: Instant::now(),
-            surveys: HashMap::new(),
+            now_us: 0,
             next_token: 0,
             counters: Counters::default(),
         };
-        core.run(self.poll, &self.doorbell, &self.handle.stop)
+        core.run(&self.doorbell, &self.handle.stop)
     }
-}
-
-fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    // The kernel grants what it may; less is slower under load, not wrong.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(UdpSocket::from_std(socket.into()))
 }
 
 /// The running service.
@@ -251,20 +259,31 @@ struct Core {
     config: Config,
     sealer: Sealer,
     opener: Opener,
-    clock: Arc<Clock>,
-    socket: UdpSocket,
-    rings: Vec<CoreEnd>,
+    poll: Poll,
+    socket: ControlSocket,
+    local: Local,
     commands: Receiver<Command>,
     started: Instant,
-    /// Who waits for the report with which token.
-    surveys: HashMap<u64, SyncSender<LookupReport>>,
+    /// Time of the events at hand, in µs since `started`: read once for a batch of them, because
+    /// reading it costs as much as a short event.
+    now_us: u64,
     next_token: u64,
     /// What only the service sees; the node counts the rest.
     counters: Counters,
 }
 
+/// Who hears from the node on this server.
+struct Local {
+    rings: Vec<WorkerRings>,
+    clock: Arc<Clock>,
+    /// Who waits for the report with which token.
+    surveys: HashMap<u64, SyncSender<LookupReport>>,
+}
+
 impl Core {
-    fn run(mut self, mut poll: Poll, doorbell: &Doorbell, stop: &AtomicBool) -> Result<(), Error> {
+    fn run(mut self, doorbell: &Doorbell, stop: &AtomicBool) -> Result<(), Error> {
+        // The kernel may end a sleep this much late, 50 µs by default; a hedge waits for 500 µs.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut events = Events::with_capacity(8);
         while !stop.load(Ordering::Acquire) {
             if self.turn() {
@@ -272,18 +291,13 @@ impl Core {
             }
             doorbell.sleep();
             let queued = self.take_commands() || self.is_queued();
-            let polled = if queued || stop.load(Ordering::Acquire) {
+            let slept = if queued || stop.load(Ordering::Acquire) {
                 Ok(())
             } else {
-                poll.poll(&mut events, Some(self.sleep_time()))
+                self.sleep(&mut events)
             };
             doorbell.awake();
-            match polled {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    return Err(Error::Poll(error));
-                }
-                _ => {}
-            }
+            slept.map_err(Error::Poll)?;
         }
         Ok(())
     }
@@ -292,14 +306,16 @@ impl Core {
     /// not, the socket was read until it was empty, as an edge-triggered poll needs.
     fn turn(&mut self) -> bool {
         let mut busy = self.receive();
-        for ring in 0..self.rings.len() {
+        self.read_clock();
+        for ring in 0..self.local.rings.len() {
             busy |= self.take_resolves(ring);
         }
-        for ring in 0..self.rings.len() {
+        for ring in 0..self.local.rings.len() {
             busy |= self.take_announcements(ring);
         }
         busy |= self.take_commands();
-        if self.node.next_deadline_us() <= self.now_us() {
+        self.read_clock();
+        if self.node.next_deadline_us() <= self.now_us {
             self.handle(Event::Tick);
             busy = true;
         }
@@ -307,30 +323,21 @@ impl Core {
         busy
     }
 
-    /// Seals and sends all that is due. A lost datagram is retransmitted like any other, sealed
-    /// anew.
-    fn transmit(&mut self) {
-        let mut sealed = [0; SEALED_MAX];
-        loop {
-            let now_us = self.now_us();
-            let Some(transmit) = self.node.transmit(now_us, Sealer::body(&mut sealed)) else {
-                return;
-            };
-            let counter = match self.sealer.seal(transmit.to.ip(), &mut sealed, transmit.len) {
-                Ok(len) => send(&self.socket, transmit.to, &sealed[..len]),
-                Err(_) => Counter::SendErrors,
-            };
-            self.counters.count(counter);
-        }
-    }
-
+    /// Receives and opens batches, and passes them on to the node. The moment of a batch is the one
+    /// when it was received: what it waits for here is no part of a round trip.
     fn receive(&mut self) -> bool {
-        // One byte more than a datagram may have, so that a longer one is seen to be too long.
-        let mut sealed = [0; SEALED_MAX + 1];
-        for received in 0..DATAGRAMS_PER_TURN {
-            match self.socket.recv_from(&mut sealed) {
-                Ok((len, from)) => self.datagram(from, &mut sealed[..len]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return received > 0,
+        for batch in 0..BATCHES_PER_TURN {
+            match self.socket.receive() {
+                Ok(received) => {
+                    self.read_clock();
+                    for place in 0..received {
+                        self.datagram(place);
+                    }
+                    if received < BATCH {
+                        return true;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return batch > 0,
                 // Such as the ICMP error that an earlier datagram caused: the socket lives on.
                 Err(_) => self.counters.count(Counter::ReceiveErrors),
             }
@@ -340,15 +347,18 @@ impl Core {
 
     /// Passes a datagram on to the node when it is from a member and verifies; never answers one
     /// that does not.
-    fn datagram(&mut self, from: SocketAddr, sealed: &mut [u8]) {
-        let now_us = self.now_us();
+    fn datagram(&mut self, place: usize) {
+        let (from, sealed) = self.socket.received(place);
         let opened = if self.config.is_member(from.ip()) {
-            self.opener.open(now_us, from.ip(), sealed).map_err(Refusal::counter)
+            self.opener.open(self.now_us, from.ip(), sealed).map_err(Refusal::counter)
         } else {
             Err(Counter::NotMember)
         };
         match opened {
-            Ok(bytes) => self.handle(Event::Datagram { from, bytes }),
+            Ok(bytes) => {
+                let actions = self.node.handle(self.now_us, Event::Datagram { from, bytes });
+                self.local.perform(actions, &mut self.counters);
+            }
             Err(counter) => {
                 self.counters.count(Counter::DatagramsReceived);
                 self.counters.count(counter);
@@ -356,21 +366,56 @@ impl Core {
         }
     }
 
-    fn take_resolves(&mut self, ring: usize) -> bool {
-        for taken in 0..RESOLVES_PER_TURN {
-            match self.rings[ring].resolves.pop() {
-                Ok(resolve) => self.handle(Event::Resolve { ring, resolve }),
-                Err(_) => return taken > 0,
+    /// Seals and sends all that is due, as long as the socket takes it; what it does not take waits,
+    /// the rest in the node. A lost datagram is retransmitted like any other, sealed anew.
+    fn transmit(&mut self) {
+        while self.flush() {
+            if !self.seal_batch() {
+                self.flush();
+                return;
+            }
+            self.read_clock();
+        }
+    }
+
+    /// Seals what is due until there is no room. Returns whether there may be more.
+    fn seal_batch(&mut self) -> bool {
+        while let Some(sealed) = self.socket.vacant() {
+            let Some(transmit) = self.node.transmit(self.now_us, Sealer::body(sealed)) else {
+                return false;
+            };
+            match self.sealer.seal(transmit.to.ip(), sealed, transmit.len) {
+                Ok(len) => self.socket.queue(transmit.to, len),
+                Err(_) => self.counters.count(Counter::SendErrors),
             }
         }
         true
     }
 
+    fn flush(&mut self) -> bool {
+        self.socket.flush(self.poll.registry(), &mut self.counters)
+    }
+
+    fn take_resolves(&mut self, ring: usize) -> bool {
+        for taken in 0..RESOLVES_PER_TURN {
+            match self.local.rings[ring].resolve() {
+                Some(resolve) => self.handle(Event::Resolve { ring, resolve }),
+                None => return taken > 0,
+            }
+        }
+        true
+    }
+
+    /// What the node does not want now stays in the rings: workers find them full, mark their
+    /// sessions and say it again later.
     fn take_announcements(&mut self, ring: usize) -> bool {
         for taken in 0..ANNOUNCEMENTS_PER_TURN {
-            match self.rings[ring].announcements.pop() {
-                Ok(announcement) => self.handle(Event::Announcement(announcement)),
-                Err(_) => return taken > 0,
+            if !self.node.wants_announcements() {
+                return taken > 0;
+            }
+            match self.local.rings[ring].announcement() {
+                Some(announcement) => self.handle(Event::Announcement(announcement)),
+                None => return taken > 0,
             }
         }
         true
@@ -396,6 +441,9 @@ impl Core {
                 let mut stats = self.node.stats();
                 stats.counters.add(&self.counters);
                 stats.counters.set(Counter::SendersForgotten, self.opener.senders().1);
+                let [receive, send] = self.socket.buffer_sizes().unwrap_or_default();
+                stats.gauges.receive_buffer_bytes = receive as u64;
+                stats.gauges.send_buffer_bytes = send as u64;
                 let _ = reply.try_send(stats);
             }
             Command::RecentLookups(limit, reply) => {
@@ -404,7 +452,7 @@ impl Core {
             Command::Lookup(flow, reply) => {
                 let token = self.next_token;
                 self.next_token += 1;
-                self.surveys.insert(token, reply);
+                self.local.surveys.insert(token, reply);
                 self.handle(Event::Survey { token, flow });
             }
         }
@@ -412,17 +460,49 @@ impl Core {
 
     /// Tells the node of an event and does what it wants done.
     fn handle(&mut self, event: Event<'_>) {
-        let now_us = self.now_us();
-        for action in self.node.handle(now_us, event) {
+        let actions = self.node.handle(self.now_us, event);
+        self.local.perform(actions, &mut self.counters);
+    }
+
+    fn read_clock(&mut self) {
+        self.now_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    }
+
+    /// Whether a ring holds what the next turn would take.
+    fn is_queued(&self) -> bool {
+        let wants_announcements = self.node.wants_announcements();
+        self.local.rings.iter().any(|rings| rings.is_queued(wants_announcements))
+    }
+
+    /// Sleeps until something happens or the node's deadline, whichever is first. To the
+    /// microsecond: timeouts of mio's poll are whole milliseconds, rounded up.
+    fn sleep(&mut self, events: &mut Events) -> io::Result<()> {
+        self.read_clock();
+        let left_us = self.node.next_deadline_us().saturating_sub(self.now_us);
+        let left = Duration::from_micros(left_us).min(SLEEP_MAX);
+        let timeout = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+        let mut polls = [PollFd::new(self.poll.registry(), PollFlags::IN)];
+        let polled = match rustix::event::poll(&mut polls, Some(&timeout)) {
+            Ok(0) => return Ok(()),
+            Ok(_) => self.poll.poll(events, Some(Duration::ZERO)),
+            Err(error) => Err(error.into()),
+        };
+        match polled {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            polled => polled,
+        }
+    }
+}
+
+impl Local {
+    /// Does what the node wants done. Whoever asked for a report may have stopped waiting.
+    fn perform(&mut self, actions: impl Iterator<Item = Action>, counters: &mut Counters) {
+        for action in actions {
             match action {
                 Action::Answer { ring, answer } => {
-                    let ring = self.rings.get_mut(ring);
-                    if ring.is_none_or(|ring| ring.answers.push(answer).is_err()) {
-                        self.counters.count(match answer {
-                            Answer::Resolved { .. } => Counter::AnswersDropped,
-                            Answer::NotMine { .. } => Counter::NotMineDropped,
-                            Answer::OwnerDead { .. } => Counter::OwnerDeadDropped,
-                        });
+                    let told = self.rings.get_mut(ring).map(|ring| ring.answer(answer));
+                    if let Some(Err(counter)) = told {
+                        counters.count(counter);
                     }
                 }
                 Action::Observe(version) => {
@@ -435,28 +515,5 @@ impl Core {
                 }
             }
         }
-    }
-
-    fn now_us(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
-
-    fn is_queued(&self) -> bool {
-        let queued = |ring: &CoreEnd| !ring.resolves.is_empty() || !ring.announcements.is_empty();
-        self.rings.iter().any(queued)
-    }
-
-    fn sleep_time(&self) -> Duration {
-        let deadline_us = self.node.next_deadline_us();
-        Duration::from_micros(deadline_us.saturating_sub(self.now_us())).min(SLEEP_MAX)
-    }
-}
-
-/// Sends a sealed datagram, and says what became of it.
-fn send(socket: &UdpSocket, to: SocketAddr, sealed: &[u8]) -> Counter {
-    match socket.send_to(sealed, to) {
-        Ok(_) => Counter::DatagramsSent,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Counter::SendWouldBlock,
-        Err(_) => Counter::SendErrors,
     }
 }

@@ -37,8 +37,9 @@ counters! {
     DatagramsReceived "datagrams_received" "Datagrams received from the control port.",
     DatagramsSent "datagrams_sent" "Datagrams given to the kernel to send.",
     ReceiveErrors "receive_errors" "Errors of receiving from the control port.",
-    SendWouldBlock "send_would_block" "Datagrams not sent because the socket's buffer was full; retransmission covers them.",
+    SendWouldBlock "send_would_block" "Times that the socket's buffer was full: what was to be sent waited until there was room.",
     SendErrors "send_errors" "Datagrams not sent for another error, such as no route.",
+    LateErrors "late_errors" "Errors, such as ICMP unreachable, that the kernel reported of datagrams it had sent earlier.",
     NotMember "not_member" "Datagrams dropped unread: the source is in none of the members' networks.",
     NotOurs "not_ours" "Datagrams dropped: they do not begin with the protocol's magic.",
     UnknownVersion "unknown_version" "Datagrams dropped: another version of the protocol.",
@@ -49,6 +50,7 @@ counters! {
     TooOld "too_old" "Datagrams dropped: so far behind the sender's newest that they could be copies.",
     OlderIncarnation "older_incarnation" "Datagrams dropped: of an older incarnation of their sender than the newest.",
     TooManyRuns "too_many_runs" "Datagrams dropped before they were verified: too many new incarnations from about this address.",
+    SenderLimited "sender_limited" "Datagrams dropped although they were verified: their sender sends more than is allowed.",
     SendersForgotten "senders_forgotten" "Senders forgotten with their replay windows, because there are too many.",
     ForgedLocator "forged_locator" "Datagrams dropped: the locator in them is not their source address.",
     WrongId "wrong_id" "Datagrams dropped: the sender's id is not the hash of its locator, so its id key is not ours.",
@@ -146,6 +148,10 @@ impl Counters {
         self.0[counter as usize] += 1;
     }
 
+    pub(crate) fn count_many(&mut self, counter: Counter, times: u64) {
+        self.0[counter as usize] += times;
+    }
+
     pub(crate) fn set(&mut self, counter: Counter, value: u64) {
         self.0[counter as usize] = value;
     }
@@ -182,6 +188,11 @@ pub struct Gauges {
     pub requests_in_flight: u64,
     /// Whether the node has joined the DHT (or stands alone by configuration).
     pub joined: bool,
+    /// The kernel's buffer of what the control port received, in bytes as the kernel counts them.
+    /// 0 without a service; so for the next.
+    pub receive_buffer_bytes: u64,
+    /// The kernel's buffer of what the control port sends.
+    pub send_buffer_bytes: u64,
 }
 
 /// A distribution of times in microseconds, exact to two digits.
