@@ -260,13 +260,6 @@ impl Node {
             .fold(self.housekeeping_at_us, u64::min)
     }
 
-    /// Whether the node takes announcements now. While it does not, they are to wait in their
-    /// rings.
-    #[must_use]
-    pub fn wants_announcements(&self) -> bool {
-        true
-    }
-
     fn tick(&mut self) {
         for _ in 0..TIMEOUTS_AT_ONCE {
             let Some((key, request)) = self.requests.timed_out(self.now_us) else {
