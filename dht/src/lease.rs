@@ -34,6 +34,9 @@ pub(crate) enum Role {
     Free,
 }
 
+/// Incarnation of none: no server has started when the Unix epoch began.
+const SUPERSEDED: u64 = 0;
+
 /// End of a lease that has none.
 pub(crate) const NO_END: u64 = u64::MAX;
 
@@ -131,6 +134,17 @@ impl Leases {
         self.find(now_us, locator, incarnation)
             .or_else(|| self.add(now_us, locator, role))
             .is_some()
+    }
+
+    /// What this server has stored until now ends with a lease from now, and what it stores from
+    /// now on is another owner's.
+    pub(crate) fn supersede(&mut self, now_us: u64, locator: IpAddr) {
+        let until_us = now_us.saturating_add(self.lease_us);
+        self.each_of(locator, |role| {
+            if let Role::Incarnation { incarnation, ends_at_us } = role {
+                (*incarnation, *ends_at_us) = (SUPERSEDED, until_us.min(*ends_at_us));
+            }
+        });
     }
 
     /// The server is a contact no more.

@@ -276,8 +276,11 @@ pub(crate) enum Due {
 pub(crate) enum Begun {
     /// Nothing new.
     Known,
-    /// The sender has a new incarnation, or had forgotten us: it may hold nothing of ours.
-    Anew,
+    /// The sender has a new incarnation: it holds nothing of ours.
+    Restarted,
+    /// The sender had taken us for dead: it may hold nothing of ours, and we may hold what it has
+    /// deleted since.
+    Forgotten,
     /// It is of an older incarnation than the sender has now.
     Older,
 }
@@ -524,14 +527,14 @@ impl Links {
             let known = way.incarnation != 0;
             self.incarnate(link, header.incarnation);
             self.links[link as usize].other = other;
-            return if known { Begun::Anew } else { Begun::Known };
+            return if known { Begun::Restarted } else { Begun::Known };
         }
         let forgot = way.other.life != 0 && other.life > way.other.life;
         if (other.base.wrapping_sub(way.other.base) as i32) > 0 {
             way.other.base = other.base;
         }
         way.other.life = way.other.life.max(other.life);
-        if forgot { Begun::Anew } else { Begun::Known }
+        if forgot { Begun::Forgotten } else { Begun::Known }
     }
 
     /// The node at the other end is of this incarnation now.

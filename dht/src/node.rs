@@ -341,7 +341,12 @@ impl Node {
         };
         match self.links.begin(link, header) {
             Begun::Known => {}
-            Begun::Anew => self.begun_anew(sender, from, link),
+            Begun::Restarted => self.begun_anew(sender, from, link),
+            Begun::Forgotten => {
+                self.count(Counter::Forgotten);
+                self.store.supersede_leases(self.now_us, locator);
+                self.begun_anew(sender, from, link);
+            }
             Begun::Older => return self.count(Counter::OlderIncarnation),
         }
         let mut answered = Answered::default();
@@ -397,6 +402,7 @@ impl Node {
         self.missed(peer, sent_at_us);
         let wanted = match op.class {
             Class::Lookup => self.reads.get(op.token).is_some(),
+            Class::Delete => self.is_current(&op.request),
             _ => self.is_current(&op.request) && self.slots.is_current(Slot::from_token(op.token)),
         };
         if !wanted {

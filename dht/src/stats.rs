@@ -112,6 +112,7 @@ counters! {
     PeersSuspected "peers_suspected" "Times that a peer missed a request after having answered.",
     PeersDead "peers_dead" "Peers dropped as dead.",
     PeersRestarted "peers_restarted" "Peers found to be a new incarnation.",
+    Forgotten "forgotten" "Times that a peer had taken us for dead: our records are stored there again.",
     PeersRefused "peers_refused" "Nodes not taken: too many different addresses seen.",
     BucketsFull "buckets_full" "Nodes that found their k-bucket full and wait in its replacement cache.",
     ContactsIgnored "contacts_ignored" "Addresses of unknown nodes not looked into: too many wait for it.",

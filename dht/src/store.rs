@@ -168,6 +168,12 @@ impl Store {
         self.leases.begin(now_us, locator, incarnation);
     }
 
+    /// The server had taken us for dead, and did not tell us what it deleted since: what we hold of
+    /// it lives for a lease from now, in which it stores again what is left.
+    pub fn supersede_leases(&mut self, now_us: u64, locator: IpAddr) {
+        self.leases.supersede(now_us, locator);
+    }
+
     /// The server is a contact no more: its records live for a lease from now.
     pub fn end_lease(&mut self, now_us: u64, locator: IpAddr) {
         self.leases.end(now_us, locator);

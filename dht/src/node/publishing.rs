@@ -37,6 +37,9 @@ const WALK_PER_TURN: usize = 4096;
 /// the replica is full.
 const RETRY_US: u64 = 1_000_000;
 const RETRY_REFUSED_US: u64 = 30_000_000;
+/// Pause before a deletion is looked after again when all replicas that miss it are dead, in µs;
+/// it is looked after at once when one of them comes back.
+const RETRY_DEAD_US: u64 = 5_000_000;
 /// Pause before moving records after the closest nodes have changed, at most, in µs: other
 /// servers see the same change at the same moment.
 const MOVE_JITTER_US: u64 = 200_000;
@@ -48,8 +51,8 @@ const LINGER_US: u64 = 2_000_000;
 const FRESH_US: u64 = 2_000_000;
 /// How often a fresh publish is raised above what it meets.
 const RAISES_MAX: u8 = 4;
-/// How often a deletion is tried, in rounds of retransmissions.
-const DELETE_ROUNDS_MAX: u8 = 3;
+/// How often a deletion is tried at least, in rounds of retransmissions.
+const DELETE_ROUNDS_MIN: u8 = 3;
 
 /// Nodes close to a record, closest first.
 type Closest = SmallVec<[(Id, Slot); 8]>;
@@ -292,9 +295,10 @@ impl Node {
         }
         let address = self.slots.address(slot);
         if class == Class::Delete && self.membership.is_dead(address.ip()) {
-            // A former replica that is dead: the record is gone with it, or with our lease.
-            self.count(Counter::DeletesGivenUp);
-            return self.acknowledged(id, slot);
+            // It may come back with the record, until our lease there has ended.
+            let due_at_us = self.now_us + self.jittered(RETRY_DEAD_US);
+            self.change(id, |entry| entry.due_at_us = due_at_us);
+            return;
         }
         if self.send_op(slot, request, class) {
             let now_us = self.now_us;
@@ -522,14 +526,14 @@ impl Node {
                 self.change(id, Entry::unsettle);
             }
             (Phase::Withdrawn, true) if due => return self.forget(id),
-            (Phase::Withdrawn, false) if due && entry.rounds == DELETE_ROUNDS_MAX => {
+            (Phase::Withdrawn, false) if due && self.is_given_up(entry) => {
                 for _ in 0..entry.missing() {
                     self.count(Counter::DeletesGivenUp);
                 }
                 return self.forget(id);
             }
             (Phase::Withdrawn, false) if due => {
-                self.change(id, |entry| entry.rounds += 1);
+                self.change(id, |entry| entry.rounds = entry.rounds.saturating_add(1));
             }
             // Only the routing table has changed. Where it does not say who is closest, that
             // is found out at the next refresh.
@@ -537,6 +541,13 @@ impl Node {
             _ => {}
         }
         self.queue(id, false);
+    }
+
+    /// Whether a deletion was tried for long enough: whoever has not heard of it by now has not
+    /// heard of us for a lease, and believes no record of ours any more.
+    fn is_given_up(&self, entry: &Entry) -> bool {
+        let age_us = self.now_us - entry.announced_at_us;
+        entry.rounds >= DELETE_ROUNDS_MIN && age_us > us(self.config.lease)
     }
 
     /// Whether the record has other replicas than when it was stored last.
