@@ -38,6 +38,8 @@ const COMMANDS_MAX: usize = 64;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Buffers of the socket, as far as the kernel grants them.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// How long the others are told that this server stops, in µs.
+const LEAVE_US_MAX: u64 = 500_000;
 /// The longest sleep.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 
@@ -285,7 +287,20 @@ impl Core {
                 _ => {}
             }
         }
+        self.leave();
         Ok(())
+    }
+
+    /// Tells the others that this server stops, as far as that is quickly done.
+    fn leave(&mut self) {
+        let give_up_us = self.now_us() + LEAVE_US_MAX;
+        self.handle(Event::Leave);
+        self.transmit();
+        while !self.node.has_left() && self.now_us() < give_up_us {
+            std::thread::sleep(self.sleep_time());
+            self.handle(Event::Tick);
+            self.transmit();
+        }
     }
 
     /// Does a bounded amount of everything. Returns whether there was anything: when there was

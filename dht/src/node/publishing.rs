@@ -299,7 +299,7 @@ impl Node {
         match purpose {
             Purpose::Store(id, version, _) => self.serve_store(id, self.claim(version), ttl_s),
             Purpose::Delete(id, version, _) => self.serve_delete(id, self.claim(version)),
-            Purpose::Check | Purpose::Meet | Purpose::Find(_) => Message::Pong,
+            _ => Message::Pong,
         }
     }
 

@@ -113,9 +113,14 @@ impl Node {
         }
         let goal = Goal::Owner;
         if !self.look_up(LookupKey { goal, target }, asker) {
-            self.count(Counter::LookupsRefused);
-            self.tell_worker(ring, resolve, self.now_us, Verdict::Unknown);
+            self.refuse_lookup(ring, resolve);
         }
+    }
+
+    /// A worker's question cannot be looked into.
+    pub(super) fn refuse_lookup(&mut self, ring: usize, resolve: Resolve) {
+        self.count(Counter::LookupsRefused);
+        self.tell_worker(ring, resolve, self.now_us, Verdict::Unknown);
     }
 
     /// The control thread asks what each replica says of a flow.
