@@ -136,7 +136,7 @@ impl Commands {
             id: peer.id.to_string(),
             locator: peer.locator,
             address: peer.address,
-            state: if peer.failures > 0 { "suspect" } else { "alive" }.to_owned(),
+            state: if peer.suspect { "suspect" } else { "alive" }.to_owned(),
             srtt_us: peer.srtt_us,
             last_seen_ms: Some(peer.heard_ago_us / 1000),
         });

@@ -48,10 +48,11 @@ pub struct Config {
     pub published_max: usize,
     /// Lookups in flight: 65,536.
     pub lookups_max: usize,
-    /// A peer not heard for this long is pinged: 1 s.
-    pub ping_interval: Duration,
-    /// A peer that missed [`Config::failures_max`] requests is dead when it was not heard for
-    /// this long: 2 s.
+    /// Pause between two probes, whatever the number of peers: 50 ms. As all servers probe, each
+    /// is probed by someone this often.
+    pub probe_interval: Duration,
+    /// A peer that missed [`Config::failures_max`] requests is dead when there was no sign of
+    /// life of it for this long since it is a suspect: 2 s.
     pub dead_after: Duration,
     /// Consecutive missed requests after which a peer can be dead: 3.
     pub failures_max: u8,
@@ -73,15 +74,15 @@ impl Config {
             bucket_bits: 8,
             alpha: 3,
             replicas: 3,
-            lease: Duration::from_secs(60),
             record_ttl: Duration::from_secs(3600),
             tombstone_ttl: Duration::from_secs(10),
             lookup_timeout: Duration::from_millis(500),
             records_max: 4 << 20,
             published_max: 1 << 20,
             lookups_max: 1 << 16,
-            ping_interval: Duration::from_secs(1),
+            probe_interval: Duration::from_millis(50),
             dead_after: Duration::from_secs(2),
+            lease: Duration::from_secs(60),
             failures_max: 3,
             refresh_interval: Duration::from_secs(60),
         }
@@ -108,12 +109,12 @@ impl Config {
         within("lookups_max", self.lookups_max, 1, 1 << 24)?;
         within("failures_max", usize::from(self.failures_max), 1, 100)?;
         let ms = Duration::from_millis;
-        lasts("lease", self.lease, ms(1000), ms(3_600_000))?;
         lasts("record_ttl", self.record_ttl, ms(2000), ms(604_800_000))?;
         lasts("tombstone_ttl", self.tombstone_ttl, ms(100), ms(3_600_000))?;
         lasts("lookup_timeout", self.lookup_timeout, ms(20), ms(60_000))?;
-        lasts("ping_interval", self.ping_interval, ms(50), ms(3_600_000))?;
+        lasts("probe_interval", self.probe_interval, ms(1), ms(3_600_000))?;
         lasts("dead_after", self.dead_after, ms(50), ms(3_600_000))?;
+        lasts("lease", self.lease, ms(1000), ms(3_600_000))?;
         lasts("refresh_interval", self.refresh_interval, ms(100), ms(86_400_000))
     }
 

@@ -99,6 +99,28 @@ pub enum Message {
     NotHeld(Box<Contacts<CLOSER_MAX>>),
     /// You tunnelled this flow to me, but I do not hold it (R6). Has no answer.
     NotMine(FlowKey),
+    /// This server does not answer me: does it answer you? ("ping-req" of SWIM.)
+    PingReq(Life),
+    /// Answer to PING_REQ: it does; not sent when it does not.
+    PongRelayed {
+        /// Incarnation of the server asked for.
+        incarnation: u64,
+    },
+    /// This server answers neither me nor those I asked: see for yourself. Has no answer.
+    Suspect(Life),
+    /// I, the sender, heard that I am suspect, and live. Has no answer.
+    Alive,
+    /// I, the sender, stop: this incarnation of mine will send nothing more. Has no answer.
+    Leave,
+}
+
+/// One life of a server, as another one names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    /// Its control socket.
+    pub address: SocketAddr,
+    /// Its incarnation.
+    pub incarnation: u64,
 }
 
 /// Why bytes are no datagram of ours.
@@ -157,12 +179,17 @@ impl Message {
             Message::Ping
             | Message::FindNode { .. }
             | Message::FindValue { .. }
-            | Message::NotMine(_) => false,
+            | Message::NotMine(_)
+            | Message::PingReq(_)
+            | Message::Suspect(_)
+            | Message::Alive
+            | Message::Leave => false,
             Message::Pong
             | Message::Nodes(_)
             | Message::Found(_)
             | Message::Gone(_)
-            | Message::NotHeld(_) => true,
+            | Message::NotHeld(_)
+            | Message::PongRelayed { .. } => true,
         }
     }
 }
@@ -177,6 +204,11 @@ const FOUND: u32 = 10;
 const GONE: u32 = 11;
 const NOT_HELD: u32 = 12;
 const NOT_MINE: u32 = 15;
+const PING_REQ: u32 = 16;
+const PONG_RELAYED: u32 = 17;
+const SUSPECT: u32 = 18;
+const ALIVE: u32 = 19;
+const LEAVE: u32 = 20;
 
 impl Encode for Message {
     fn encode<E: Encoder>(&self, e: &mut E) -> Result<(), EncodeError> {
@@ -190,6 +222,11 @@ impl Encode for Message {
             Message::Gone(claim) => (GONE, Wire(*claim)).encode(e),
             Message::NotHeld(contacts) => encode_contacts(NOT_HELD, contacts, e),
             Message::NotMine(flow) => (NOT_MINE, flow.to_words()).encode(e),
+            Message::PingReq(life) => (PING_REQ, Wire(*life)).encode(e),
+            Message::PongRelayed { incarnation } => (PONG_RELAYED, *incarnation).encode(e),
+            Message::Suspect(life) => (SUSPECT, Wire(*life)).encode(e),
+            Message::Alive => ALIVE.encode(e),
+            Message::Leave => LEAVE.encode(e),
         }
     }
 }
@@ -208,6 +245,11 @@ impl<C> Decode<C> for Message {
             NOT_MINE => Message::NotMine(
                 FlowKey::from_words(Decode::decode(d)?).ok_or(DecodeError::Other("no flow"))?,
             ),
+            PING_REQ => Message::PingReq(Wire::decode(d)?.0),
+            PONG_RELAYED => Message::PongRelayed { incarnation: u64::decode(d)? },
+            SUSPECT => Message::Suspect(Wire::decode(d)?.0),
+            ALIVE => Message::Alive,
+            LEAVE => Message::Leave,
             _ => return Err(DecodeError::Other("no message")),
         })
     }
@@ -266,6 +308,31 @@ impl<C> Decode<C> for Wire<Claim> {
     }
 }
 
+impl Encode for Wire<SocketAddr> {
+    fn encode<E: Encoder>(&self, e: &mut E) -> Result<(), EncodeError> {
+        (Wire(self.0.ip()), self.0.port()).encode(e)
+    }
+}
+
+impl<C> Decode<C> for Wire<SocketAddr> {
+    fn decode<D: Decoder<Context = C>>(d: &mut D) -> Result<Self, DecodeError> {
+        let ip: IpAddr = Wire::decode(d)?.0;
+        Ok(Wire(SocketAddr::new(ip, u16::decode(d)?)))
+    }
+}
+
+impl Encode for Wire<Life> {
+    fn encode<E: Encoder>(&self, e: &mut E) -> Result<(), EncodeError> {
+        (Wire(self.0.address), self.0.incarnation).encode(e)
+    }
+}
+
+impl<C> Decode<C> for Wire<Life> {
+    fn decode<D: Decoder<Context = C>>(d: &mut D) -> Result<Self, DecodeError> {
+        Ok(Wire(Life { address: Wire::decode(d)?.0, incarnation: u64::decode(d)? }))
+    }
+}
+
 fn encode_contacts<E: Encoder>(
     kind: u32,
     contacts: &[SocketAddr],
@@ -273,7 +340,7 @@ fn encode_contacts<E: Encoder>(
 ) -> Result<(), EncodeError> {
     // Never more than NODES_MAX.
     (kind, contacts.len() as u8).encode(e)?;
-    contacts.iter().try_for_each(|contact| (Wire(contact.ip()), contact.port()).encode(e))
+    contacts.iter().try_for_each(|contact| Wire(*contact).encode(e))
 }
 
 fn decode_contacts<D: Decoder, const N: usize>(d: &mut D) -> Result<Contacts<N>, DecodeError> {
@@ -283,8 +350,7 @@ fn decode_contacts<D: Decoder, const N: usize>(d: &mut D) -> Result<Contacts<N>,
     }
     let mut contacts = Contacts::new();
     for _ in 0..len {
-        let ip: IpAddr = Wire::decode(d)?.0;
-        contacts.push(SocketAddr::new(ip, u16::decode(d)?));
+        contacts.push(Wire::decode(d)?.0);
     }
     Ok(contacts)
 }
@@ -312,6 +378,12 @@ mod tests {
             (any::<u64>().prop_map(Version), addresses())
                 .prop_map(|(version, owner)| Claim { version, owner })
         };
+        let life = || {
+            (addresses(), any::<(u16, u64)>()).prop_map(|(ip, (port, incarnation))| Life {
+                address: SocketAddr::new(ip, port),
+                incarnation,
+            })
+        };
         let flow = any::<([u8; 16], u16, [u8; 16], u16)>()
             .prop_map(|(c, cp, s, sp)| FlowKey::tcp_v6(c, cp, s, sp));
         prop_oneof![
@@ -325,6 +397,11 @@ mod tests {
             claim().prop_map(Message::Gone),
             contacts().prop_map(Message::NotHeld),
             flow.prop_map(Message::NotMine),
+            life().prop_map(Message::PingReq),
+            any::<u64>().prop_map(|incarnation| Message::PongRelayed { incarnation }),
+            life().prop_map(Message::Suspect),
+            Just(Message::Alive),
+            Just(Message::Leave),
         ]
     }
 
@@ -419,12 +496,14 @@ mod tests {
         );
         const ID: &str = "000000000000000000000000000000ab";
         const CLAIM: &str = concat!("0006000000000001", "04", "0a000002");
+        const LIFE: &str = concat!("04", "0a000003", "1b58", "00000000000000ab");
         let id = Id(0xab);
         let version = Version(0x0006_0000_0000_0001);
         let owner = [10, 0, 0, 2].into();
         let claim = Claim { version, owner };
         let v4 = SocketAddr::from(([10, 0, 0, 3], 7000));
         let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, 7001));
+        let life = Life { address: v4, incarnation: 0xab };
         let two = "02040a0000031b5806000000000000000000000000000000011b59";
         let flow = FlowKey::tcp_v4([20, 1, 1, 1], 1234, [192, 168, 0, 1], 80);
         let words = concat!(
@@ -444,6 +523,11 @@ mod tests {
             (Message::Gone(claim), format!("0000000b{CLAIM}")),
             (Message::NotHeld(Box::new([v4, v6].into_iter().collect())), format!("0000000c{two}")),
             (Message::NotMine(flow), format!("0000000f{words}")),
+            (Message::PingReq(life), format!("00000010{LIFE}")),
+            (Message::PongRelayed { incarnation: 0xab }, "0000001100000000000000ab".to_owned()),
+            (Message::Suspect(life), format!("00000012{LIFE}")),
+            (Message::Alive, "00000013".to_owned()),
+            (Message::Leave, "00000014".to_owned()),
         ];
         for (message, expected) in rows {
             let datagram = datagram([10, 0, 0, 1].into(), message);

@@ -36,7 +36,7 @@ use crate::store::{Store, Terms};
 pub use membership::Peer;
 pub use reading::{LookupReport, ReplicaReport, Statement};
 
-use membership::Membership;
+use membership::{Membership, VOUCH_US, ping_timeout_us};
 use reading::Running;
 
 /// Pause between two turns of housekeeping, in µs.
@@ -47,7 +47,7 @@ const REQUESTS_MAX: usize = 1 << 18;
 const TIMEOUTS_AT_ONCE: usize = 1024;
 /// A version this far ahead of the wall clock is not believed, as in [`holdfast_handoff::Clock`].
 const AHEAD_US_MAX: u64 = 3_600_000_000;
-/// How long to wait for the answer to a PING, in µs.
+/// How long to wait for the answer to the PING of a node that we do not know, in µs.
 const PING_TIMEOUT_US: u64 = 200_000;
 
 /// What happens to a node.
@@ -76,6 +76,9 @@ pub enum Event<'a> {
         /// The flow.
         flow: FlowKey,
     },
+    /// This server stops: all others are told, and its replicas move. From then on the node does
+    /// nothing else; [`Node::has_left`] says when it may be dropped.
+    Leave,
     /// Time has passed: due when [`Node::next_deadline_us`] says so.
     Tick,
 }
@@ -216,16 +219,35 @@ impl Node {
     /// Takes an event of the moment `now_us`, in µs since the node started, and returns what is
     /// to be done about it, in order.
     pub fn handle(&mut self, now_us: u64, event: Event<'_>) -> std::vec::Drain<'_, Action> {
+        self.woken(now_us);
         self.now_us = self.now_us.max(now_us);
+        if self.membership.is_leaving() {
+            self.after_leave(event);
+            return self.actions.drain(..);
+        }
         match event {
             Event::Datagram { from, bytes } => self.datagram(from, bytes),
             Event::Resolve { ring, resolve } => self.resolve(ring, resolve),
             Event::Announcement(announcement) => self.announcement(announcement),
             Event::Survey { token, flow } => self.survey(token, flow),
+            Event::Leave => self.leave(),
             Event::Tick => self.tick(),
         }
         self.send_published();
         self.actions.drain(..)
+    }
+
+    /// Takes an event after this server said that it stops.
+    fn after_leave(&mut self, event: Event<'_>) {
+        match event {
+            Event::Datagram { .. } => {
+                self.count(Counter::DatagramsReceived);
+                self.count(Counter::AfterLeave);
+            }
+            Event::Resolve { ring, resolve } => self.refuse_lookup(ring, resolve),
+            Event::Announcement(_) | Event::Survey { .. } => self.count(Counter::CommandsRefused),
+            Event::Leave | Event::Tick => self.spread(),
+        }
     }
 
     /// Writes the next datagram that is due to the start of `body`. Call it after the events of a
@@ -237,10 +259,13 @@ impl Node {
             let len = datagram.encode(body).unwrap_or(0);
             return Some(Transmit { to, len });
         }
-        let (table, hasher, slots) = (&self.table, &self.hasher, &self.slots);
+        if self.membership.is_leaving() {
+            return None;
+        }
+        let (table, hasher) = (&self.table, &self.hasher);
         let life = |to: SocketAddr| {
             let contact = table.get(hasher.node(to.ip()));
-            contact.map_or(0, |contact| slots.entries(contact.slot))
+            contact.map_or(0, |contact| contact.life)
         };
         let (to, len) = self.links.transmit(self.now_us, body, self.own.incarnation, life)?;
         Some(Transmit { to, len })
@@ -254,7 +279,11 @@ impl Node {
         let reads = self.read_deadlines.front().map(|(at_us, _)| *at_us);
         let links = self.links.next_deadline_us();
         let publishing = self.is_publishing_due().then_some(self.now_us);
-        [requests, lookups, reads, links, publishing]
+        let membership = self.membership.next_deadline_us();
+        if self.membership.is_leaving() {
+            return membership.unwrap_or(u64::MAX);
+        }
+        [requests, lookups, reads, links, publishing, membership]
             .into_iter()
             .flatten()
             .fold(self.housekeeping_at_us, u64::min)
@@ -277,6 +306,8 @@ impl Node {
                 Due::Expired(op, sent_at_us) => self.expired(link, op, sent_at_us),
             }
         }
+        self.probe();
+        self.spread();
         if self.now_us >= self.housekeeping_at_us {
             self.housekeeping_at_us = self.now_us + HOUSEKEEPING_US;
             self.keep_members();
@@ -307,6 +338,8 @@ impl Node {
             self.count(Counter::Reflected);
         } else if sender.id != self.hasher.node(sender.locator) {
             self.count(Counter::WrongId);
+        } else if self.is_of_the_past(&sender) {
+            // Counted there.
         } else if datagram.message.is_answer() {
             self.answer(from, datagram);
         } else {
@@ -330,11 +363,14 @@ impl Node {
         if locator == self.own.locator {
             return self.count(Counter::Reflected);
         }
+        if self.is_of_the_past(&sender) {
+            return;
+        }
         self.seen(sender, from);
         if header.receiver != self.own.incarnation {
             // What was said to a former life of ours. Our PING tells the sender of this one.
             self.count(Counter::OtherIncarnation);
-            return self.check(sender.id);
+            return self.check_soon(sender.id);
         }
         let Some(link) = self.links.of(from) else {
             return self.count(Counter::PeersRefused);
@@ -368,7 +404,7 @@ impl Node {
         if let Some(sent_at_us) = answered.sent_at_us {
             let rtt_us = self.now_us.saturating_sub(sent_at_us);
             self.links.measured(link, rtt_us, answered.count);
-            self.heard(sender, from, rtt_us);
+            self.heard(sender, from, Some(rtt_us));
         }
     }
 
@@ -435,14 +471,26 @@ impl Node {
         let Datagram { sender, transaction, message } = datagram;
         let request = self.requests.get(transaction, from);
         if !request.is_some_and(|request| answers(&message, request.purpose)) {
+            // Too late, but alive.
+            self.seen(sender, from);
             return self.count(Counter::UnmatchedAnswers);
         }
         let Some((request, rtt_us)) = self.requests.answered(self.now_us, transaction) else {
             return;
         };
+        // A PING_REQ waits for another node.
+        let rtt_us = match request.purpose {
+            Purpose::Vouch(_) | Purpose::LastCall(_) => None,
+            _ => Some(rtt_us),
+        };
         self.heard(sender, from, rtt_us);
         match request.purpose {
-            Purpose::Check => {}
+            Purpose::Probe | Purpose::Check => {}
+            Purpose::Vouch(suspect) | Purpose::LastCall(suspect) => {
+                if let Message::PongRelayed { incarnation } = message {
+                    self.vouched_for(suspect, incarnation);
+                }
+            }
             Purpose::Meet => self.met(from),
             Purpose::Find(key) => self.found(key, request.peer, message),
         }
@@ -462,13 +510,12 @@ impl Node {
     }
 
     fn send_request(&mut self, random: u64, request: crate::request::Request) {
+        let rtt = self.table.get(request.peer).map(|c| c.rtt).unwrap_or_default();
         let timeout_us = match request.purpose {
-            Purpose::Check | Purpose::Meet => PING_TIMEOUT_US,
-            _ => {
-                let rtt = self.table.get(request.peer).map(|c| c.rtt);
-                let transmission = request.transmissions as u32;
-                rtt.unwrap_or_default().timeout_us(transmission)
-            }
+            Purpose::Probe | Purpose::Check => ping_timeout_us(rtt),
+            Purpose::Meet => PING_TIMEOUT_US,
+            Purpose::Vouch(_) | Purpose::LastCall(_) => VOUCH_US,
+            _ => rtt.timeout_us(request.transmissions as u32),
         };
         let (to, purpose) = (request.to, request.purpose);
         let transaction = self.requests.sent(self.now_us, random, request, timeout_us);
@@ -478,7 +525,8 @@ impl Node {
 
     fn message(&self, purpose: Purpose) -> Message {
         match purpose {
-            Purpose::Check | Purpose::Meet => Message::Ping,
+            Purpose::Probe | Purpose::Check | Purpose::Meet => Message::Ping,
+            Purpose::Vouch(suspect) | Purpose::LastCall(suspect) => self.ping_req(suspect),
             Purpose::Find(key) => reading::message(key),
         }
     }
@@ -489,9 +537,14 @@ impl Node {
     }
 
     fn request_timed_out(&mut self, key: u64, request: crate::request::Request) {
-        self.missed(request.peer, request.last_sent_at_us());
+        let sent_at_us = request.last_sent_at_us();
+        match request.purpose {
+            Purpose::Vouch(suspect) => self.not_vouched_for(suspect, sent_at_us),
+            Purpose::LastCall(_) => {}
+            _ => self.missed(request.peer, sent_at_us),
+        }
         let transmissions_max = match request.purpose {
-            Purpose::Check => 1,
+            Purpose::Probe | Purpose::Check | Purpose::Vouch(_) | Purpose::LastCall(_) => 1,
             Purpose::Meet | Purpose::Find(_) => 4,
         };
         if !self.is_still_wanted(request.purpose) {
@@ -503,7 +556,10 @@ impl Node {
             self.count(Counter::RequestsFailed);
         }
         match request.purpose {
-            Purpose::Check => {}
+            Purpose::Probe | Purpose::Check => {
+                self.ping_missed(request.purpose, request.peer, sent_at_us);
+            }
+            Purpose::Vouch(_) | Purpose::LastCall(_) => {}
             Purpose::Meet => self.met(request.to),
             Purpose::Find(key) => self.not_found_out(key, request.peer),
         }
@@ -511,8 +567,8 @@ impl Node {
 
     fn is_still_wanted(&self, purpose: Purpose) -> bool {
         match purpose {
-            Purpose::Check | Purpose::Meet => true,
             Purpose::Find(key) => self.lookups.contains_key(&key),
+            _ => true,
         }
     }
 
@@ -608,7 +664,10 @@ impl Node {
 /// Whether a message is the kind of answer that a request for this purpose gets.
 fn answers(message: &Message, purpose: Purpose) -> bool {
     match purpose {
-        Purpose::Check | Purpose::Meet => matches!(message, Message::Pong),
+        Purpose::Probe | Purpose::Check | Purpose::Meet => matches!(message, Message::Pong),
+        Purpose::Vouch(_) | Purpose::LastCall(_) => {
+            matches!(message, Message::PongRelayed { .. })
+        }
         Purpose::Find(key) => reading::answers(message, key),
     }
 }

@@ -40,13 +40,11 @@ pub(crate) struct PeerSlots {
 struct Place {
     address: SocketAddr,
     generation: u32,
-    /// How often the peer entered the routing table.
-    entries: u32,
 }
 
 impl Place {
     fn new(address: SocketAddr) -> Place {
-        Place { address, generation: 0, entries: 0 }
+        Place { address, generation: 0 }
     }
 }
 
@@ -79,17 +77,6 @@ impl PeerSlots {
         };
         let generation = self.slots[index as usize].generation;
         Some(Slot { index, generation })
-    }
-
-    /// Notes that the peer with this name has entered the routing table.
-    pub(crate) fn entered(&mut self, slot: Slot) {
-        let entries = &mut self.slots[slot.index as usize].entries;
-        *entries = entries.saturating_add(1);
-    }
-
-    /// How often the peer with this name has entered the routing table.
-    pub(crate) fn entries(&self, slot: Slot) -> u32 {
-        self.slots[slot.index as usize].entries
     }
 
     /// Whether this life of the peer is its last.

@@ -24,8 +24,15 @@ pub(crate) struct LookupKey {
 /// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// PING: is a contact alive?
+    /// PING: is a contact alive? It is its turn.
+    Probe,
+    /// PING: is a suspect alive?
     Check,
+    /// PING_REQ: does the contact with this id answer the peer? When it answers nobody asked, all
+    /// are told.
+    Vouch(Id),
+    /// PING_REQ: the same about a suspect that all were told of, before it is given up.
+    LastCall(Id),
     /// PING: is there a node at this address? We heard of it.
     Meet,
     /// FIND_NODE or FIND_VALUE of a lookup.

@@ -29,23 +29,48 @@ pub struct Contact {
     pub incarnation: u64,
     /// Its place in the list of peers that hold records of ours.
     pub slot: Slot,
+    /// Which life of it this is: another number each time that it enters the table, never 0.
+    pub life: u32,
     /// Round-trip time to it.
     pub rtt: Rtt,
-    /// When it last answered, in µs of the node's time.
+    /// When it last answered us, in µs of the node's time.
     pub heard_at_us: u64,
+    /// When it last gave a sign of life: an answer, another datagram of its own, or an answer to
+    /// another node that relayed it to us.
+    pub alive_at_us: u64,
     /// Requests in a row that it missed.
     pub failures: u8,
     /// When the last miss was noted; requests sent before do not count again.
     pub missed_at_us: u64,
-    /// When to ping it.
+    /// Whether it was suspected before all, by us or by another.
+    pub accused: bool,
+    /// Whether it was us who told all.
+    pub told: bool,
+    /// When it became suspect, if it is.
+    pub suspected_at_us: u64,
+    /// When it was last pinged, and when to ping it again as long as it is suspect.
+    pub pinged_at_us: u64,
+    /// See [`Contact::pinged_at_us`].
     pub ping_at_us: u64,
 }
 
 impl Contact {
-    /// Whether it missed the last request.
+    /// Whether it missed the last request, or another node says that it did. Others are asked
+    /// before it.
     #[must_use]
     pub const fn is_suspect(&self) -> bool {
-        self.failures > 0
+        self.failures > 0 || self.accused
+    }
+
+    /// Since when it has been suspect without a sign of life, in µs of the node's time. Means
+    /// nothing when it is not suspect.
+    #[must_use]
+    pub fn silent_since_us(&self) -> u64 {
+        self.suspected_at_us.max(self.alive_at_us)
+    }
+
+    fn trust(&mut self) {
+        (self.failures, self.accused, self.told) = (0, false, false);
     }
 }
 
@@ -91,16 +116,25 @@ pub enum Missed {
     Suspect,
     /// It was one before.
     StillSuspect,
-    /// It has to go.
-    Dead,
 }
 
-/// When a node is given up.
+/// What an answer means for its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// It is no contact.
+    Unknown,
+    /// It was no suspect.
+    Trusted,
+    /// It was a suspect, and is none any more.
+    Cleared,
+}
+
+/// When a suspect is given up.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Misses in a row.
+    /// Requests of our own that it missed in a row.
     pub failures_max: u8,
-    /// And this long not heard, in µs.
+    /// And this long without a sign of life since it is a suspect, in µs.
     pub dead_after_us: u64,
 }
 
@@ -163,11 +197,6 @@ impl RoutingTable {
         Some(&mut self.contacts[place])
     }
 
-    /// The contact at this place of the order of ids, to change.
-    pub fn get_at(&mut self, place: usize) -> Option<&mut Contact> {
-        self.contacts.get_mut(place)
-    }
-
     /// Takes a node that has answered.
     pub fn insert(&mut self, contact: Contact) -> Inserted {
         let Err(place) = self.place(contact.id) else {
@@ -225,41 +254,98 @@ impl RoutingTable {
         self.get(id).is_none() && (self.range(prefix).len() < self.k || can_wait)
     }
 
-    /// Notes that a node answered, and when to ping it next. Returns whether it is a contact.
-    pub fn heard(&mut self, now_us: u64, id: Id, rtt_us: Option<u64>, ping_at_us: u64) -> bool {
+    /// Notes that a node answered one of our requests: that clears it of all suspicion.
+    pub fn heard(&mut self, now_us: u64, id: Id, rtt_us: Option<u64>) -> Heard {
         let Some(contact) = self.get_mut(id) else {
-            return false;
+            return Heard::Unknown;
         };
         contact.heard_at_us = now_us;
-        contact.failures = 0;
-        contact.ping_at_us = ping_at_us;
+        contact.alive_at_us = now_us;
         if let Some(rtt_us) = rtt_us {
             contact.rtt.measured(rtt_us);
         }
-        true
+        match contact.is_suspect() {
+            true => {
+                contact.trust();
+                Heard::Cleared
+            }
+            false => Heard::Trusted,
+        }
+    }
+
+    /// Notes that a node sent us something that answers nothing. It is alive, which clears it of
+    /// what others say of it, but not of not answering ourselves.
+    pub fn seen(&mut self, now_us: u64, id: Id) -> Heard {
+        let Some(contact) = self.get_mut(id) else {
+            return Heard::Unknown;
+        };
+        contact.alive_at_us = now_us;
+        match contact.accused && contact.failures == 0 {
+            true => {
+                contact.trust();
+                Heard::Cleared
+            }
+            false => Heard::Trusted,
+        }
+    }
+
+    /// Notes that a node is suspect before all, because we or another told them. Returns whether
+    /// it was no suspect before.
+    pub fn accuse(&mut self, now_us: u64, id: Id) -> bool {
+        let Some(contact) = self.get_mut(id) else {
+            return false;
+        };
+        let news = !contact.is_suspect();
+        contact.accused = true;
+        if news {
+            contact.suspected_at_us = now_us;
+        }
+        news
+    }
+
+    /// Notes that a contact is a new incarnation, heard of at this moment from this address.
+    pub fn restarted(&mut self, now_us: u64, id: Id, address: SocketAddr, incarnation: u64) {
+        if let Some(contact) = self.get_mut(id) {
+            contact.trust();
+            contact.alive_at_us = now_us;
+            contact.address = address;
+            contact.incarnation = incarnation;
+        }
     }
 
     /// Notes that a request sent at `sent_at_us` was not answered in time. A burst of requests
     /// lost together counts once.
     pub fn missed(&mut self, now_us: u64, id: Id, sent_at_us: u64) -> Missed {
-        let patience = self.patience;
         let Some(contact) = self.get_mut(id) else {
             return Missed::Nothing;
         };
-        let counted = contact.is_suspect() && sent_at_us < contact.missed_at_us;
+        let counted = contact.failures > 0 && sent_at_us < contact.missed_at_us;
         if sent_at_us < contact.heard_at_us || counted {
             return Missed::Nothing;
         }
+        let news = !contact.is_suspect();
         contact.failures = contact.failures.saturating_add(1);
         contact.missed_at_us = now_us;
-        let unheard_us = now_us.saturating_sub(contact.heard_at_us);
-        if contact.failures >= patience.failures_max && unheard_us >= patience.dead_after_us {
-            Missed::Dead
-        } else if contact.failures == 1 {
-            Missed::Suspect
-        } else {
-            Missed::StillSuspect
+        if news {
+            contact.suspected_at_us = now_us;
+            return Missed::Suspect;
         }
+        Missed::StillSuspect
+    }
+
+    /// Whether a contact is to be given up: it missed enough requests of our own, and gave no
+    /// sign of life for long enough since it is suspect. What others say of it is not enough.
+    #[must_use]
+    pub fn is_dead(&self, now_us: u64, contact: &Contact) -> bool {
+        let silent_us = now_us.saturating_sub(contact.silent_since_us());
+        contact.failures >= self.patience.failures_max && silent_us >= self.patience.dead_after_us
+    }
+
+    /// The contact that follows an id in the order of ids; the first of all for `None`.
+    #[must_use]
+    pub fn next(&self, after: Option<Id>) -> Option<&Contact> {
+        let place = after.map_or(0, |after| self.contacts.partition_point(|c| c.id <= after));
+        self.contacts.get(place)
     }
 
     /// The `limit` contacts closest to an id, closest first.
@@ -360,10 +446,16 @@ mod tests {
             address: ([10, 0, 0, 1], 7000).into(),
             incarnation: 0,
             slot: Slot::OWN,
+            life: 1,
             rtt: Rtt::default(),
             heard_at_us,
+            alive_at_us: heard_at_us,
             failures: 0,
             missed_at_us: 0,
+            accused: false,
+            told: false,
+            suspected_at_us: 0,
+            pinged_at_us: 0,
             ping_at_us: 0,
         }
     }
@@ -463,10 +555,13 @@ mod tests {
     }
 
     #[test]
-    fn gives_up_a_node_only_after_time_and_misses() {
+    fn gives_up_a_node_only_after_misses_and_time_without_a_sign_of_life() {
         let mut table = RoutingTable::new(Id(0), 20, 1, PATIENCE);
         table.insert(contact(7, 1_000_000));
         let id = Id(7);
+        let is_dead = |table: &RoutingTable, now_us| {
+            table.get(id).is_some_and(|contact| table.is_dead(now_us, contact))
+        };
         assert_eq!(table.missed(1_100_000, Id(8), 1_050_000), Missed::Nothing);
         // Sent before the node was last heard.
         assert_eq!(table.missed(1_100_000, id, 900_000), Missed::Nothing);
@@ -474,14 +569,54 @@ mod tests {
         // A burst that was lost together counts once.
         assert_eq!(table.missed(1_100_001, id, 1_060_000), Missed::Nothing);
         assert_eq!(table.missed(1_200_000, id, 1_150_000), Missed::StillSuspect);
+        // Time alone does not kill it.
+        assert!(!is_dead(&table, 9_000_000));
         assert_eq!(table.missed(1_300_000, id, 1_250_000), Missed::StillSuspect);
+        assert!(!is_dead(&table, 3_099_999));
+        assert!(is_dead(&table, 3_100_000));
+        // Neither does it die while others hear of it, but it stays suspect.
+        assert_eq!(table.seen(2_000_000, id), Heard::Trusted);
+        assert!(!is_dead(&table, 3_999_999));
+        assert!(is_dead(&table, 4_000_000));
         assert!(table.get(id).is_some_and(Contact::is_suspect));
-        assert!(table.heard(1_400_000, id, Some(70), 0));
+        assert_eq!(table.heard(4_000_000, id, Some(70)), Heard::Cleared);
         assert!(!table.get(id).is_some_and(Contact::is_suspect));
-        for sent_at_us in [1_500_000, 2_500_000] {
-            let missed = table.missed(sent_at_us + 200_000, id, sent_at_us);
-            assert!(matches!(missed, Missed::Suspect | Missed::StillSuspect));
+        assert!(!is_dead(&table, 9_000_000));
+    }
+
+    #[test]
+    fn the_word_of_others_does_not_kill() {
+        let mut table = RoutingTable::new(Id(0), 20, 1, PATIENCE);
+        table.insert(contact(7, 1_000_000));
+        let id = Id(7);
+        assert!(!table.accuse(1_000_000, Id(8)));
+        assert!(table.accuse(1_100_000, id));
+        assert!(!table.accuse(1_200_000, id));
+        assert!(table.get(id).is_some_and(Contact::is_suspect));
+        assert!(table.get(id).is_some_and(|contact| !table.is_dead(99_000_000, contact)));
+        // A datagram of its own proves them wrong, as long as it misses nothing of ours.
+        assert_eq!(table.seen(1_300_000, id), Heard::Cleared);
+        assert!(table.accuse(1_400_000, id));
+        assert_eq!(table.missed(1_500_000, id, 1_400_000), Missed::StillSuspect);
+        assert_eq!(table.seen(1_600_000, id), Heard::Trusted);
+        assert!(table.get(id).is_some_and(Contact::is_suspect));
+        table.restarted(1_700_000, id, ([10, 0, 0, 1], 7000).into(), 5);
+        assert!(table.get(id).is_some_and(|c| !c.is_suspect() && c.incarnation == 5));
+    }
+
+    #[test]
+    fn contacts_follow_each_other() {
+        let mut table = RoutingTable::new(Id(0), 20, 1, PATIENCE);
+        assert!(table.next(None).is_none());
+        for id in [9, 3, 7] {
+            table.insert(contact(id, 0));
         }
-        assert_eq!(table.missed(3_400_000, id, 3_200_000), Missed::Dead);
+        let mut after = None;
+        for id in [3, 7, 9] {
+            after = table.next(after).map(|contact| contact.id);
+            assert_eq!(after, Some(Id(id)));
+        }
+        assert!(table.next(after).is_none());
+        assert_eq!(table.next(Some(Id(4))).map(|c| c.id), Some(Id(7)));
     }
 }

@@ -46,6 +46,9 @@ const COMMANDS_PER_TURN: usize = 8;
 const COMMANDS_MAX: usize = 64;
 /// How long the control thread waits for an answer.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the others are told that this server stops, in µs.
+const LEAVE_US_MAX: u64 = 500_000;
+const LEAVE_PAUSE: Duration = Duration::from_millis(1);
 /// The longest sleep.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 
@@ -299,7 +302,22 @@ impl Core {
             doorbell.awake();
             slept.map_err(Error::Poll)?;
         }
+        self.leave();
         Ok(())
+    }
+
+    /// Tells the others that this server stops, as far as that is quickly done.
+    fn leave(&mut self) {
+        self.read_clock();
+        let give_up_us = self.now_us + LEAVE_US_MAX;
+        self.handle(Event::Leave);
+        self.transmit();
+        while !self.node.has_left() && self.now_us < give_up_us {
+            std::thread::sleep(LEAVE_PAUSE);
+            self.read_clock();
+            self.handle(Event::Tick);
+            self.transmit();
+        }
     }
 
     /// Does a bounded amount of everything. Returns whether there was anything: when there was

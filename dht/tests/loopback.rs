@@ -16,6 +16,8 @@ use holdfast_net::FlowKey;
 
 const PORT: u16 = 7000;
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Shorter than the time after which a silent server is dead.
+const LEASE: Duration = Duration::from_secs(2);
 
 /// A server: a service in a thread, and its one worker's rings.
 struct Server {
@@ -37,6 +39,7 @@ fn config(test: u8, n: u8) -> Config {
     config.bootstrap = vec![(locator(test, 1), PORT).into()];
     config.members = vec!["127.0.0.0/8".parse().unwrap()];
     config.id_key = keys(test).id_key();
+    config.lease = LEASE;
     config
 }
 
@@ -181,7 +184,7 @@ fn r3_a_published_session_is_found_from_everywhere_until_it_is_withdrawn() {
 }
 
 #[test]
-fn r13_a_dead_servers_records_move_and_its_sessions_are_nobodys() {
+fn a_stopped_servers_records_move_and_its_sessions_are_nobodys_when_its_lease_ends() {
     let mut servers = cluster(2, 5);
     let flows: Vec<FlowKey> = (100..200).map(flow).collect();
     for flow in &flows {
@@ -194,12 +197,18 @@ fn r13_a_dead_servers_records_move_and_its_sessions_are_nobodys() {
         let [one, other] = [1, killed].map(|s| servers[s].stats().gauges);
         one.published == 100 && one.published_unacked == 0 && other.published_unacked == 0
     });
-    servers[killed].kill();
     let before = servers[1].stats().counters.get(Counter::RecordsMoved);
     assert_eq!(before, 0);
-    until("the death to be noticed", || {
-        servers[..killed].iter().all(|s| s.stats().gauges.peers == 3)
-    });
+    let stopped = servers[killed].locator;
+    let left = Instant::now();
+    servers[killed].kill();
+    until("all to be told", || servers[..killed].iter().all(|s| s.stats().gauges.peers == 3));
+    assert!(left.elapsed() < LEASE, "not by its silence");
+    // Its kernel still has them.
+    assert!(matches!(
+        servers[0].resolve(killed_owns),
+        Resolution::Owner { locator, .. } if locator == stopped
+    ));
     until("records to move", || {
         let stats = servers[1].stats();
         let moved = stats.counters.get(Counter::RecordsMoved);
@@ -212,8 +221,8 @@ fn r13_a_dead_servers_records_move_and_its_sessions_are_nobodys() {
             report.replicas.iter().filter(holds).count() == 3
         })
     });
-    let dead = servers[killed].locator;
-    assert_eq!(servers[0].answer(), Answer::OwnerDead { owner: dead }, "workers are told");
+    assert_eq!(servers[0].answer(), Answer::OwnerDead { owner: stopped }, "workers are told");
+    assert!(left.elapsed() >= LEASE);
     assert_eq!(servers[0].resolve(killed_owns), Resolution::NotFound);
 }
 

@@ -118,8 +118,7 @@ impl Node {
             return self.tell_worker(ring, resolve, self.now_us, Verdict::Found(claim));
         }
         if !self.read(target, asker) {
-            self.count(Counter::LookupsRefused);
-            self.tell_worker(ring, resolve, self.now_us, Verdict::Unknown);
+            self.refuse_lookup(ring, resolve);
         }
     }
 
@@ -261,6 +260,12 @@ impl Node {
                 self.tell_worker(ring, resolve, arrived_at_us, Verdict::Unknown);
             }
         }
+    }
+
+    /// A worker's question cannot be looked into.
+    pub(super) fn refuse_lookup(&mut self, ring: usize, resolve: Resolve) {
+        self.count(Counter::LookupsRefused);
+        self.tell_worker(ring, resolve, self.now_us, Verdict::Unknown);
     }
 
     /// The control thread asks what each replica says of a flow.

@@ -22,6 +22,9 @@ impl Node {
     /// Serves a control message.
     pub(super) fn serve(&mut self, from: SocketAddr, datagram: Datagram) {
         let Datagram { sender, transaction, message } = datagram;
+        if message == Message::Leave {
+            return self.left(sender, from);
+        }
         self.seen(sender, from);
         let answer = match message {
             Message::Ping => {
@@ -48,6 +51,9 @@ impl Node {
                 self.actions.push(Action::Answer { ring: 0, answer });
                 return;
             }
+            Message::PingReq(life) => return self.serve_ping_req(from, transaction, life),
+            Message::Suspect(life) => return self.hear_suspicion(life),
+            Message::Alive => return self.count(Counter::AlivesReceived),
             // Answers, which `Message::is_answer` keeps from here.
             _ => return,
         };

@@ -1,0 +1,378 @@
+//! Finding out which contacts do not answer, after SWIM (Das, Gupta and Motivala 2002): one
+//! contact in turn is pinged; when it does not answer, three others are asked whether it answers
+//! them; when it does not, all are told to look for themselves. Never believes a death that it
+//! did not see, and never sends more probes the more nodes there are.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use arrayvec::ArrayVec;
+use rand::RngExt;
+use smallvec::SmallVec;
+
+use crate::config::us;
+use crate::id::Id;
+use crate::message::{Life, Message, Sender};
+use crate::node::Node;
+use crate::request::Purpose;
+use crate::routing_table::{Contact, Missed};
+use crate::rtt::Rtt;
+use crate::stats::Counter;
+
+/// A contact that answered this recently, in µs, need not be probed, and is not suspect whatever
+/// others say: their PINGs were lost before that.
+const FRESH_US: u64 = 100_000;
+/// Contacts passed over in one turn because they are fresh or suspect already.
+const SKIPS_MAX: usize = 64;
+/// How long to wait for the answer to a PING at least and at most, in µs.
+const PING_US_MIN: u64 = 100_000;
+const PING_US_MAX: u64 = 400_000;
+/// Contacts that are asked whether one answers them, and how long to wait for that, in µs.
+const VOUCHERS: usize = 3;
+pub(in crate::node) const VOUCH_US: u64 = 150_000;
+/// Pause between pings of a suspect, in µs, and how much it is spread.
+const CHECK_US: u64 = 300_000;
+const CHECK_SPREAD_US: u64 = 100_000;
+/// All who hear of a suspect ping it within this time, in µs.
+const HEARSAY_SPREAD_US: u64 = 50_000;
+/// PINGs to suspects in one turn of housekeeping.
+const CHECKS_PER_TURN: usize = 256;
+/// PING_REQs about those that all have been told of, in one turn of housekeeping.
+const LAST_CALLS_PER_TURN: usize = 96;
+/// Peers that others wait to hear from by us, and how many wait for one.
+const RELAYS_MAX: usize = 256;
+const WAITERS_MAX: usize = 8;
+
+/// Those who asked us whether a peer answers us.
+#[derive(Debug, Clone)]
+struct Relay {
+    asked_at_us: u64,
+    /// Whom to tell, with their transactions.
+    waiters: ArrayVec<(SocketAddr, u64), WAITERS_MAX>,
+}
+
+/// What is under way to find out who answers.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Probes {
+    /// Contacts of this round that were not probed yet, in random order; some may be gone.
+    round: Vec<Id>,
+    at_us: u64,
+    /// The contacts that are suspect, in no order.
+    pub(super) suspects: Vec<Id>,
+    /// Where in these the next turn begins.
+    cursor: usize,
+    last_calls: usize,
+    relays: BTreeMap<Id, Relay>,
+}
+
+impl Probes {
+    /// When the next contact is probed, in µs.
+    pub(super) fn next_at_us(&self) -> u64 {
+        self.at_us
+    }
+
+    fn suspect(&mut self, id: Id) {
+        if !self.suspects.contains(&id) {
+            self.suspects.push(id);
+        }
+    }
+
+    /// A contact is no suspect any more, or no contact.
+    pub(super) fn forget(&mut self, id: Id) {
+        if let Some(place) = self.suspects.iter().position(|suspect| *suspect == id) {
+            self.suspects.swap_remove(place);
+        }
+    }
+}
+
+/// How long to wait for the answer to a PING, in µs: SRTT and its variation say how long it may
+/// take; a peer may be busy for a moment.
+pub(in crate::node) fn ping_timeout_us(rtt: Rtt) -> u64 {
+    let smoothed_us = rtt.smoothed_us().unwrap_or_default();
+    (rtt.timeout_us(0) + 2 * smoothed_us).clamp(PING_US_MIN, PING_US_MAX)
+}
+
+fn life(contact: &Contact) -> Life {
+    Life { address: contact.address, incarnation: contact.incarnation }
+}
+
+impl Node {
+    /// Probes the next contact, if it is time.
+    pub(in crate::node) fn probe(&mut self) {
+        if self.now_us < self.membership.probes.at_us {
+            return;
+        }
+        let pause_us = us(self.config.probe_interval);
+        self.membership.probes.at_us = self.now_us + self.jittered(pause_us);
+        if let Some(id) = self.next_to_probe() {
+            self.count(Counter::ProbesSent);
+            self.ping(id, Purpose::Probe);
+        }
+    }
+
+    /// The next contact in turn that is neither fresh nor suspected by all already.
+    fn next_to_probe(&mut self) -> Option<Id> {
+        for _ in 0..SKIPS_MAX.min(self.table.len()) {
+            if self.membership.probes.round.is_empty() {
+                self.begin_round();
+            }
+            let id = self.membership.probes.round.pop()?;
+            let fresh = |c: &Contact| self.now_us < c.heard_at_us + FRESH_US;
+            let due = self.table.get(id).is_some_and(|c| !c.accused && !fresh(c));
+            if due {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    fn begin_round(&mut self) {
+        let mut round = std::mem::take(&mut self.membership.probes.round);
+        round.extend(self.table.contacts().iter().map(|contact| contact.id));
+        for place in (1..round.len()).rev() {
+            round.swap(place, self.rng.random_range(0..=place));
+        }
+        self.membership.probes.round = round;
+    }
+
+    /// A new contact takes its turn in this round already: a round may take long.
+    pub(super) fn probe_in_turn(&mut self, id: Id) {
+        let round = &mut self.membership.probes.round;
+        if round.len() < 2 * self.table.len() {
+            round.push(id);
+            let last = round.len() - 1;
+            round.swap(last, self.rng.random_range(0..=last));
+        }
+    }
+
+    /// Pings a suspect, or one that may be.
+    pub(super) fn check(&mut self, id: Id) {
+        self.count(Counter::ChecksSent);
+        self.ping(id, Purpose::Check);
+    }
+
+    /// Pings a contact, but not again and again.
+    pub(in crate::node) fn check_soon(&mut self, id: Id) {
+        let contact = self.table.get(id);
+        if contact.is_some_and(|c| c.pinged_at_us + CHECK_US <= self.now_us) {
+            self.check(id);
+        }
+    }
+
+    fn ping(&mut self, id: Id, purpose: Purpose) {
+        let next_us = self.soon_us(CHECK_SPREAD_US) + CHECK_US;
+        if let Some(contact) = self.table.get_mut(id) {
+            contact.pinged_at_us = self.now_us;
+            contact.ping_at_us = next_us;
+            let address = contact.address;
+            self.request(address, purpose);
+        }
+    }
+
+    /// A request to a peer that was sent at `sent_at_us` was not answered in time.
+    pub(in crate::node) fn missed(&mut self, peer: Id, sent_at_us: u64) {
+        if sent_at_us < self.membership.woke_at_us {
+            return;
+        }
+        if self.table.missed(self.now_us, peer, sent_at_us) == Missed::Suspect {
+            self.watch(peer, 0);
+        }
+    }
+
+    /// A contact has become suspect: it will be pinged soon, and then again and again, until it
+    /// is heard or dead.
+    fn watch(&mut self, suspect: Id, spread_us: u64) {
+        self.count(Counter::PeersSuspected);
+        self.membership.probes.suspect(suspect);
+        let soon_us = self.soon_us(spread_us);
+        if let Some(contact) = self.table.get_mut(suspect) {
+            contact.ping_at_us = soon_us.max(contact.pinged_at_us + CHECK_US);
+        }
+    }
+
+    /// A suspect has proved to be none.
+    pub(super) fn cleared(&mut self, peer: Id) {
+        self.count(Counter::PeersCleared);
+        self.membership.probes.forget(peer);
+    }
+
+    /// A PING was not answered in time.
+    pub(in crate::node) fn ping_missed(&mut self, purpose: Purpose, peer: Id, sent_at_us: u64) {
+        let Some(contact) = self.table.get(peer) else {
+            return;
+        };
+        if sent_at_us < contact.alive_at_us || sent_at_us < self.membership.woke_at_us {
+            return;
+        }
+        let silent_us = self.now_us.saturating_sub(contact.silent_since_us());
+        let last_call = 2 * silent_us >= us(self.config.dead_after);
+        match purpose {
+            Purpose::Probe => {
+                // The PING may have been lost on its way, or the answer.
+                self.check(peer);
+                self.ask_others(Purpose::Vouch(peer), peer);
+            }
+            _ if last_call && self.membership.probes.last_calls < LAST_CALLS_PER_TURN => {
+                self.membership.probes.last_calls += VOUCHERS;
+                self.ask_others(Purpose::LastCall(peer), peer);
+            }
+            _ if last_call => self.count(Counter::PingReqsRefused),
+            _ => {}
+        }
+    }
+
+    /// Asks some random contacts whether one answers them.
+    fn ask_others(&mut self, purpose: Purpose, suspect: Id) {
+        let mut others: SmallVec<[SocketAddr; VOUCHERS]> = SmallVec::new();
+        let contacts = self.table.contacts();
+        // Most are no suspects, unless we are cut off from most.
+        for _ in 0..4 * VOUCHERS {
+            let contact = &contacts[self.rng.random_range(0..contacts.len())];
+            let fit = contact.id != suspect && !contact.is_suspect();
+            if fit && others.len() < VOUCHERS && !others.contains(&contact.address) {
+                others.push(contact.address);
+            }
+        }
+        if others.is_empty() {
+            return self.count(Counter::PingReqsRefused);
+        }
+        for address in others {
+            self.count(Counter::PingReqsSent);
+            self.request(address, purpose);
+        }
+    }
+
+    /// The PING_REQ that asks whether this contact is alive; PING when it is none any more.
+    pub(in crate::node) fn ping_req(&self, suspect: Id) -> Message {
+        self.table.get(suspect).map_or(Message::Ping, |contact| Message::PingReq(life(contact)))
+    }
+
+    /// Another node says that a contact has just answered it. That keeps it alive, but it still
+    /// does not answer us.
+    pub(in crate::node) fn vouched_for(&mut self, suspect: Id, incarnation: u64) {
+        self.count(Counter::PeersVouchedFor);
+        if let Some(contact) = self.table.get_mut(suspect)
+            && contact.incarnation <= incarnation
+        {
+            contact.alive_at_us = self.now_us;
+        }
+    }
+
+    /// One of those asked at `sent_at_us` has not heard from a contact: unless another has, all
+    /// are told.
+    pub(in crate::node) fn not_vouched_for(&mut self, suspect: Id, sent_at_us: u64) {
+        let Some(contact) = self.table.get(suspect) else {
+            return;
+        };
+        let silent = contact.alive_at_us < sent_at_us && self.membership.woke_at_us <= sent_at_us;
+        if silent && contact.failures > 0 && !contact.told {
+            let life = life(contact);
+            self.table.accuse(self.now_us, suspect);
+            if let Some(contact) = self.table.get_mut(suspect) {
+                contact.told = true;
+            }
+            self.spread_suspicion(suspect, life);
+        }
+    }
+
+    /// Another node says that one is suspect.
+    pub(in crate::node) fn hear_suspicion(&mut self, suspect: Life) {
+        self.count(Counter::SuspicionsHeard);
+        let Life { address, incarnation } = suspect;
+        if address.ip() == self.own.locator {
+            if incarnation <= self.own.incarnation {
+                self.refute();
+            }
+            return;
+        }
+        let id = self.hasher.node(address.ip());
+        let believable = |c: &&Contact| {
+            let fresh = self.now_us < c.heard_at_us + FRESH_US;
+            c.address == address && c.incarnation <= incarnation && !fresh
+        };
+        if self.table.get(id).filter(believable).is_none() {
+            return self.count(Counter::SuspicionsIgnored);
+        }
+        if self.table.accuse(self.now_us, id) {
+            self.watch(id, HEARSAY_SPREAD_US);
+        }
+    }
+
+    /// Another node asks whether one answers us. The answer waits until that one is heard; when
+    /// it is not, there is none.
+    pub(in crate::node) fn serve_ping_req(&mut self, from: SocketAddr, asked: u64, life: Life) {
+        self.count(Counter::PingReqsReceived);
+        let Life { address, incarnation } = life;
+        let id = self.hasher.node(address.ip());
+        let contact = self.table.get(id);
+        let fresh = |c: &&Contact| self.now_us < c.heard_at_us + FRESH_US;
+        if let Some(contact) = contact.filter(fresh).filter(|c| c.incarnation >= incarnation) {
+            let incarnation = contact.incarnation;
+            return self.send_relayed(from, asked, incarnation);
+        }
+        let known = contact.is_some();
+        let now_us = self.now_us;
+        let possible = self.is_possible_peer(address);
+        let relays = &mut self.membership.probes.relays;
+        let room = relays.len() < RELAYS_MAX || relays.contains_key(&id);
+        if !possible || !room {
+            return self.count(Counter::PingReqsIgnored);
+        }
+        let relay = relays
+            .entry(id)
+            .or_insert_with(|| Relay { asked_at_us: now_us, waiters: ArrayVec::new() });
+        let first = relay.waiters.is_empty();
+        if relay.waiters.try_push((from, asked)).is_err() {
+            return self.count(Counter::PingReqsIgnored);
+        }
+        match known {
+            true if first => self.check(id),
+            false if first => {
+                self.count(Counter::ChecksSent);
+                self.request(address, Purpose::Check);
+            }
+            _ => {}
+        }
+    }
+
+    /// A peer was heard: tells those who asked.
+    pub(super) fn relay_pong(&mut self, sender: &Sender) {
+        if let Some(relay) = self.membership.probes.relays.remove(&sender.id) {
+            for (to, asked) in relay.waiters {
+                self.send_relayed(to, asked, sender.incarnation);
+            }
+        }
+    }
+
+    fn send_relayed(&mut self, to: SocketAddr, asked: u64, incarnation: u64) {
+        self.count(Counter::PongsRelayed);
+        self.send(to, asked, Message::PongRelayed { incarnation });
+    }
+
+    /// Gives up the suspects that are dead, and pings those that are due.
+    pub(super) fn keep_suspects(&mut self) {
+        let now_us = self.now_us;
+        let probes = &mut self.membership.probes;
+        probes.last_calls = 0;
+        // Whoever asked does not wait any longer.
+        probes.relays.retain(|_, relay| now_us < relay.asked_at_us + CHECK_US);
+        let mut pings = 0;
+        let mut left = probes.suspects.len();
+        while left > 0 && pings < CHECKS_PER_TURN && !self.membership.probes.suspects.is_empty() {
+            left -= 1;
+            let probes = &mut self.membership.probes;
+            probes.cursor = (probes.cursor + 1) % probes.suspects.len();
+            let id = probes.suspects[probes.cursor];
+            let Some(contact) = self.table.get(id) else {
+                self.membership.probes.forget(id);
+                continue;
+            };
+            if self.table.is_dead(now_us, contact) {
+                self.lost(id);
+            } else if contact.ping_at_us <= now_us {
+                pings += 1;
+                self.check(id);
+            }
+        }
+    }
+}
