@@ -23,6 +23,7 @@ use crate::id::{Id, IdHasher};
 use crate::id_map::IdMap;
 use crate::message::{DATAGRAM_MAX, Datagram, Message, MessageError, Sender};
 use crate::peer_slots::PeerSlots;
+use crate::placement::Placement;
 use crate::publish::Entry;
 use crate::record::Claim;
 use crate::request::{LookupKey, Purpose, Request, Requests, TRANSMISSIONS_MAX};
@@ -160,7 +161,13 @@ impl Node {
             Patience { failures_max: config.failures_max, dead_after_us: us(config.dead_after) };
         Ok(Node {
             membership: Membership::new(&config),
-            table: RoutingTable::new(own.id, config.k, config.bucket_bits, patience),
+            table: RoutingTable::new(
+                own.id,
+                config.k,
+                config.bucket_bits,
+                patience,
+                Placement::new(config.spread, config.replicas),
+            ),
             slots: PeerSlots::new(config.listen),
             requests: Requests::default(),
             store: Store::new(config.records_max, us(config.tombstone_ttl)),

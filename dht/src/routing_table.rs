@@ -3,20 +3,32 @@
 //!
 //! A bucket holds the nodes whose ids begin with one prefix: at level *l* the first *l·b* bits
 //! of our own id, then *b* bits that differ from ours. Nodes of one bucket are neighbours in the
-//! order of ids, so the table is one sorted list and a bucket a range of it.
+//! order of ids, so the table is one sorted list of ids and a bucket a range of it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use arrayvec::ArrayVec;
 use smallvec::SmallVec;
 
+use crate::config::REPLICAS_MAX;
 use crate::id::{ID_BITS, Id};
 use crate::peer_slots::Slot;
+use crate::placement::{Placement, Rank, WEIGHT_BITS, weight};
 use crate::rtt::Rtt;
 
 /// Nodes that wait for a place in a full bucket.
 const REPLACEMENTS_MAX: usize = 8;
+
+/// Contacts of a table at most: places and indexes have 16 bits, and one value is no index.
+const CONTACTS_MAX: usize = u16::MAX as usize - 1;
+
+/// In the place of an index: our own node, or nobody.
+const NONE: u16 = u16::MAX;
+
+/// Leading bits of the ids that [`RoutingTable::cells`] tells apart.
+const CELL_BITS: u32 = 8;
 
 /// A node that has answered us.
 #[derive(Debug, Clone)]
@@ -65,6 +77,23 @@ impl Prefix {
     fn last(self) -> u128 {
         self.value | u128::MAX.checked_shr(self.bits).unwrap_or(0)
     }
+
+    fn contains(self, id: Id) -> bool {
+        (self.value..=self.last()).contains(&id.0)
+    }
+}
+
+/// A node that is to hold a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replica {
+    /// Its id.
+    pub id: Id,
+    /// Its name; [`Slot::OWN`] is our own node.
+    pub slot: Slot,
+    /// Its control socket; `None` is our own node.
+    pub address: Option<SocketAddr>,
+    /// Whether it missed the last request.
+    pub suspect: bool,
 }
 
 /// What became of a node that was to be inserted.
@@ -78,7 +107,7 @@ pub enum Inserted {
         /// That node.
         oldest: Id,
     },
-    /// It was in the table, or it is ourselves.
+    /// It was in the table, or it is ourselves, or the table has reached its limit of 65,534.
     No,
 }
 
@@ -111,25 +140,48 @@ pub struct RoutingTable {
     k: usize,
     bucket_bits: u32,
     patience: Patience,
-    /// Sorted by id.
+    placement: Placement,
+    /// All nodes known, ourselves among them, sorted. Apart from what else is known of them, as
+    /// every lookup and every STORE runs over some 128 of them.
+    ids: Vec<Id>,
+    /// Beside `ids`: indexes into `contacts`, [`NONE`] for ourselves.
+    order: Vec<u16>,
+    /// In no order, so that they stay where they are when others come.
     contacts: Vec<Contact>,
-    /// Of full buckets only; the most recently heard last.
-    replacements: BTreeMap<Prefix, VecDeque<Contact>>,
+    /// By [`Slot::index`]: indexes into `contacts`, or [`NONE`].
+    by_slot: Vec<u16>,
+    /// By the first [`CELL_BITS`] bits of an id: where in `ids` the ids begin that begin so.
+    cells: [u16; (1 << CELL_BITS) + 1],
+    /// The full buckets, and who waits for a place there; the most recently heard last.
+    full: BTreeMap<Prefix, VecDeque<Contact>>,
 }
 
 impl RoutingTable {
-    /// An empty table around `own`, with `k` contacts in a bucket and `bucket_bits` bits a
-    /// level.
+    /// An empty table around `own`, with `k` contacts in a bucket, at least 1, and
+    /// `bucket_bits` bits a level.
     #[must_use]
-    pub fn new(own: Id, k: usize, bucket_bits: u8, patience: Patience) -> RoutingTable {
-        RoutingTable {
+    pub fn new(
+        own: Id,
+        k: usize,
+        bucket_bits: u8,
+        patience: Patience,
+        placement: Placement,
+    ) -> RoutingTable {
+        let mut table = RoutingTable {
             own,
             k,
             bucket_bits: u32::from(bucket_bits),
             patience,
+            placement,
+            ids: Vec::new(),
+            order: Vec::new(),
             contacts: Vec::new(),
-            replacements: BTreeMap::new(),
-        }
+            by_slot: Vec::new(),
+            cells: [0; (1 << CELL_BITS) + 1],
+            full: BTreeMap::new(),
+        };
+        table.enter(0, own, NONE);
+        table
     }
 
     /// Contacts in the table.
@@ -144,7 +196,7 @@ impl RoutingTable {
         self.contacts.is_empty()
     }
 
-    /// All contacts, in the order of their ids.
+    /// All contacts, in no order.
     #[must_use]
     pub fn contacts(&self) -> &[Contact] {
         &self.contacts
@@ -153,19 +205,30 @@ impl RoutingTable {
     /// The contact with this id.
     #[must_use]
     pub fn get(&self, id: Id) -> Option<&Contact> {
-        let place = self.place(id).ok()?;
-        Some(&self.contacts[place])
+        self.contact_at(self.place(id).ok()?)
     }
 
-    /// The contact with this id, to change.
+    /// The contact with this id, to change; its id and its slot stay ([`renew`](Self::renew)).
     pub fn get_mut(&mut self, id: Id) -> Option<&mut Contact> {
         let place = self.place(id).ok()?;
-        Some(&mut self.contacts[place])
+        self.contacts.get_mut(usize::from(self.order[place]))
     }
 
-    /// The contact at this place of the order of ids, to change.
+    /// The contact at this place of [`contacts`](Self::contacts), to change as with
+    /// [`get_mut`](Self::get_mut).
     pub fn get_at(&mut self, place: usize) -> Option<&mut Contact> {
         self.contacts.get_mut(place)
+    }
+
+    /// The contact with this slot, unless that was another life of it.
+    #[must_use]
+    pub fn by_slot(&self, slot: Slot) -> Option<&Contact> {
+        let index = *self.by_slot.get(slot.index())?;
+        self.contacts.get(usize::from(index)).filter(|contact| contact.slot == slot)
+    }
+
+    fn contact_at(&self, place: usize) -> Option<&Contact> {
+        self.contacts.get(usize::from(self.order[place]))
     }
 
     /// Takes a node that has answered.
@@ -176,23 +239,30 @@ impl RoutingTable {
         let Some(prefix) = self.bucket(contact.id) else {
             return Inserted::No;
         };
-        let bucket = self.range(prefix);
-        let oldest = self.contacts[bucket.clone()].iter().min_by_key(|c| (c.heard_at_us, c.id));
-        match oldest {
-            Some(oldest) if bucket.len() >= self.k => {
-                let oldest = oldest.id;
-                self.replace_later(prefix, contact);
-                Inserted::BucketFull { oldest }
-            }
-            _ => {
-                self.contacts.insert(place, contact);
-                Inserted::Yes
-            }
+        if self.full.contains_key(&prefix) {
+            let oldest = self.oldest(prefix);
+            self.replace_later(prefix, contact);
+            return Inserted::BucketFull { oldest };
         }
+        if self.contacts.len() == CONTACTS_MAX {
+            return Inserted::No;
+        }
+        self.add(place, contact);
+        if self.range(prefix).len() >= self.k {
+            self.full.insert(prefix, VecDeque::new());
+        }
+        Inserted::Yes
+    }
+
+    /// The least recently heard node of a bucket.
+    fn oldest(&self, prefix: Prefix) -> Id {
+        let contacts = self.range(prefix).filter_map(|place| self.contact_at(place));
+        let oldest = contacts.map(|c| (c.heard_at_us, c.id)).min();
+        oldest.map_or(self.own, |(_, id)| id)
     }
 
     fn replace_later(&mut self, prefix: Prefix, contact: Contact) {
-        let waiting = self.replacements.entry(prefix).or_default();
+        let waiting = self.full.entry(prefix).or_default();
         waiting.retain(|c| c.id != contact.id);
         if waiting.len() == REPLACEMENTS_MAX {
             waiting.pop_front();
@@ -202,15 +272,86 @@ impl RoutingTable {
 
     /// Drops a node. Returns it, and the one that has taken its place if one waited.
     pub fn remove(&mut self, id: Id) -> Option<(Contact, Option<Id>)> {
-        let place = self.place(id).ok()?;
-        let gone = self.contacts.remove(place);
         let prefix = self.bucket(id)?;
-        let next = self.replacements.get_mut(&prefix).and_then(VecDeque::pop_back);
-        if self.replacements.get(&prefix).is_some_and(VecDeque::is_empty) {
-            self.replacements.remove(&prefix);
+        let gone = self.take(self.place(id).ok()?)?;
+        let next = self.full.get_mut(&prefix).and_then(VecDeque::pop_back);
+        let Some(next) = next else {
+            self.full.remove(&prefix);
+            return Some((gone, None));
+        };
+        let successor = next.id;
+        if let Err(place) = self.place(successor) {
+            self.add(place, next);
         }
-        let next = next.filter(|contact| self.insert(contact.clone()) == Inserted::Yes);
-        Some((gone, next.map(|contact| contact.id)))
+        Some((gone, Some(successor)))
+    }
+
+    /// A contact has begun another life, or is to be found at another address.
+    pub fn renew(&mut self, id: Id, incarnation: u64, address: SocketAddr, slot: Slot) {
+        let Some(index) = self.place(id).ok().map(|place| self.order[place]) else {
+            return;
+        };
+        let Some(contact) = self.contacts.get_mut(usize::from(index)) else {
+            return;
+        };
+        let before = contact.slot;
+        contact.incarnation = incarnation;
+        contact.address = address;
+        contact.slot = slot;
+        self.reindex(before, index, NONE);
+        self.index(slot, index);
+    }
+
+    fn add(&mut self, place: usize, contact: Contact) {
+        let index = self.contacts.len() as u16;
+        self.enter(place, contact.id, index);
+        self.index(contact.slot, index);
+        reserve(&mut self.contacts);
+        self.contacts.push(contact);
+    }
+
+    fn enter(&mut self, place: usize, id: Id, index: u16) {
+        reserve(&mut self.ids);
+        reserve(&mut self.order);
+        self.ids.insert(place, id);
+        self.order.insert(place, index);
+        self.cells[cell(id) + 1..].iter_mut().for_each(|start| *start += 1);
+    }
+
+    /// The opposite of [`add`](Self::add). The last contact takes the place of the one that goes.
+    fn take(&mut self, place: usize) -> Option<Contact> {
+        let index = self.order[place];
+        if index == NONE {
+            return None;
+        }
+        let id = self.ids.remove(place);
+        self.order.remove(place);
+        self.cells[cell(id) + 1..].iter_mut().for_each(|start| *start -= 1);
+        let gone = self.contacts.swap_remove(usize::from(index));
+        self.reindex(gone.slot, index, NONE);
+        if let Some((id, slot)) = self.contacts.get(usize::from(index)).map(|c| (c.id, c.slot)) {
+            let last = self.contacts.len() as u16;
+            self.reindex(slot, last, index);
+            if let Ok(place) = self.place(id) {
+                self.order[place] = index;
+            }
+        }
+        Some(gone)
+    }
+
+    fn index(&mut self, slot: Slot, index: u16) {
+        if self.by_slot.len() <= slot.index() {
+            let more = slot.index() + 1 - self.by_slot.len();
+            self.by_slot.reserve_exact(more.max(self.by_slot.len() / 8));
+            self.by_slot.resize(slot.index() + 1, NONE);
+        }
+        self.by_slot[slot.index()] = index;
+    }
+
+    fn reindex(&mut self, slot: Slot, from: u16, to: u16) {
+        if let Some(index) = self.by_slot.get_mut(slot.index()).filter(|index| **index == from) {
+            *index = to;
+        }
     }
 
     /// Whether there is a place for a node that is unknown, in its bucket or to wait for one.
@@ -219,10 +360,10 @@ impl RoutingTable {
         let Some(prefix) = self.bucket(id) else {
             return false;
         };
-        let waiting = self.replacements.get(&prefix);
-        let can_wait = waiting
-            .is_none_or(|w| w.len() < REPLACEMENTS_MAX && w.iter().all(|contact| contact.id != id));
-        self.get(id).is_none() && (self.range(prefix).len() < self.k || can_wait)
+        let can_wait = self.full.get(&prefix).is_none_or(|waiting| {
+            waiting.len() < REPLACEMENTS_MAX && waiting.iter().all(|contact| contact.id != id)
+        });
+        can_wait && self.place(id).is_err()
     }
 
     /// Notes that a node answered, and when to ping it next. Returns whether it is a contact.
@@ -266,46 +407,163 @@ impl RoutingTable {
     #[must_use]
     pub fn closest(&self, target: Id, limit: usize) -> SmallVec<[&Contact; 8]> {
         let mut closest = SmallVec::new();
-        self.visit(0..self.contacts.len(), target, &mut |contact| {
-            closest.push(contact);
+        self.visit(0..self.ids.len(), target, &mut |place| {
+            closest.extend(self.contact_at(place));
             closest.len() < limit
         });
         closest
     }
 
-    /// Visits the contacts of a range in the order of their distance to `target`, until `next`
-    /// says no. Ids that begin alike are neighbours: halve the range where they first differ
-    /// and begin with the half on the target's side.
-    fn visit<'a>(
-        &'a self,
-        range: Range<usize>,
-        target: Id,
-        next: &mut impl FnMut(&'a Contact) -> bool,
-    ) -> bool {
-        let contacts = &self.contacts[range.clone()];
-        let [first, .., last] = contacts else {
-            return contacts.first().is_none_or(next);
+    /// The nodes that are to hold a record, best first, as far as we know: the `count` best of
+    /// those that take part in the draw, at most [`REPLICAS_MAX`]. We may be one of them. The
+    /// first ones do not depend on `count`.
+    #[must_use]
+    pub fn replicas(&self, target: Id, count: usize) -> ArrayVec<Replica, REPLICAS_MAX> {
+        let count = count.min(REPLICAS_MAX);
+        match count {
+            _ if self.placement.is_plain() => self.nearest(target, count),
+            0 | 1 => self.best::<1>(target, count),
+            2 => self.best::<2>(target, count),
+            3 => self.best::<3>(target, count),
+            _ => self.best::<REPLICAS_MAX>(target, count),
+        }
+    }
+
+    /// The order of replicas: see [`Placement::rank`].
+    #[must_use]
+    pub fn rank(&self, target: Id, node: Id) -> Rank {
+        self.placement.rank(target, node)
+    }
+
+    /// How replicas are chosen.
+    #[must_use]
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    fn nearest(&self, target: Id, count: usize) -> ArrayVec<Replica, REPLICAS_MAX> {
+        let mut replicas = ArrayVec::new();
+        if count > 0 {
+            self.visit(0..self.ids.len(), target, &mut |place| {
+                replicas.push(self.replica(place));
+                replicas.len() < count
+            });
+        }
+        replicas
+    }
+
+    /// The `count` ≤ N nodes of greatest weight, and of those with the same the ones with the
+    /// lesser ids. Each node is one word, its inverse weight above its place; the N least
+    /// words are kept in order without a branch, as nobody can predict it.
+    fn best<const N: usize>(&self, target: Id, count: usize) -> ArrayVec<Replica, REPLICAS_MAX> {
+        let mut least = [u64::MAX; N];
+        let mut known = 0;
+        self.closest_ranges(target, self.placement.width(), |range| {
+            known += range.len();
+            for (id, place) in self.ids[range.clone()].iter().zip(range.start as u64..) {
+                let mut word = !weight(target, *id) << (u64::BITS - WEIGHT_BITS) | place;
+                for kept in &mut least {
+                    (*kept, word) = ((*kept).min(word), word.max(*kept));
+                }
+            }
+        });
+        let places = least.iter().take(count.min(known)).map(|word| *word as u16);
+        places.map(|place| self.replica(place.into())).collect()
+    }
+
+    fn replica(&self, place: usize) -> Replica {
+        let id = self.ids[place];
+        match self.contact_at(place) {
+            Some(contact) => Replica {
+                id,
+                slot: contact.slot,
+                address: Some(contact.address),
+                suspect: contact.is_suspect(),
+            },
+            None => Replica { id, slot: Slot::OWN, address: None, suspect: false },
+        }
+    }
+
+    /// Calls `take` with ranges of places that together hold the `limit` ≥ 1 ids closest to
+    /// `target`, our own among them, closer ranges first.
+    fn closest_ranges(&self, target: Id, limit: usize, mut take: impl FnMut(Range<usize>)) {
+        let mut range = 0..self.ids.len();
+        let mut missing = limit;
+        while range.len() > missing {
+            let (near, far) = self.halves(range, target);
+            if near.len() > missing {
+                range = near;
+                continue;
+            }
+            missing -= near.len();
+            take(near);
+            if missing == 0 {
+                return;
+            }
+            range = far;
+        }
+        take(range);
+    }
+
+    /// Splits a range of two ids or more into the half that is closer to `target` and the other.
+    /// Ids that begin alike are neighbours: it is cut where the ids first differ.
+    fn halves(&self, range: Range<usize>, target: Id) -> (Range<usize>, Range<usize>) {
+        let last = self.ids[range.end - 1];
+        let alike = (self.ids[range.start].0 ^ last.0).leading_zeros();
+        let bit = 1 << (ID_BITS - 1 - alike);
+        let middle = if alike < CELL_BITS {
+            let unlike = CELL_BITS - 1 - alike;
+            usize::from(self.cells[cell(last) >> unlike << unlike])
+        } else {
+            range.start + self.ids[range.clone()].partition_point(|id| id.0 & bit == 0)
         };
-        let bit = 1 << (ID_BITS - 1 - (first.id.0 ^ last.id.0).leading_zeros());
-        let middle = range.start + contacts.partition_point(|c| c.id.0 & bit == 0);
         let (low, high) = (range.start..middle, middle..range.end);
-        let (near, far) = match target.0 & bit {
-            0 => (low, high),
-            _ => (high, low),
-        };
+        if target.0 & bit == 0 { (low, high) } else { (high, low) }
+    }
+
+    /// Visits the places of a range in the order of their ids' distance to `target`, until
+    /// `next` says no.
+    fn visit(&self, range: Range<usize>, target: Id, next: &mut impl FnMut(usize) -> bool) -> bool {
+        if range.len() < 2 {
+            return range.is_empty() || next(range.start);
+        }
+        let (near, far) = self.halves(range, target);
         self.visit(near, target, next) && self.visit(far, target, next)
     }
 
-    /// Whether the contacts closest to an id are the closest nodes there are: a bucket with room
-    /// left holds all nodes of its range that there are to know.
+    /// Whether all nodes are known that there are: every bucket has room left.
+    #[must_use]
+    pub fn knows_all(&self) -> bool {
+        self.full.is_empty()
+    }
+
+    /// Whether [`replicas`](Self::replicas) are the ones that a node which knows all would name.
+    #[must_use]
+    pub fn knows_replicas(&self, target: Id) -> bool {
+        self.covers(target, self.placement.width())
+    }
+
+    /// Whether the `limit` known nodes closest to an id, ourselves among them, are the closest
+    /// there are: a bucket with room left holds all nodes of its range that there are to know.
     #[must_use]
     pub fn covers(&self, target: Id, limit: usize) -> bool {
-        let has_room = |id| match self.bucket(id) {
-            Some(prefix) => self.range(prefix).len() < self.k,
-            None => true,
-        };
-        let closest = self.closest(target, limit);
-        has_room(target) && closest.iter().all(|contact| has_room(contact.id))
+        self.knows_all() || self.covers_slowly(target, limit)
+    }
+
+    fn covers_slowly(&self, target: Id, limit: usize) -> bool {
+        if self.full.keys().any(|prefix| prefix.contains(target)) {
+            return false;
+        }
+        // Other full buckets can have unknown nodes among the closest only if known ones are.
+        let mut covers = true;
+        self.closest_ranges(target, limit.max(1), |range| {
+            let shares = |prefix: &Prefix| {
+                let bucket = self.range(*prefix);
+                bucket.start < range.end && range.start < bucket.end
+            };
+            covers = covers && !self.full.keys().any(shares);
+        });
+        covers
     }
 
     /// Levels of the table down to the deepest that holds a contact.
@@ -336,13 +594,29 @@ impl RoutingTable {
     }
 
     fn range(&self, prefix: Prefix) -> Range<usize> {
-        let start = self.contacts.partition_point(|c| c.id.0 < prefix.value);
-        let end = self.contacts.partition_point(|c| c.id.0 <= prefix.last());
+        let start = self.place(Id(prefix.value)).unwrap_or_else(|place| place);
+        let end = self.place(Id(prefix.last())).map_or_else(|place| place, |place| place + 1);
         start..end
     }
 
+    /// Where in `ids` an id is, or would be.
     fn place(&self, id: Id) -> Result<usize, usize> {
-        self.contacts.binary_search_by_key(&id, |c| c.id)
+        let start = usize::from(self.cells[cell(id)]);
+        let end = usize::from(self.cells[cell(id) + 1]);
+        let place = self.ids[start..end].binary_search(&id);
+        place.map(|place| start + place).map_err(|place| start + place)
+    }
+}
+
+fn cell(id: Id) -> usize {
+    (id.0 >> (ID_BITS - CELL_BITS)) as usize
+}
+
+/// Makes room for one more by an eighth when there is none: a simulation holds thousands of
+/// tables, and doubling would waste half of them.
+fn reserve<T>(list: &mut Vec<T>) {
+    if list.len() == list.capacity() {
+        list.reserve_exact(list.len() / 8 + 8);
     }
 }
 
@@ -352,6 +626,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
+    const PLAIN: Placement = Placement::new(1, 1);
     const PATIENCE: Patience = Patience { failures_max: 3, dead_after_us: 2_000_000 };
 
     fn contact(id: u128, heard_at_us: u64) -> Contact {
@@ -391,7 +666,7 @@ mod tests {
             k in 1..5usize,
             steps in prop::collection::vec((any::<u8>(), any::<u128>(), 0..128u32), 1..300),
         ) {
-            let mut table = RoutingTable::new(Id(own), k, bits, PATIENCE);
+            let mut table = RoutingTable::new(Id(own), k, bits, PATIENCE, PLAIN);
             let mut model: BTreeMap<(u32, u128), Vec<Id>> = BTreeMap::new();
             let mut seen = Vec::new();
             for (now_us, (kind, random, depth)) in steps.into_iter().enumerate() {
@@ -430,9 +705,10 @@ mod tests {
             }
             let mut all: Vec<Id> = model.into_values().flatten().collect();
             all.sort();
-            let ids: Vec<Id> = table.contacts().iter().map(|c| c.id).collect();
+            let mut ids: Vec<Id> = table.contacts().iter().map(|c| c.id).collect();
+            ids.sort();
             prop_assert_eq!(&ids, &all);
-            prop_assert!(table.replacements.values().all(|w| w.len() <= REPLACEMENTS_MAX));
+            prop_assert!(table.full.values().all(|w| w.len() <= REPLACEMENTS_MAX));
         }
 
         #[test]
@@ -442,7 +718,7 @@ mod tests {
             others in prop::collection::vec((any::<u128>(), 0..128u32), 0..100),
             limit in 1..20usize,
         ) {
-            let mut table = RoutingTable::new(Id(own), 4, 3, PATIENCE);
+            let mut table = RoutingTable::new(Id(own), 4, 3, PATIENCE, PLAIN);
             for (random, depth) in others {
                 table.insert(contact(target ^ (random >> depth), 0));
             }
@@ -457,14 +733,14 @@ mod tests {
         fn an_id_at_a_level_is_of_that_level(
             own in any::<u128>(), bits in 1..=8u8, level in 0..16u32, random in any::<u128>(),
         ) {
-            let table = RoutingTable::new(Id(own), 20, bits, PATIENCE);
+            let table = RoutingTable::new(Id(own), 20, bits, PATIENCE, PLAIN);
             prop_assert_eq!(table.level(table.id_at_level(level, random)), level);
         }
     }
 
     #[test]
     fn gives_up_a_node_only_after_time_and_misses() {
-        let mut table = RoutingTable::new(Id(0), 20, 1, PATIENCE);
+        let mut table = RoutingTable::new(Id(0), 20, 1, PATIENCE, PLAIN);
         table.insert(contact(7, 1_000_000));
         let id = Id(7);
         assert_eq!(table.missed(1_100_000, Id(8), 1_050_000), Missed::Nothing);

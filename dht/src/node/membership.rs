@@ -136,7 +136,9 @@ impl Node {
             heard_ago_us: self.now_us.saturating_sub(contact.heard_at_us),
             failures: contact.failures,
         };
-        self.table.contacts().iter().map(peer).collect()
+        let mut peers: Vec<Peer> = self.table.contacts().iter().map(peer).collect();
+        peers.sort_unstable_by_key(|peer| peer.id);
+        peers
     }
 
     /// Whether there can be another node at this address.
@@ -211,11 +213,7 @@ impl Node {
         let Some(slot) = self.slots.begin(address) else {
             return self.count(Counter::PeersRefused);
         };
-        if let Some(contact) = self.table.get_mut(sender.id) {
-            contact.incarnation = sender.incarnation;
-            contact.address = address;
-            contact.slot = slot;
-        }
+        self.table.renew(sender.id, sender.incarnation, address, slot);
         self.count(Counter::PeersRestarted);
         tracing::info!(peer = %address, "peer restarted");
         self.table_changed();
