@@ -17,8 +17,8 @@ use rand_pcg::Pcg64;
 
 const REPLICAS: usize = 3;
 const KEYS: u8 = 5;
-const LOOKUPS: usize = 200_000;
-const ROUNDS: usize = 11;
+const LOOKUPS: usize = 5_000;
+const ROUNDS: usize = 201;
 const LEAVERS: usize = 20;
 
 fn main() {
@@ -45,7 +45,8 @@ fn ids(key: u8, servers: usize) -> Vec<Id> {
 fn table(ids: &[Id], spread: usize) -> RoutingTable {
     let patience = Patience { failures_max: 3, dead_after_us: 2_000_000 };
     let placement = Placement::new(spread, REPLICAS);
-    let mut table = RoutingTable::new(ids[0], 4096, 8, patience, placement);
+    let mut table =
+        RoutingTable::new(ids[0], SocketAddr::new(locator(0), 7000), 4096, 8, patience, placement);
     for (server, id) in ids.iter().enumerate().skip(1) {
         table.insert(Contact {
             id: *id,
@@ -63,7 +64,7 @@ fn table(ids: &[Id], spread: usize) -> RoutingTable {
 }
 
 fn costs() {
-    println!("\nns, median of {ROUNDS} rounds of {LOOKUPS} random records");
+    println!("\nns, lowest decile of {ROUNDS} rounds of {LOOKUPS} random records");
     println!("servers  replicas(3)  spread 3  get(id)  covers");
     for servers in [4, 16, 100, 128, 200, 1000, 5000, 20_000] {
         let ids = ids(1, servers);
@@ -89,7 +90,7 @@ fn ns_each(mut work: impl FnMut(Id)) -> f64 {
         *time = started.elapsed().as_nanos() as f64 / LOOKUPS as f64;
     }
     times.sort_unstable_by(f64::total_cmp);
-    times[ROUNDS / 2]
+    times[ROUNDS / 10]
 }
 
 fn loads() {

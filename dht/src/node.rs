@@ -163,6 +163,7 @@ impl Node {
             membership: Membership::new(&config),
             table: RoutingTable::new(
                 own.id,
+                config.listen,
                 config.k,
                 config.bucket_bits,
                 patience,

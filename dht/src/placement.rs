@@ -68,12 +68,11 @@ impl Placement {
         count: usize,
         id: impl Fn(&T) -> Id,
     ) {
-        let width = self.width();
-        if candidates.len() > width {
-            candidates.select_nth_unstable_by_key(width, |c| target.distance(id(c)));
-            candidates.truncate(width);
+        if !self.is_plain() && candidates.len() > self.spread {
+            candidates.select_nth_unstable_by_key(self.spread, |c| target.distance(id(c)));
+            candidates.truncate(self.spread);
         }
-        candidates.sort_unstable_by_key(|c| self.rank(target, id(c)));
+        candidates.sort_unstable_by_key(|c| (self.rank(target, id(c)), id(c)));
         candidates.truncate(count);
     }
 }

@@ -6,6 +6,7 @@
 //! order of ids, so the table is one sorted list of ids and a bucket a range of it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hint::select_unpredictable;
 use std::net::SocketAddr;
 use std::ops::Range;
 
@@ -21,11 +22,11 @@ use crate::rtt::Rtt;
 /// Nodes that wait for a place in a full bucket.
 const REPLACEMENTS_MAX: usize = 8;
 
-/// Contacts of a table at most: places and indexes have 16 bits, and one value is no index.
-const CONTACTS_MAX: usize = u16::MAX as usize - 1;
+/// Contacts of a table at most: with ourselves as many as 16 bits can count.
+const CONTACTS_MAX: usize = u16::MAX as usize;
 
-/// In the place of an index: our own node, or nobody.
-const NONE: u16 = u16::MAX;
+/// Index of our own node; for a slot it means nobody.
+const OWN: u16 = 0;
 
 /// Leading bits of the ids that [`RoutingTable::cells`] tells apart.
 const CELL_BITS: u32 = 8;
@@ -90,8 +91,8 @@ pub struct Replica {
     pub id: Id,
     /// Its name; [`Slot::OWN`] is our own node.
     pub slot: Slot,
-    /// Its control socket; `None` is our own node.
-    pub address: Option<SocketAddr>,
+    /// Its control socket.
+    pub address: SocketAddr,
     /// Whether it missed the last request.
     pub suspect: bool,
 }
@@ -107,7 +108,7 @@ pub enum Inserted {
         /// That node.
         oldest: Id,
     },
-    /// It was in the table, or it is ourselves, or the table has reached its limit of 65,534.
+    /// It was in the table, or it is ourselves, or the table has reached its limit of 65,535.
     No,
 }
 
@@ -144,24 +145,25 @@ pub struct RoutingTable {
     /// All nodes known, ourselves among them, sorted. Apart from what else is known of them, as
     /// every lookup and every STORE runs over some 128 of them.
     ids: Vec<Id>,
-    /// Beside `ids`: indexes into `contacts`, [`NONE`] for ourselves.
+    /// Beside `ids`: indexes into `nodes`.
     order: Vec<u16>,
-    /// In no order, so that they stay where they are when others come.
-    contacts: Vec<Contact>,
-    /// By [`Slot::index`]: indexes into `contacts`, or [`NONE`].
+    /// Ourselves, then the contacts in no order: they stay where they are when others come.
+    nodes: Vec<Contact>,
+    /// By [`Slot::index`]: indexes into `nodes`, or [`OWN`].
     by_slot: Vec<u16>,
     /// By the first [`CELL_BITS`] bits of an id: where in `ids` the ids begin that begin so.
-    cells: [u16; (1 << CELL_BITS) + 1],
+    cells: [u32; (1 << CELL_BITS) + 1],
     /// The full buckets, and who waits for a place there; the most recently heard last.
     full: BTreeMap<Prefix, VecDeque<Contact>>,
 }
 
 impl RoutingTable {
-    /// An empty table around `own`, with `k` contacts in a bucket, at least 1, and
-    /// `bucket_bits` bits a level.
+    /// An empty table around `own`, whose control socket is `address`, with `k` contacts in a
+    /// bucket, at least 1, and `bucket_bits` bits a level.
     #[must_use]
     pub fn new(
         own: Id,
+        address: SocketAddr,
         k: usize,
         bucket_bits: u8,
         patience: Patience,
@@ -175,60 +177,74 @@ impl RoutingTable {
             placement,
             ids: Vec::new(),
             order: Vec::new(),
-            contacts: Vec::new(),
+            nodes: Vec::new(),
             by_slot: Vec::new(),
             cells: [0; (1 << CELL_BITS) + 1],
             full: BTreeMap::new(),
         };
-        table.enter(0, own, NONE);
+        table.add(
+            0,
+            Contact {
+                id: own,
+                address,
+                incarnation: 0,
+                slot: Slot::OWN,
+                rtt: Rtt::default(),
+                heard_at_us: 0,
+                failures: 0,
+                missed_at_us: 0,
+                ping_at_us: 0,
+            },
+        );
         table
     }
 
     /// Contacts in the table.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.contacts.len()
+        self.nodes.len() - 1
     }
 
     /// Whether nobody is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.contacts.is_empty()
+        self.len() == 0
     }
 
     /// All contacts, in no order.
     #[must_use]
     pub fn contacts(&self) -> &[Contact] {
-        &self.contacts
+        &self.nodes[1..]
     }
 
     /// The contact with this id.
     #[must_use]
     pub fn get(&self, id: Id) -> Option<&Contact> {
-        self.contact_at(self.place(id).ok()?)
+        let index = self.order[self.place(id).ok()?];
+        (index != OWN).then(|| &self.nodes[usize::from(index)])
     }
 
     /// The contact with this id, to change; its id and its slot stay ([`renew`](Self::renew)).
     pub fn get_mut(&mut self, id: Id) -> Option<&mut Contact> {
-        let place = self.place(id).ok()?;
-        self.contacts.get_mut(usize::from(self.order[place]))
+        let index = self.order[self.place(id).ok()?];
+        (index != OWN).then(|| &mut self.nodes[usize::from(index)])
     }
 
     /// The contact at this place of [`contacts`](Self::contacts), to change as with
     /// [`get_mut`](Self::get_mut).
     pub fn get_at(&mut self, place: usize) -> Option<&mut Contact> {
-        self.contacts.get_mut(place)
+        self.nodes[1..].get_mut(place)
     }
 
     /// The contact with this slot, unless that was another life of it.
     #[must_use]
     pub fn by_slot(&self, slot: Slot) -> Option<&Contact> {
-        let index = *self.by_slot.get(slot.index())?;
-        self.contacts.get(usize::from(index)).filter(|contact| contact.slot == slot)
+        let index = usize::from(*self.by_slot.get(slot.index())?);
+        self.nodes[1..].get(index.checked_sub(1)?).filter(|contact| contact.slot == slot)
     }
 
-    fn contact_at(&self, place: usize) -> Option<&Contact> {
-        self.contacts.get(usize::from(self.order[place]))
+    fn node_at(&self, place: usize) -> &Contact {
+        &self.nodes[usize::from(self.order[place])]
     }
 
     /// Takes a node that has answered.
@@ -244,7 +260,7 @@ impl RoutingTable {
             self.replace_later(prefix, contact);
             return Inserted::BucketFull { oldest };
         }
-        if self.contacts.len() == CONTACTS_MAX {
+        if self.len() == CONTACTS_MAX {
             return Inserted::No;
         }
         self.add(place, contact);
@@ -256,7 +272,7 @@ impl RoutingTable {
 
     /// The least recently heard node of a bucket.
     fn oldest(&self, prefix: Prefix) -> Id {
-        let contacts = self.range(prefix).filter_map(|place| self.contact_at(place));
+        let contacts = self.range(prefix).map(|place| self.node_at(place));
         let oldest = contacts.map(|c| (c.heard_at_us, c.id)).min();
         oldest.map_or(self.own, |(_, id)| id)
     }
@@ -273,7 +289,7 @@ impl RoutingTable {
     /// Drops a node. Returns it, and the one that has taken its place if one waited.
     pub fn remove(&mut self, id: Id) -> Option<(Contact, Option<Id>)> {
         let prefix = self.bucket(id)?;
-        let gone = self.take(self.place(id).ok()?)?;
+        let gone = self.take(self.place(id).ok()?);
         let next = self.full.get_mut(&prefix).and_then(VecDeque::pop_back);
         let Some(next) = next else {
             self.full.remove(&prefix);
@@ -288,62 +304,54 @@ impl RoutingTable {
 
     /// A contact has begun another life, or is to be found at another address.
     pub fn renew(&mut self, id: Id, incarnation: u64, address: SocketAddr, slot: Slot) {
-        let Some(index) = self.place(id).ok().map(|place| self.order[place]) else {
+        let Ok(place) = self.place(id) else {
             return;
         };
-        let Some(contact) = self.contacts.get_mut(usize::from(index)) else {
+        let index = self.order[place];
+        if index == OWN {
             return;
-        };
-        let before = contact.slot;
+        }
+        let contact = &mut self.nodes[usize::from(index)];
+        let before = std::mem::replace(&mut contact.slot, slot);
         contact.incarnation = incarnation;
         contact.address = address;
-        contact.slot = slot;
-        self.reindex(before, index, NONE);
+        self.reindex(before, index, OWN);
         self.index(slot, index);
     }
 
-    fn add(&mut self, place: usize, contact: Contact) {
-        let index = self.contacts.len() as u16;
-        self.enter(place, contact.id, index);
-        self.index(contact.slot, index);
-        reserve(&mut self.contacts);
-        self.contacts.push(contact);
-    }
-
-    fn enter(&mut self, place: usize, id: Id, index: u16) {
+    fn add(&mut self, place: usize, node: Contact) {
+        let index = self.nodes.len() as u16;
         reserve(&mut self.ids);
         reserve(&mut self.order);
-        self.ids.insert(place, id);
+        reserve(&mut self.nodes);
+        self.ids.insert(place, node.id);
         self.order.insert(place, index);
-        self.cells[cell(id) + 1..].iter_mut().for_each(|start| *start += 1);
+        self.cells[cell(node.id) + 1..].iter_mut().for_each(|start| *start += 1);
+        self.index(node.slot, index);
+        self.nodes.push(node);
     }
 
-    /// The opposite of [`add`](Self::add). The last contact takes the place of the one that goes.
-    fn take(&mut self, place: usize) -> Option<Contact> {
-        let index = self.order[place];
-        if index == NONE {
-            return None;
-        }
+    /// Takes a contact out. The last one gets its index.
+    fn take(&mut self, place: usize) -> Contact {
+        let index = self.order.remove(place);
         let id = self.ids.remove(place);
-        self.order.remove(place);
         self.cells[cell(id) + 1..].iter_mut().for_each(|start| *start -= 1);
-        let gone = self.contacts.swap_remove(usize::from(index));
-        self.reindex(gone.slot, index, NONE);
-        if let Some((id, slot)) = self.contacts.get(usize::from(index)).map(|c| (c.id, c.slot)) {
-            let last = self.contacts.len() as u16;
-            self.reindex(slot, last, index);
+        let gone = self.nodes.swap_remove(usize::from(index));
+        self.reindex(gone.slot, index, OWN);
+        if let Some((id, slot)) = self.nodes.get(usize::from(index)).map(|c| (c.id, c.slot)) {
+            self.reindex(slot, self.nodes.len() as u16, index);
             if let Ok(place) = self.place(id) {
                 self.order[place] = index;
             }
         }
-        Some(gone)
+        gone
     }
 
     fn index(&mut self, slot: Slot, index: u16) {
         if self.by_slot.len() <= slot.index() {
             let more = slot.index() + 1 - self.by_slot.len();
             self.by_slot.reserve_exact(more.max(self.by_slot.len() / 8));
-            self.by_slot.resize(slot.index() + 1, NONE);
+            self.by_slot.resize(slot.index() + 1, OWN);
         }
         self.by_slot[slot.index()] = index;
     }
@@ -408,7 +416,10 @@ impl RoutingTable {
     pub fn closest(&self, target: Id, limit: usize) -> SmallVec<[&Contact; 8]> {
         let mut closest = SmallVec::new();
         self.visit(0..self.ids.len(), target, &mut |place| {
-            closest.extend(self.contact_at(place));
+            let node = self.node_at(place);
+            if node.id != self.own {
+                closest.push(node);
+            }
             closest.len() < limit
         });
         closest
@@ -452,36 +463,24 @@ impl RoutingTable {
         replicas
     }
 
-    /// The `count` ≤ N nodes of greatest weight, and of those with the same the ones with the
-    /// lesser ids. Each node is one word, its inverse weight above its place; the N least
-    /// words are kept in order without a branch, as nobody can predict it.
+    /// The `count` ≤ N nodes of greatest weight.
     fn best<const N: usize>(&self, target: Id, count: usize) -> ArrayVec<Replica, REPLICAS_MAX> {
-        let mut least = [u64::MAX; N];
-        let mut known = 0;
+        let mut best = Best { words: [u64::MAX; N] };
+        let mut known = 0_usize;
         self.closest_ranges(target, self.placement.width(), |range| {
             known += range.len();
-            for (id, place) in self.ids[range.clone()].iter().zip(range.start as u64..) {
-                let mut word = !weight(target, *id) << (u64::BITS - WEIGHT_BITS) | place;
-                for kept in &mut least {
-                    (*kept, word) = ((*kept).min(word), word.max(*kept));
-                }
-            }
+            best = best.among(target, &self.ids[range.clone()], range.start as u64);
         });
-        let places = least.iter().take(count.min(known)).map(|word| *word as u16);
-        places.map(|place| self.replica(place.into())).collect()
+        let mut replicas = ArrayVec::new();
+        for word in best.words.iter().take(count.min(known)) {
+            replicas.push(self.replica(usize::from(*word as u16)));
+        }
+        replicas
     }
 
     fn replica(&self, place: usize) -> Replica {
-        let id = self.ids[place];
-        match self.contact_at(place) {
-            Some(contact) => Replica {
-                id,
-                slot: contact.slot,
-                address: Some(contact.address),
-                suspect: contact.is_suspect(),
-            },
-            None => Replica { id, slot: Slot::OWN, address: None, suspect: false },
-        }
+        let node = self.node_at(place);
+        Replica { id: node.id, slot: node.slot, address: node.address, suspect: node.is_suspect() }
     }
 
     /// Calls `take` with ranges of places that together hold the `limit` ≥ 1 ids closest to
@@ -513,7 +512,7 @@ impl RoutingTable {
         let bit = 1 << (ID_BITS - 1 - alike);
         let middle = if alike < CELL_BITS {
             let unlike = CELL_BITS - 1 - alike;
-            usize::from(self.cells[cell(last) >> unlike << unlike])
+            self.cells[cell(last) >> unlike << unlike] as usize
         } else {
             range.start + self.ids[range.clone()].partition_point(|id| id.0 & bit == 0)
         };
@@ -601,10 +600,38 @@ impl RoutingTable {
 
     /// Where in `ids` an id is, or would be.
     fn place(&self, id: Id) -> Result<usize, usize> {
-        let start = usize::from(self.cells[cell(id)]);
-        let end = usize::from(self.cells[cell(id) + 1]);
+        let start = self.cells[cell(id)] as usize;
+        let end = self.cells[cell(id) + 1] as usize;
         let place = self.ids[start..end].binary_search(&id);
         place.map(|place| start + place).map_err(|place| start + place)
+    }
+}
+
+/// The N best nodes found so far, the best first. Each is one word, the complement of its weight
+/// above its place: of two nodes of one weight the one with the lesser id is the better.
+#[derive(Clone, Copy)]
+struct Best<const N: usize> {
+    words: [u64; N],
+}
+
+impl<const N: usize> Best<N> {
+    /// The best of these and the nodes with `ids`, which are at the places from `first` on.
+    #[inline]
+    fn among(self, target: Id, ids: &[Id], first: u64) -> Best<N> {
+        let mut words = self.words;
+        let mut place = first;
+        for id in ids {
+            let mut word = !weight(target, *id) << (u64::BITS - WEIGHT_BITS) | place;
+            place = place.wrapping_add(1);
+            for kept in &mut words {
+                // Nobody can predict who is better: no branch.
+                let better = word < *kept;
+                let lesser = select_unpredictable(better, word, *kept);
+                word = select_unpredictable(better, *kept, word);
+                *kept = lesser;
+            }
+        }
+        Best { words }
     }
 }
 
@@ -623,11 +650,16 @@ fn reserve<T>(list: &mut Vec<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer_slots::PeerSlots;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
     const PLAIN: Placement = Placement::new(1, 1);
     const PATIENCE: Patience = Patience { failures_max: 3, dead_after_us: 2_000_000 };
+
+    fn own_address() -> SocketAddr {
+        ([10, 0, 0, 1], 7000).into()
+    }
 
     fn contact(id: u128, heard_at_us: u64) -> Contact {
         Contact {
@@ -658,6 +690,31 @@ mod tests {
         (level, group(id, level))
     }
 
+    fn assert_consistent(table: &RoutingTable) {
+        assert!(table.ids.is_sorted_by(|a, b| a < b));
+        assert_eq!(table.ids.len(), table.nodes.len());
+        assert!((0..table.ids.len()).all(|place| table.node_at(place).id == table.ids[place]));
+        assert_eq!((table.nodes[0].id, table.nodes[0].slot), (table.own, Slot::OWN));
+        let begins = |c| table.ids.partition_point(|id| cell(*id) < c);
+        assert!(table.cells.iter().enumerate().all(|(c, start)| *start as usize == begins(c)));
+        for contact in table.contacts() {
+            assert_eq!(table.by_slot(contact.slot).map(|c| c.id), Some(contact.id));
+            assert_eq!(table.get(contact.id).map(|c| c.slot), Some(contact.slot));
+            let prefix = table.bucket(contact.id).expect("not ourselves");
+            assert_eq!(table.range(prefix).len() >= table.k, table.full.contains_key(&prefix));
+        }
+        let named = table.by_slot.iter().filter(|index| **index != OWN).count();
+        assert_eq!(named, table.len());
+        assert!(table.get(table.own).is_none() && table.by_slot(Slot::OWN).is_none());
+        let waiting = |prefix, c: &Contact| {
+            table.bucket(c.id) == Some(prefix) && table.get(c.id).is_none() && !table.wants(c.id)
+        };
+        for (prefix, queue) in &table.full {
+            assert_eq!(table.range(*prefix).len(), table.k);
+            assert!(queue.len() <= REPLACEMENTS_MAX && queue.iter().all(|c| waiting(*prefix, c)));
+        }
+    }
+
     proptest! {
         #[test]
         fn is_made_of_buckets(
@@ -666,9 +723,10 @@ mod tests {
             k in 1..5usize,
             steps in prop::collection::vec((any::<u8>(), any::<u128>(), 0..128u32), 1..300),
         ) {
-            let mut table = RoutingTable::new(Id(own), k, bits, PATIENCE, PLAIN);
+            let mut table = RoutingTable::new(Id(own), own_address(), k, bits, PATIENCE, PLAIN);
             let mut model: BTreeMap<(u32, u128), Vec<Id>> = BTreeMap::new();
             let mut seen = Vec::new();
+            let mut slots = PeerSlots::new(own_address());
             for (now_us, (kind, random, depth)) in steps.into_iter().enumerate() {
                 // Near and far ids alike.
                 let id = Id(own ^ (random >> depth));
@@ -687,7 +745,11 @@ mod tests {
                     } else {
                         Inserted::BucketFull { oldest: bucket[0] }
                     };
-                    prop_assert_eq!(table.insert(contact(id.0, now_us as u64)), expected);
+                    let port = 7001 + now_us as u16;
+                    let mut contact = contact(id.0, now_us as u64);
+                    contact.address.set_port(port);
+                    contact.slot = slots.begin(contact.address).expect("room");
+                    prop_assert_eq!(table.insert(contact), expected);
                 } else if let Some(&id) = seen.get(usize::from(kind)) {
                     let bucket = model.entry(model_bucket(own, id.0, bits.into())).or_default();
                     let removed = table.remove(id);
@@ -701,14 +763,17 @@ mod tests {
                         bucket.push(successor);
                         bucket.sort_by_key(heard);
                     }
+                } else if let Some(address) = table.get(id).map(|contact| contact.address) {
+                    let slot = slots.begin(address).expect("known");
+                    table.renew(id, now_us as u64, address, slot);
                 }
+                assert_consistent(&table);
             }
             let mut all: Vec<Id> = model.into_values().flatten().collect();
             all.sort();
             let mut ids: Vec<Id> = table.contacts().iter().map(|c| c.id).collect();
             ids.sort();
             prop_assert_eq!(&ids, &all);
-            prop_assert!(table.full.values().all(|w| w.len() <= REPLACEMENTS_MAX));
         }
 
         #[test]
@@ -718,7 +783,7 @@ mod tests {
             others in prop::collection::vec((any::<u128>(), 0..128u32), 0..100),
             limit in 1..20usize,
         ) {
-            let mut table = RoutingTable::new(Id(own), 4, 3, PATIENCE, PLAIN);
+            let mut table = RoutingTable::new(Id(own), own_address(), 4, 3, PATIENCE, PLAIN);
             for (random, depth) in others {
                 table.insert(contact(target ^ (random >> depth), 0));
             }
@@ -730,17 +795,75 @@ mod tests {
         }
 
         #[test]
+        fn covers_what_it_can_know(
+            own in any::<u128>(),
+            target in any::<u128>(),
+            others in prop::collection::vec((any::<bool>(), any::<u128>(), 0..128u32), 0..100),
+            k in 1..6usize,
+            bits in 1..=8u8,
+            limit in 1..20usize,
+        ) {
+            let placement = Placement::new(limit, 0);
+            let mut table = RoutingTable::new(Id(own), own_address(), k, bits, PATIENCE, placement);
+            let mut all = vec![Id(own)];
+            for (near_us, random, depth) in others {
+                let near = if near_us { own } else { target };
+                let id = Id(near ^ (random >> depth));
+                table.insert(contact(id.0, 0));
+                if !all.contains(&id) {
+                    all.push(id);
+                }
+            }
+            prop_assert_eq!(table.knows_all(), table.full.is_empty());
+            prop_assert!(!table.knows_all() || table.len() + 1 == all.len());
+            let nearest = |mut ids: Vec<Id>| {
+                ids.sort_by_key(|id| id.distance(Id(target)));
+                ids.truncate(limit);
+                ids
+            };
+            let known = nearest(table.ids.clone());
+            // By the words of the definition: every bucket that matters has room left.
+            let has_room = |id: Id| table.bucket(id).is_none_or(|b| table.range(b).len() < k);
+            let covers = has_room(Id(target)) && known.iter().all(|id| has_room(*id));
+            prop_assert_eq!(table.covers(Id(target), limit), covers);
+            prop_assert_eq!(table.knows_replicas(Id(target)), covers);
+            // And then nobody who was turned away is among the closest.
+            prop_assert!(!covers || known == nearest(all));
+        }
+
+        #[test]
         fn an_id_at_a_level_is_of_that_level(
             own in any::<u128>(), bits in 1..=8u8, level in 0..16u32, random in any::<u128>(),
         ) {
-            let table = RoutingTable::new(Id(own), 20, bits, PATIENCE, PLAIN);
+            let table = RoutingTable::new(Id(own), own_address(), 20, bits, PATIENCE, PLAIN);
             prop_assert_eq!(table.level(table.id_at_level(level, random)), level);
         }
     }
 
     #[test]
+    fn the_contacts_are_bounded() {
+        let own = Id(0);
+        let mut table = RoutingTable::new(own, own_address(), 4096, 8, PATIENCE, PLAIN);
+        let id = |n: usize| (n as u128) << 112;
+        for n in 1..=CONTACTS_MAX {
+            assert_eq!(table.insert(contact(id(n), 0)), Inserted::Yes);
+        }
+        assert_eq!(table.insert(contact(id(CONTACTS_MAX) | 1, 0)), Inserted::No);
+        assert_eq!(table.len(), CONTACTS_MAX);
+        assert!(table.remove(Id(id(1))).is_some());
+        assert_eq!(table.insert(contact(id(CONTACTS_MAX) | 1, 0)), Inserted::Yes);
+        let last = table.replicas(Id(id(CONTACTS_MAX) | 1), 1);
+        assert_eq!(last[0].id, Id(id(CONTACTS_MAX) | 1));
+    }
+
+    #[test]
+    fn a_contact_is_small() {
+        assert_eq!(size_of::<Contact>(), 96);
+    }
+
+    #[test]
     fn gives_up_a_node_only_after_time_and_misses() {
-        let mut table = RoutingTable::new(Id(0), 20, 1, PATIENCE, PLAIN);
+        let mut table = RoutingTable::new(Id(0), own_address(), 20, 1, PATIENCE, PLAIN);
         table.insert(contact(7, 1_000_000));
         let id = Id(7);
         assert_eq!(table.missed(1_100_000, Id(8), 1_050_000), Missed::Nothing);
