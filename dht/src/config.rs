@@ -32,6 +32,10 @@ pub struct Config {
     pub alpha: usize,
     /// Servers that hold a record, 1 to [`REPLICAS_MAX`]: 3.
     pub replicas: usize,
+    /// Nodes closest to a record's id among which its replicas are drawn, 1 to 4,096: 128. The
+    /// more, the more even the load over the servers; with no more than [`Config::replicas`] the
+    /// closest hold it, as in plain Kademlia. The same on all servers of a cluster.
+    pub spread: usize,
     /// How long the records of an incarnation are kept after its server was last known to live:
     /// 60 s. Long enough to find its sessions after a restart of the daemon, or a partition.
     pub lease: Duration,
@@ -74,6 +78,7 @@ impl Config {
             bucket_bits: 8,
             alpha: 3,
             replicas: 3,
+            spread: 128,
             record_ttl: Duration::from_secs(3600),
             tombstone_ttl: Duration::from_secs(10),
             lookup_timeout: Duration::from_millis(500),
@@ -104,6 +109,7 @@ impl Config {
         within("bucket_bits", usize::from(self.bucket_bits), 1, 8)?;
         within("alpha", self.alpha, 1, 16)?;
         within("replicas", self.replicas, 1, REPLICAS_MAX)?;
+        within("spread", self.spread, 1, 4096)?;
         within("records_max", self.records_max, 1, 1 << 30)?;
         within("published_max", self.published_max, 1, 1 << 30)?;
         within("lookups_max", self.lookups_max, 1, 1 << 24)?;
@@ -235,6 +241,8 @@ mod tests {
         bootstrap.bootstrap = vec![([10, 0, 1, 1], 7000).into()];
         let mut alpha = config();
         alpha.alpha = 0;
+        let mut spread = config();
+        spread.spread = 4097;
         let mut ttl = config();
         ttl.record_ttl = Duration::ZERO;
         let mut lease = config();
@@ -244,6 +252,7 @@ mod tests {
             (members, "10.0.0.1 is in none"),
             (bootstrap, "10.0.1.1 is in none"),
             (alpha, "alpha is 0: it must be from 1 to 16"),
+            (spread, "spread is 4097: it must be from 1 to 4096"),
             (ttl, "record_ttl is 0ns: it must be from 2s"),
             (lease, "lease is 3601s: it must be from 1s to 3600s"),
         ] {

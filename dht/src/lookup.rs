@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use arrayvec::ArrayVec;
 
-use crate::id::{Distance, Id};
+use crate::id::Id;
+use crate::placement::{Placement, Rank};
 use crate::record::Claim;
 
 /// Nodes that one lookup keeps in mind.
@@ -16,6 +17,8 @@ pub const CANDIDATES_MAX: usize = 32;
 pub enum Goal {
     /// The nodes closest to an id: ends when the closest known have answered.
     Nodes,
+    /// The replicas of a record: ends when the best known have answered.
+    Replicas,
     /// The owner of a flow: ends with the first claim found.
     Owner,
     /// What each replica of a flow says: ends when all have answered or failed.
@@ -75,26 +78,31 @@ pub enum Verdict {
 pub struct Lookup {
     target: Id,
     goal: Goal,
+    placement: Placement,
     /// Closest nodes that have to answer.
     width: usize,
     alpha: usize,
     in_flight: usize,
-    /// Sorted by distance to the target.
-    candidates: ArrayVec<(Distance, Candidate), CANDIDATES_MAX>,
+    /// Sorted by rank: by distance to the target, or by who is its replica first.
+    candidates: ArrayVec<(Rank, Candidate), CANDIDATES_MAX>,
 }
 
 impl Lookup {
     /// A lookup that knows nobody yet, of the `width` nodes closest to `target`, with `alpha`
     /// requests in flight.
     #[must_use]
-    pub fn new(target: Id, goal: Goal, width: usize, alpha: usize) -> Lookup {
-        Lookup { target, goal, width, alpha, in_flight: 0, candidates: ArrayVec::new() }
+    pub fn new(target: Id, goal: Goal, placement: Placement, width: usize, alpha: usize) -> Lookup {
+        let placement = match goal {
+            Goal::Nodes => Placement::PLAIN,
+            Goal::Replicas | Goal::Owner | Goal::Survey => placement,
+        };
+        Lookup { target, goal, placement, width, alpha, in_flight: 0, candidates: ArrayVec::new() }
     }
 
     /// Tells the lookup of a node. Of too many, the farthest is forgotten.
     pub fn learn(&mut self, candidate: Candidate) {
-        let distance = self.target.distance(candidate.id);
-        let Err(place) = self.candidates.binary_search_by_key(&distance, |c| c.0) else {
+        let rank = self.placement.rank(self.target, candidate.id);
+        let Err(place) = self.candidates.binary_search_by_key(&rank, |c| c.0) else {
             return;
         };
         if self.candidates.is_full() {
@@ -105,7 +113,7 @@ impl Lookup {
             }
             self.candidates.pop();
         }
-        self.candidates.insert(place, (distance, candidate));
+        self.candidates.insert(place, (rank, candidate));
     }
 
     /// Whom to ask now, if anyone; counts as asked.
@@ -114,7 +122,7 @@ impl Lookup {
             return None;
         }
         let span = self.span();
-        let new = |c: &&mut (Distance, Candidate)| c.1.progress == Progress::New;
+        let new = |c: &&mut (Rank, Candidate)| c.1.progress == Progress::New;
         let unasked = self.candidates[..span].iter_mut().filter(new);
         // Closest first, suspects last: false < true, and the order among equals is kept.
         let (_, candidate) = unasked.min_by_key(|(_, c)| c.suspect)?;
@@ -134,8 +142,7 @@ impl Lookup {
     }
 
     fn progress(&mut self, id: Id, progress: Progress) {
-        let asked =
-            |c: &&mut (Distance, Candidate)| c.1.id == id && c.1.progress == Progress::Asked;
+        let asked = |c: &&mut (Rank, Candidate)| c.1.id == id && c.1.progress == Progress::Asked;
         if let Some((_, candidate)) = self.candidates.iter_mut().find(asked) {
             candidate.progress = progress;
             candidate.suspect &= progress == Progress::Failed;
@@ -151,7 +158,7 @@ impl Lookup {
         let span = &self.candidates[..self.span()];
         let done = span.iter().all(|(_, c)| !open(c.progress));
         match self.goal {
-            Goal::Survey | Goal::Nodes => done.then(|| self.final_verdict()),
+            Goal::Survey | Goal::Nodes | Goal::Replicas => done.then(|| self.final_verdict()),
             Goal::Owner => {
                 if let Some(claim) = self.claim() {
                     return Some(Verdict::Found(claim));
@@ -186,7 +193,7 @@ impl Lookup {
     /// with all replicas from saying that nobody owns the flow.
     fn is_quorum(&self) -> bool {
         let closest = &self.candidates[..self.width.min(self.candidates.len())];
-        let said_no = |c: &&(Distance, Candidate)| matches!(c.1.progress, Progress::Said(_));
+        let said_no = |c: &&(Rank, Candidate)| matches!(c.1.progress, Progress::Said(_));
         2 * closest.iter().filter(said_no).count() > closest.len()
     }
 
@@ -248,7 +255,7 @@ mod tests {
 
     /// A lookup of three replicas with three requests in flight.
     fn lookup(goal: Goal, candidates: &[Candidate]) -> Lookup {
-        let mut lookup = Lookup::new(TARGET, goal, 3, 3);
+        let mut lookup = Lookup::new(TARGET, goal, Placement::PLAIN, 3, 3);
         for candidate in candidates {
             lookup.learn(*candidate);
         }
@@ -398,7 +405,7 @@ mod tests {
             alpha in 1..5usize,
             order in prop::collection::vec(any::<prop::sample::Index>(), 200),
         ) {
-            let mut lookup = Lookup::new(TARGET, Goal::Nodes, 3, alpha);
+            let mut lookup = Lookup::new(TARGET, Goal::Nodes, Placement::PLAIN, 3, alpha);
             let mut reached: BTreeMap<u128, bool> = BTreeMap::new();
             for id in known {
                 lookup.learn(node(id));

@@ -25,6 +25,7 @@ use crate::id_map::IdMap;
 use crate::link::{Begun, Class, Due, Links, Op};
 use crate::message::{DATAGRAM_MAX, Datagram, Message, MessageError, Sender};
 use crate::peer_slots::{PeerSlots, Slot};
+use crate::placement::Placement;
 use crate::publish::Entry;
 use crate::read::{Reads, Token};
 use crate::record::Claim;
@@ -188,7 +189,14 @@ impl Node {
         store.begin_lease(0, own.locator, own.incarnation);
         Ok(Node {
             membership: Membership::new(&config),
-            table: RoutingTable::new(own.id, config.k, config.bucket_bits, patience),
+            table: RoutingTable::new(
+                own.id,
+                config.listen,
+                config.k,
+                config.bucket_bits,
+                patience,
+                Placement::new(config.spread, config.replicas),
+            ),
             slots: PeerSlots::new(config.listen),
             requests: Requests::default(),
             store,

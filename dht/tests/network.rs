@@ -560,6 +560,7 @@ fn plain_kademlia_finds_records_with_tables_that_do_not_know_all() {
         let mut config = config(n);
         config.k = 8;
         config.bucket_bits = 1;
+        config.spread = config.replicas;
         network.start(config);
         network.run(50 * MS);
     }

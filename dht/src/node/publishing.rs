@@ -15,9 +15,10 @@ use crate::batch::{Outcome, Request};
 use crate::config::us;
 use crate::id::Id;
 use crate::link::{Class, Op};
-use crate::lookup::{Candidate, Lookup, Progress};
+use crate::lookup::{Lookup, Progress};
 use crate::message::Message;
 use crate::peer_slots::Slot;
+use crate::placement::Rank;
 use crate::publish::{Entry, Phase, Slots};
 use crate::record::Claim;
 use crate::stats::Counter;
@@ -53,9 +54,6 @@ const FRESH_US: u64 = 2_000_000;
 const RAISES_MAX: u8 = 4;
 /// How often a deletion is tried at least, in rounds of retransmissions.
 const DELETE_ROUNDS_MIN: u8 = 3;
-
-/// Nodes close to a record, closest first.
-type Closest = SmallVec<[(Id, Slot); 8]>;
 
 /// The work that waits.
 #[derive(Debug, Default)]
@@ -234,24 +232,29 @@ impl Node {
 
     /// The replicas of a record, best first; `None` when we may not know them.
     fn placed(&self, id: Id) -> Option<Slots> {
-        if !self.table.covers(id, self.config.replicas) {
+        if !self.table.knows_replicas(id) {
             return None;
         }
-        let contacts = self.table.closest(id, self.config.replicas);
-        Some(self.replicas(id, contacts.iter().map(|c| (c.id, c.slot)).collect()))
+        let replicas = self.table.replicas(id, self.config.replicas);
+        Some(replicas.iter().map(|replica| replica.slot).collect())
     }
 
     /// The nodes closest to a record of ours were searched for.
     pub(super) fn located(&mut self, id: Id, lookup: &Lookup) {
-        let answered = |c: &&Candidate| matches!(c.progress, Progress::Said(_));
-        let mut closest: Closest = SmallVec::new();
-        for candidate in lookup.closest().filter(answered) {
-            if let Some(slot) = self.slots.of(candidate.address) {
-                closest.push((candidate.id, slot));
+        let placement = self.table.placement();
+        let own = (placement.rank(id, self.own.id), Slot::OWN);
+        let mut replicas: SmallVec<[(Rank, Slot); 8]> = SmallVec::from_iter([own]);
+        for candidate in lookup.closest() {
+            if let Progress::Said(_) = candidate.progress
+                && let Some(slot) = self.slots.of(candidate.address)
+            {
+                replicas.push((placement.rank(id, candidate.id), slot));
             }
         }
-        if !closest.is_empty() {
-            let slots = self.replicas(id, closest);
+        if replicas.len() > 1 {
+            replicas.sort_unstable_by_key(|(rank, _)| *rank);
+            let slots = replicas.iter().map(|(_, slot)| *slot);
+            let slots: Slots = slots.take(self.config.replicas).collect();
             self.settle_among(id, &slots, false);
         }
     }
@@ -474,17 +477,6 @@ impl Node {
         };
         let entry = self.published.get(id);
         entry.is_some_and(|entry| entry.phase == phase && entry.version == version)
-    }
-
-    /// The replicas of a record: the closest of the other nodes, and ourselves if we are as
-    /// close.
-    fn replicas(&self, id: Id, others: Closest) -> Slots {
-        let own_distance = id.distance(self.own.id);
-        let farther = others.iter().position(|(other, _)| id.distance(*other) > own_distance);
-        let mut slots: Slots = others.iter().map(|(_, slot)| *slot).collect();
-        slots.insert(farther.unwrap_or(slots.len()), Slot::OWN);
-        slots.truncate(self.config.replicas);
-        slots
     }
 
     /// The routing table has changed: records may have to move.

@@ -12,11 +12,12 @@ use smallvec::SmallVec;
 
 use super::{Action, Node};
 use crate::batch::{Outcome, Request};
-use crate::config::us;
+use crate::config::{REPLICAS_MAX, us};
 use crate::id::Id;
 use crate::link::{Class, Op};
 use crate::lookup::{Candidate, Goal, Lookup, Progress, Said, Verdict};
 use crate::message::{Message, NODES_MAX};
+use crate::peer_slots::Slot;
 use crate::read::{Next, Read, Replica, Replicas, Standing, Token};
 use crate::record::{Claim, State};
 use crate::request::{LookupKey, Purpose};
@@ -92,7 +93,9 @@ pub struct LookupReport {
 /// The request that a lookup sends.
 pub(super) fn message(key: LookupKey) -> Message {
     match key.goal {
-        Goal::Nodes => Message::FindNode { target: key.target, want: NODES_MAX as u8 },
+        Goal::Nodes | Goal::Replicas => {
+            Message::FindNode { target: key.target, want: NODES_MAX as u8 }
+        }
         Goal::Owner | Goal::Survey => Message::FindValue { id: key.target },
     }
 }
@@ -100,7 +103,7 @@ pub(super) fn message(key: LookupKey) -> Message {
 /// Whether a message answers that request.
 pub(super) fn answers(message: &Message, key: LookupKey) -> bool {
     match key.goal {
-        Goal::Nodes => matches!(message, Message::Nodes(_)),
+        Goal::Nodes | Goal::Replicas => matches!(message, Message::Nodes(_)),
         Goal::Owner | Goal::Survey => {
             matches!(message, Message::Found(_) | Message::Gone(_) | Message::NotHeld(_))
         }
@@ -152,26 +155,17 @@ impl Node {
 
     /// The replicas of a record, best first; `None` when we may not know them.
     fn read_replicas(&mut self, target: Id) -> Option<Replicas> {
-        if !self.table.covers(target, self.config.replicas) {
+        if !self.table.knows_replicas(target) {
             return None;
         }
         let mut replicas = Replicas::new();
-        let own_distance = target.distance(self.own.id);
-        let mut own = Some(Replica { link: None, suspect: false, standing: Standing::New });
-        for contact in self.table.closest(target, self.config.replicas) {
-            if target.distance(contact.id) > own_distance && !replicas.is_full() {
-                replicas.extend(own.take());
-            }
-            let link = self.links.of(contact.address)?;
-            if !replicas.is_full() {
-                let suspect = contact.is_suspect();
-                replicas.push(Replica { link: Some(link), suspect, standing: Standing::New });
-            }
+        for replica in self.table.replicas(target, self.config.replicas) {
+            let link = match replica.slot {
+                Slot::OWN => None,
+                _ => Some(self.links.of(replica.address)?),
+            };
+            replicas.push(Replica { link, suspect: replica.suspect, standing: Standing::New });
         }
-        if !replicas.is_full() {
-            replicas.extend(own);
-        }
-        replicas.truncate(self.config.replicas);
         Some(replicas)
     }
 
@@ -275,7 +269,8 @@ impl Node {
         let asker = Asker::Control { token, flow };
         if !self.look_up(LookupKey { goal, target }, asker) {
             self.count(Counter::CommandsRefused);
-            let nothing = Lookup::new(target, goal, self.config.replicas, 1);
+            let placement = self.table.placement();
+            let nothing = Lookup::new(target, goal, placement, self.config.replicas, 1);
             self.tell_control(token, flow, &nothing, Verdict::Unknown, 0);
         }
     }
@@ -288,7 +283,7 @@ impl Node {
 
     /// Searches for the nodes closest to a record of ours.
     pub(super) fn locate(&mut self, target: Id) {
-        let goal = Goal::Nodes;
+        let goal = Goal::Replicas;
         // When there are too many lookups, the record is looked after again later.
         self.look_up(LookupKey { goal, target }, Asker::Publisher);
     }
@@ -305,9 +300,8 @@ impl Node {
     }
 
     pub(super) fn is_replica(&self, target: Id) -> bool {
-        let closest = self.table.closest(target, self.config.replicas);
-        let farthest = closest.last().map(|contact| target.distance(contact.id));
-        closest.len() < self.config.replicas || farthest > Some(target.distance(self.own.id))
+        let replicas = self.table.replicas(target, self.config.replicas);
+        replicas.iter().any(|replica| replica.slot == Slot::OWN)
     }
 
     /// Starts a lookup or waits for the one in flight. Returns whether that was possible.
@@ -338,20 +332,25 @@ impl Node {
 
     /// A lookup that knows what we know: our closest contacts, and ourselves.
     fn begin(&self, key: LookupKey) -> Lookup {
+        let placement = self.table.placement();
         let width = match key.goal {
             Goal::Nodes => NODES_WIDTH,
-            Goal::Owner | Goal::Survey => self.config.replicas,
+            Goal::Replicas | Goal::Owner | Goal::Survey => self.config.replicas,
         };
-        let mut lookup = Lookup::new(key.target, key.goal, width, self.config.alpha);
+        let mut lookup = Lookup::new(key.target, key.goal, placement, width, self.config.alpha);
+        let candidate = |id, address, suspect| {
+            let progress = Progress::New;
+            Candidate { id, address, suspect, progress }
+        };
         for contact in self.table.closest(key.target, width + CANDIDATES_MORE) {
-            lookup.learn(Candidate {
-                id: contact.id,
-                address: contact.address,
-                suspect: contact.is_suspect(),
-                progress: Progress::New,
-            });
+            lookup.learn(candidate(contact.id, contact.address, contact.is_suspect()));
         }
-        if key.goal != Goal::Nodes {
+        for replica in self.table.replicas(key.target, REPLICAS_MAX) {
+            if replica.slot != Slot::OWN {
+                lookup.learn(candidate(replica.id, replica.address, replica.suspect));
+            }
+        }
+        if matches!(key.goal, Goal::Owner | Goal::Survey) {
             lookup.learn(Candidate {
                 id: self.own.id,
                 address: self.config.listen,
@@ -489,7 +488,7 @@ impl Node {
             return;
         };
         let verdict = match key.goal {
-            Goal::Nodes => verdict,
+            Goal::Nodes | Goal::Replicas => verdict,
             Goal::Owner | Goal::Survey => self.believable(verdict),
         };
         if key.goal == Goal::Owner {

@@ -8,8 +8,10 @@ use holdfast_handoff::{Answer, Version};
 
 use super::{Action, Node};
 use crate::batch::{Outcome, Request};
+use crate::config::REPLICAS_MAX;
 use crate::id::Id;
 use crate::message::{CLOSER_MAX, Contacts, Datagram, Message, NODES_MAX, Sender};
+use crate::peer_slots::Slot;
 use crate::publish::Phase;
 use crate::record::State;
 use crate::stats::Counter;
@@ -41,7 +43,7 @@ impl Node {
                 match self.serve_lookup(id) {
                     Outcome::Found(claim) => Message::Found(claim),
                     Outcome::Gone(claim) => Message::Gone(claim),
-                    _ => Message::NotHeld(Box::new(self.closest_but(sender.id, id, CLOSER_MAX))),
+                    _ => Message::NotHeld(Box::new(self.replicas_but(sender.id, id))),
                 }
             }
             Message::NotMine(flow) => {
@@ -145,6 +147,16 @@ impl Node {
         let closest = self.table.closest(target, (want + 1).min(N + 1));
         let told = closest.iter().filter(|c| c.id != asker && !c.is_suspect());
         told.take(want).map(|c| c.address).collect::<ArrayVec<_, N>>()
+    }
+
+    /// The nodes that are to hold a record, as far as we know them, and which answer.
+    fn replicas_but(&self, asker: Id, target: Id) -> Contacts<CLOSER_MAX> {
+        if self.table.placement().is_plain() {
+            return self.closest_but(asker, target, CLOSER_MAX);
+        }
+        let replicas = self.table.replicas(target, REPLICAS_MAX);
+        let others = replicas.iter().filter(|r| r.slot != Slot::OWN && r.id != asker);
+        others.filter(|replica| !replica.suspect).map(|replica| replica.address).collect()
     }
 
     pub(super) fn keep_records(&mut self) {

@@ -84,6 +84,9 @@ pub fn config(n: usize) -> Config {
     config.bootstrap = vec![address(0)];
     config.members = vec!["10.0.0.0/16".parse().expect("net")];
     config.id_key = *b"a test's id key.";
+    // What is reserved at start, for hundreds of nodes in one process.
+    config.records_max = 1 << 16;
+    config.published_max = 1 << 16;
     config
 }
 

@@ -19,7 +19,6 @@ use crate::config::{Config, us};
 use crate::id::Id;
 use crate::message::Sender;
 use crate::routing_table::{Contact, Heard, Inserted};
-use crate::rtt::Rtt;
 use crate::stats::Counter;
 
 pub(super) use probe::{VOUCH_US, ping_timeout_us};
@@ -146,7 +145,9 @@ impl Node {
             failures: contact.failures,
             suspect: contact.is_suspect(),
         };
-        self.table.contacts().iter().map(peer).collect()
+        let mut peers: Vec<Peer> = self.table.contacts().iter().map(peer).collect();
+        peers.sort_unstable_by_key(|peer| peer.id);
+        peers
     }
 
     /// Which life of the peer with this address is in the routing table: another number each
@@ -251,27 +252,13 @@ impl Node {
         let Some(slot) = self.slots.begin(address) else {
             return self.count(Counter::PeersRefused);
         };
-        let mut rtt = Rtt::default();
+        let (now_us, life) = (self.now_us, self.membership.next_life());
+        let Sender { id, incarnation, .. } = sender;
+        let mut contact = Contact::new(now_us, id, address, incarnation, slot, life);
         if let Some(rtt_us) = rtt_us {
-            rtt.measured(rtt_us);
+            contact.rtt.measured(rtt_us);
         }
-        let inserted = self.table.insert(Contact {
-            id: sender.id,
-            address,
-            incarnation: sender.incarnation,
-            slot,
-            life: self.membership.next_life(),
-            rtt,
-            heard_at_us: self.now_us,
-            alive_at_us: self.now_us,
-            failures: 0,
-            missed_at_us: 0,
-            accused: false,
-            told: false,
-            suspected_at_us: 0,
-            pinged_at_us: 0,
-            ping_at_us: 0,
-        });
+        let inserted = self.table.insert(contact);
         if let Some(absent) = self.membership.absent.remove(&address.ip())
             && absent.incarnation != sender.incarnation
         {
@@ -303,10 +290,7 @@ impl Node {
         let Some(slot) = self.slots.begin(address) else {
             return self.count(Counter::PeersRefused);
         };
-        self.table.restarted(self.now_us, sender.id, address, sender.incarnation);
-        if let Some(contact) = self.table.get_mut(sender.id) {
-            contact.slot = slot;
-        }
+        self.table.renew(self.now_us, sender.id, sender.incarnation, address, slot);
         self.membership.probes.forget(sender.id);
         if let Some(link) = self.links.of(address) {
             self.give_up(link);
