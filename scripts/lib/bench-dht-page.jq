@@ -72,5 +72,6 @@ def measured: to_entries[] | select(.value.skipped | not);
 "  within the time. Their CPU time contains the driver. Limits that protect public networks are off:",
 (.peers | measured | "  \(.key): \(.value.settings)."),
 (if .big then "- *Memory a record* is all that the process gained by it, the owners' share included." else empty end),
-"- libtorrent, OpenDHT and mainline store at more replicas than three; OpenDHT looks into its own",
-"  storage first, so some of its gets do not use the network."
+"- libtorrent, OpenDHT and mainline store at more replicas than three. kademlia and OpenDHT are",
+"  asked at nodes that do not hold the value; libp2p's answers from its own storage are not counted;",
+"  libtorrent and mainline do not tell."
