@@ -6,7 +6,8 @@ brings a class with
     await start(nodes)        nodes that know each other, on loopback, in this process
     await set(node, n)        stores value(n); returns seconds, or raises
     await get(node, n)        returns (seconds, value or None), or raises
-    is_local(node, n)         whether that node holds the value itself, as far as one can tell
+    await before_gets()       called after sets, before gets
+    is_local(node, n)         whether that node holds the value itself
 """
 
 import argparse
@@ -142,8 +143,10 @@ class Bench:
     async def run(self):
         await self.peer.start(NODES)
         idle_sets = await self.one_at_a_time(self.set_one)
+        await self.peer.before_gets()
         idle_gets = await self.one_at_a_time(self.get_one)
         _, sets = await self.many(self.set_one, IN_FLIGHT)
+        await self.peer.before_gets()
         _, gets = await self.many(self.get_one, IN_FLIGHT)
         report(self.peer, idle_sets, idle_gets, sets, [gets])
         # The peer may break here: what was measured so far is printed already.

@@ -41,6 +41,9 @@ class Kademlia:
         got = await self.servers[node].get(str(n))
         return time.perf_counter() - start, got
 
+    async def before_gets(self):
+        pass
+
     def is_local(self, node, n):
         return self.servers[node].storage.get(digest(str(n))) is not None
 

@@ -98,6 +98,9 @@ class Libtorrent:
         seconds, item = await future
         return seconds, item if isinstance(item, bytes) else (item or {}).get("value")
 
+    async def before_gets(self):
+        pass
+
     def is_local(self, node, n):
         return False  # it always asks the network
 

@@ -71,5 +71,7 @@ def measured: to_entries[] | select(.value.skipped | not);
 "  of 1,000 lookups in flight for \(.peer_seconds) s that failed or took longer than 10 s. Rates count what was done",
 "  within the time. Their CPU time contains the driver. Limits that protect public networks are off:",
 (.peers | measured | "  \(.key): \(.value.settings)."),
-"- libtorrent, OpenDHT and mainline store at more replicas than three; OpenDHT looks into its own",
-"  storage first, so some of its gets do not use the network."
+(if .big then "- *Memory a record* is all that the process gained by it, the owners' share included." else empty end),
+"- libtorrent, OpenDHT and mainline store at more replicas than three. kademlia and OpenDHT are",
+"  asked at nodes that do not hold the value; libp2p's answers from its own storage are not counted;",
+"  libtorrent and mainline do not tell."

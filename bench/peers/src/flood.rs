@@ -187,7 +187,8 @@ impl<P> Bench<P> {
     fn remote(&mut self) -> (u64, usize) {
         let mut draw = |below: u64| {
             // A linear congruential generator, its upper half: enough to pick by.
-            self.random = self.random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            self.random =
+                self.random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (self.random >> 33) % below
         };
         let n = self.stored[draw(self.stored.len() as u64) as usize];

@@ -218,8 +218,10 @@ impl Load<'_> {
                 self.tally.found += 1;
                 let right = self.locators[self.sessions.owner(at)] == locator
                     && self.sessions.version(at) == version;
-                if self.expect == Expect::Nobody || !right {
-                    self.complain(flow, resolution, "is another's or nobody's");
+                if self.expect == Expect::Nobody {
+                    self.complain(flow, resolution, "nobody owns: never published, or deleted");
+                } else if !right {
+                    self.complain(flow, resolution, "has another owner or version");
                 }
             }
             Resolution::NotFound => {
