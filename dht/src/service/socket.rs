@@ -159,20 +159,20 @@ impl ControlSocket {
     /// Gives the kernel all that is queued. Returns whether it took it: otherwise its buffer is
     /// full, what it did not take stays queued, and the poll reports when to try again.
     ///
-    /// An error stops the kernel at the datagram that it is about, or that it was about to take
-    /// when it had to report an error of an earlier one (ICMP). So that datagram is tried once
-    /// more, and given up alone when it was the culprit.
+    /// An error stops the kernel at the datagram that it is about, or that was next when there was
+    /// an error of an earlier one to report (ICMP); the error itself is lost when others of the
+    /// batch went before. So that datagram is tried once more, and given up alone when it fails.
     pub(super) fn flush(&mut self, registry: &Registry, counters: &mut Counters) -> bool {
-        let mut error_before = false;
+        let mut stopped = false;
         while self.outbound.done < self.outbound.datagrams.len() {
             match self.outbound.send(&self.socket) {
                 Ok(sent) => {
                     self.outbound.done += sent;
                     counters.count_many(Counter::DatagramsSent, sent as u64);
-                    if error_before && sent > 0 {
+                    if stopped {
                         counters.count(Counter::LateErrors);
                     }
-                    error_before = false;
+                    stopped = true;
                 }
                 Err(Errno::AGAIN) => {
                     counters.count(Counter::SendWouldBlock);
@@ -180,9 +180,9 @@ impl ControlSocket {
                     return false;
                 }
                 Err(Errno::INTR) => {}
-                Err(_) if !error_before => error_before = true,
+                Err(_) if !stopped => stopped = true,
                 Err(_) => {
-                    error_before = false;
+                    stopped = false;
                     self.outbound.done += 1;
                     counters.count(Counter::SendErrors);
                 }
