@@ -83,6 +83,36 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(UdpSocket::from_std(socket.into()))
 }
 
+/// What finds a socket in the kernel's tables.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SocketInode {
+    number: u64,
+    table: &'static str,
+}
+
+impl SocketInode {
+    /// Of a socket that is bound.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn of(socket: &UdpSocket) -> io::Result<SocketInode> {
+        let is_ipv4 = socket.local_addr()?.is_ipv4();
+        let table = if is_ipv4 { "/proc/self/net/udp" } else { "/proc/self/net/udp6" };
+        Ok(SocketInode { number: rustix::fs::fstat(socket)?.st_ino, table })
+    }
+
+    /// Datagrams that the kernel dropped because the socket's buffer was full; `None` when it
+    /// does not say. Reads a file: nothing for the thread that the datagrams wait for.
+    pub(super) fn datagrams_dropped(self) -> Option<u64> {
+        // sl local remote st tx:rx tr:tm retrnsmt uid timeout inode ref pointer drops
+        let table = std::fs::read_to_string(self.table).ok()?;
+        let fields = table.lines().skip(1).map(str::split_ascii_whitespace);
+        let inode = |mut row: std::str::SplitAsciiWhitespace<'_>| row.nth(9)?.parse().ok();
+        let mut row = fields.into_iter().find(|row| inode(row.clone()) == Some(self.number))?;
+        row.nth(12)?.parse().ok()
+    }
+}
+
 impl ControlSocket {
     /// Makes the buffers of a bound socket, and has the poll report under `token` when there is
     /// something to receive.
