@@ -1,6 +1,7 @@
 //! Real services on loopback addresses, with the rings that workers use.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -374,12 +375,7 @@ fn a_burst_of_ten_thousand_lookups_is_answered_one_by_one() {
     const TEST: u8 = 8;
     const LOOKUPS: u16 = 10_000;
     const OWNED: u16 = 100;
-    let start = |n| {
-        let mut config = config(TEST, n);
-        // A slow machine may take its time; none is to be lost.
-        config.lookup_timeout = PATIENCE;
-        Server::with_rings(config, keys(TEST), 1024)
-    };
+    let start = |n| Server::with_rings(config(TEST, n), keys(TEST), 1024);
     let mut servers = together((1..=4).map(start).collect());
     for port in 0..OWNED {
         servers[1].publish(flow(port));
@@ -390,16 +386,18 @@ fn a_burst_of_ten_thousand_lookups_is_answered_one_by_one() {
     });
     let owner = servers[1].locator;
     let server = &mut servers[3];
-    let (mut asked, mut answers) = (0, vec![0; LOOKUPS.into()]);
-    let mut answered = 0;
+    let mut to_ask: VecDeque<u16> = (0..LOOKUPS).collect();
+    let mut waiting = BTreeSet::new();
+    let (mut found, mut timed_out) = (0, 0);
     let started = Instant::now();
     until("all answers", || {
-        while asked < LOOKUPS {
-            let resolve = Resolve { flow: flow(asked), asked_at_unix_us: unix_us() };
+        while let Some(port) = to_ask.pop_front() {
+            let resolve = Resolve { flow: flow(port), asked_at_unix_us: unix_us() };
             if server.worker.resolve(resolve).is_err() {
+                to_ask.push_front(port);
                 break;
             }
-            asked += 1;
+            waiting.insert(port);
         }
         server.worker.ring_doorbell();
         while let Some(answer) = server.worker.answer() {
@@ -407,18 +405,26 @@ fn a_burst_of_ten_thousand_lookups_is_answered_one_by_one() {
                 panic!("{answer:?}");
             };
             let port = flow.client().port();
-            let owned = matches!(resolution, Resolution::Owner { locator, .. } if locator == owner);
-            assert!(owned || (port >= OWNED && resolution == Resolution::NotFound), "{answer:?}");
-            assert_eq!(owned, port < OWNED, "{answer:?}");
-            answers[usize::from(port)] += 1;
-            answered += 1;
+            assert!(waiting.remove(&port), "answered once: {answer:?}");
+            match resolution {
+                Resolution::Owner { locator, .. } => {
+                    assert!(port < OWNED && locator == owner, "{answer:?}");
+                    found += 1;
+                }
+                Resolution::NotFound => assert!(port >= OWNED, "{answer:?}"),
+                // A slow machine is behind; the worker asks again.
+                Resolution::TimedOut => {
+                    timed_out += 1;
+                    to_ask.push_back(port);
+                }
+            }
         }
-        answered == LOOKUPS
+        to_ask.is_empty() && waiting.is_empty()
     });
-    println!("{LOOKUPS} lookups in {:?}", started.elapsed());
-    assert!(answers.iter().all(|times| *times == 1), "one answer to each");
+    println!("{LOOKUPS} lookups in {:?}, {timed_out} of them twice", started.elapsed());
+    assert_eq!(found, OWNED);
     assert_eq!(server.worker.answer(), None);
-    for counter in [Counter::AnswersDropped, Counter::LookupsTimedOut, Counter::LookupsRefused] {
+    for counter in [Counter::AnswersDropped, Counter::LookupsRefused] {
         assert_eq!(server.count(counter), 0, "{}", counter.name());
     }
 }
@@ -446,7 +452,7 @@ fn a_flood_of_garbage_is_counted_by_reason_and_lookups_go_on() {
         *damaged.last_mut().unwrap() ^= 1;
         let mut truncated = member.ping(target);
         truncated.truncate(OVERHEAD + round as usize % 10);
-        let oversized = vec![whole.clone(), vec![0; SEALED_MAX]].concat();
+        let oversized = [whole.clone(), vec![0; SEALED_MAX]].concat();
         let [older, other_key] = [0, 0xff]
             .map(|byte| [&[auth::MAGIC, auth::VERSION, TEST + 1], &[byte; 60][..]].concat());
         let other_version = vec![auth::MAGIC, auth::VERSION + 1, 0];
