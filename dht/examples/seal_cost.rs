@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for len in [75, DATAGRAM_MAX] {
         let mut sealer = Sealer::new(&keys, from, 1, rand::random());
         let mut opener = Opener::new(&keys, to);
+        let mut now_us = 0;
         let [mut seals, mut opens, mut firsts] = [[0; ROUNDS]; 3];
         for round in seals.iter_mut().zip(&mut opens).zip(&mut firsts) {
             let ((seal_ns, open_ns), first_ns) = round;
@@ -29,7 +30,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let mut first: Vec<_> = sealed[..16].to_vec();
             *open_ns = ns_each(DATAGRAMS, || {
                 sealed.iter_mut().try_for_each(|bytes| {
-                    let datagram = opener.open(0, from, &mut bytes[..len + OVERHEAD])?;
+                    // As many a second as a sender may send.
+                    now_us += 20;
+                    let datagram = opener.open(now_us, from, &mut bytes[..len + OVERHEAD])?;
                     black_box(datagram);
                     Ok::<(), holdfast_dht::auth::Refusal>(())
                 })

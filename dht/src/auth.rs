@@ -40,6 +40,7 @@ pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 /// Bytes of the largest sealed datagram: fits every path of a data centre unfragmented.
 pub const SEALED_MAX: usize = DATAGRAM_MAX + OVERHEAD;
 const _: () = assert!(SEALED_MAX == 1400);
+const AAD_LEN: usize = HEADER_LEN + 32;
 
 /// Senders whose state is kept; beyond, the longest silent one is forgotten. About 1.2 KiB each.
 pub const SENDERS_MAX: usize = 16_384;
@@ -55,9 +56,14 @@ pub const SILENCE_US: u64 = 60_000_000;
 /// address: this many limits,
 const LIMITS: usize = 1024;
 /// each of which allows this many derivations at once
-const DERIVATIONS_AT_ONCE: u8 = 16;
+const DERIVATIONS_AT_ONCE: u32 = 16;
 /// and one more after this many µs. All together allow 8,192 a second, about 1 % of a CPU.
 const DERIVATION_EVERY_US: u64 = 125_000;
+
+/// Datagrams that a sender may send us at once: a burst,
+pub const SENDER_BURST: u32 = 10_000;
+/// and one more after this many µs: 50,000 a second.
+const SENDER_DATAGRAM_EVERY_US: u64 = 20;
 
 /// Sets these derivations apart from those of anybody else who uses the same secret.
 const HKDF_SALT: &[u8] = b"holdfast dht 1";
@@ -164,8 +170,9 @@ impl Header {
         bytes[19..].copy_from_slice(&self.counter.to_be_bytes());
     }
 
-    fn read(sealed: &[u8]) -> Result<Header, Refusal> {
-        match sealed {
+    /// Splits a sealed datagram into header, its clear bytes, and the rest.
+    fn read(sealed: &mut [u8]) -> Result<(Header, &[u8; HEADER_LEN], &mut [u8]), Refusal> {
+        match &*sealed {
             [] => return Err(Refusal::Malformed),
             [magic, ..] if *magic != MAGIC => return Err(Refusal::NotOurs),
             [_, version, ..] if *version != VERSION => {
@@ -176,13 +183,14 @@ impl Header {
             }
             _ => {}
         }
-        let (words, _) = sealed[3..HEADER_LEN].as_chunks::<8>();
+        let (clear, body) = sealed.split_first_chunk_mut().ok_or(Refusal::Malformed)?;
+        let (words, _) = clear[3..].as_chunks::<8>();
         let run = Run {
-            key_id: sealed[2],
+            key_id: clear[2],
             incarnation: u64::from_be_bytes(words[0]),
             salt: u64::from_be_bytes(words[1]),
         };
-        Ok(Header { run, counter: u64::from_be_bytes(words[2]) })
+        Ok((Header { run, counter: u64::from_be_bytes(words[2]) }, clear, body))
     }
 
     fn nonce(&self) -> Nonce {
@@ -190,18 +198,16 @@ impl Header {
         nonce[NONCE_LEN - 8..].copy_from_slice(&self.counter.to_be_bytes());
         Nonce::assume_unique_for_key(nonce)
     }
+}
 
-    /// What the tag covers besides the datagram: a copy sent to another server, or from another
-    /// address, does not verify there.
-    fn aad(&self, sender: [u8; 16], receiver: [u8; 16]) -> Aad<[u8; HEADER_LEN + 32]> {
-        let mut aad = [0; HEADER_LEN + 32];
-        let mut header = [0; HEADER_LEN];
-        self.write(&mut header);
-        aad[..HEADER_LEN].copy_from_slice(&header);
-        aad[HEADER_LEN..HEADER_LEN + 16].copy_from_slice(&sender);
-        aad[HEADER_LEN + 16..].copy_from_slice(&receiver);
-        Aad::from(aad)
-    }
+/// What the tag covers besides the datagram: a copy sent to another server, or from another
+/// address, does not verify there.
+fn aad(clear: &[u8; HEADER_LEN], sender: [u8; 16], receiver: [u8; 16]) -> Aad<[u8; AAD_LEN]> {
+    let mut aad = [0; AAD_LEN];
+    aad[..HEADER_LEN].copy_from_slice(clear);
+    aad[HEADER_LEN..HEADER_LEN + 16].copy_from_slice(&sender);
+    aad[HEADER_LEN + 16..].copy_from_slice(&receiver);
+    Aad::from(aad)
 }
 
 /// A locator as the derivation and the tag know it; IPv4 is mapped into IPv6.
@@ -266,10 +272,10 @@ impl Sealer {
         let counter = self.counter.ok_or(SealError::Exhausted)?;
         self.counter = counter.checked_add(1);
         let header = Header { run: self.run, counter };
-        let (clear, rest) = sealed.split_at_mut(HEADER_LEN);
-        header.write(clear.first_chunk_mut().expect("split there"));
+        let (clear, rest) = sealed.split_first_chunk_mut().expect("SEALED_MAX has room for it");
+        header.write(clear);
+        let aad = aad(clear, self.own, octets(to));
         let (body, rest) = rest.split_at_mut(len);
-        let aad = header.aad(self.own, octets(to));
         let tag = self
             .key
             .seal_in_place_separate_tag(header.nonce(), aad, body)
@@ -306,6 +312,9 @@ pub enum Refusal {
     /// More than [`WINDOW`] behind, so that nobody can tell.
     #[error("too far behind to tell whether it was replayed")]
     TooOld,
+    /// It verifies, but its sender sends more than [`SENDER_BURST`] at once and 50,000 a second.
+    #[error("too many datagrams from this sender")]
+    TooMany,
     /// The tag is not right: forged, damaged, sealed with another key of the same id, or sent
     /// to or from another server than it is now.
     #[error("does not verify")]
@@ -325,6 +334,7 @@ impl Refusal {
             Refusal::TooManyRuns => Counter::TooManyRuns,
             Refusal::Replayed => Counter::Replayed,
             Refusal::TooOld => Counter::TooOld,
+            Refusal::TooMany => Counter::SenderLimited,
             Refusal::Unverified => Counter::Unverified,
         }
     }
@@ -351,8 +361,20 @@ struct Opened {
     run: Run,
     key: LessSafeKey,
     window: Window,
+    /// Of the sender, so its next run inherits it.
+    allowance: Allowance<SENDER_BURST, SENDER_DATAGRAM_EVERY_US>,
     /// When the last datagram was verified.
     heard_us: u64,
+}
+
+impl Opened {
+    /// Notes a datagram that was verified, and takes it from the sender's allowance. Only now:
+    /// what a forger sends under another's address must not use up that one's.
+    fn verified(&mut self, now_us: u64, counter: u64) -> Result<(), Refusal> {
+        self.window.mark(counter);
+        self.heard_us = now_us;
+        if self.allowance.take(now_us) { Ok(()) } else { Err(Refusal::TooMany) }
+    }
 }
 
 impl Opener {
@@ -385,9 +407,8 @@ impl Opener {
         from: IpAddr,
         sealed: &'a mut [u8],
     ) -> Result<&'a mut [u8], Refusal> {
-        let header = Header::read(sealed)?;
-        let aad = header.aad(octets(from), self.own);
-        let body = &mut sealed[HEADER_LEN..];
+        let (header, clear, body) = Header::read(sealed)?;
+        let aad = aad(clear, octets(from), self.own);
         let Some(known) = self.senders.get_mut(&from) else {
             return self.open_first(now_us, from, header, aad, body);
         };
@@ -395,8 +416,7 @@ impl Opener {
             known.window.check(header.counter)?;
             let opened = known.key.open_in_place(header.nonce(), aad, body);
             let datagram = opened.map_err(|_| Refusal::Unverified)?;
-            known.window.mark(header.counter);
-            known.heard_us = now_us;
+            known.verified(now_us, header.counter)?;
             return Ok(datagram);
         }
         let is_silent = now_us.saturating_sub(known.heard_us) >= SILENCE_US;
@@ -412,7 +432,7 @@ impl Opener {
         now_us: u64,
         from: IpAddr,
         header: Header,
-        aad: Aad<[u8; HEADER_LEN + 32]>,
+        aad: Aad<[u8; AAD_LEN]>,
         body: &'a mut [u8],
     ) -> Result<&'a mut [u8], Refusal> {
         let run = header.run;
@@ -424,11 +444,14 @@ impl Opener {
         let key = run.key(prk, octets(from));
         let opened = key.open_in_place(header.nonce(), aad, body);
         let datagram = opened.map_err(|_| Refusal::Unverified)?;
-        let mut window = Window::default();
-        window.mark(header.counter);
         self.make_room(from);
-        self.senders.insert(from, Opened { run, key, window, heard_us: now_us });
-        Ok(datagram)
+        let before = self.senders.get(&from);
+        let allowance = before.map_or_else(Allowance::full, |before| before.allowance);
+        let mut opened =
+            Opened { run, key, window: Window::default(), allowance, heard_us: now_us };
+        let verified = opened.verified(now_us, header.counter);
+        self.senders.insert(from, opened);
+        verified.map(|()| datagram)
     }
 
     fn make_room(&mut self, from: IpAddr) {
@@ -498,28 +521,38 @@ const fn place(counter: u64) -> (usize, u64) {
 /// source address. A flood from some addresses uses up the limits of these alone.
 struct Limits {
     hasher: RandomState,
-    slots: Box<[Limit; LIMITS]>,
-}
-
-#[derive(Clone, Copy)]
-struct Limit {
-    left: u8,
-    since_us: u64,
+    slots: Box<[Allowance<DERIVATIONS_AT_ONCE, DERIVATION_EVERY_US>; LIMITS]>,
 }
 
 impl Limits {
     fn new() -> Limits {
-        let full = Limit { left: DERIVATIONS_AT_ONCE, since_us: 0 };
-        Limits { hasher: RandomState::new(), slots: Box::new([full; LIMITS]) }
+        Limits { hasher: RandomState::new(), slots: Box::new([Allowance::full(); LIMITS]) }
     }
 
     fn allow(&mut self, now_us: u64, from: IpAddr) -> bool {
         let slot = self.hasher.hash_one(from) % LIMITS as u64;
-        let limit = &mut self.slots[slot as usize];
-        let more = now_us.saturating_sub(limit.since_us) / DERIVATION_EVERY_US;
-        limit.since_us += more * DERIVATION_EVERY_US;
-        let left = u64::from(limit.left).saturating_add(more).min(DERIVATIONS_AT_ONCE.into());
-        limit.left = (left as u8).saturating_sub(1);
+        self.slots[slot as usize].take(now_us)
+    }
+}
+
+/// A token bucket: `BURST` at once, and one more after every `EVERY_US` µs.
+#[derive(Clone, Copy)]
+struct Allowance<const BURST: u32, const EVERY_US: u64> {
+    left: u32,
+    since_us: u64,
+}
+
+impl<const BURST: u32, const EVERY_US: u64> Allowance<BURST, EVERY_US> {
+    fn full() -> Self {
+        Allowance { left: BURST, since_us: 0 }
+    }
+
+    /// Takes one, if one is left.
+    fn take(&mut self, now_us: u64) -> bool {
+        let more = now_us.saturating_sub(self.since_us) / EVERY_US;
+        self.since_us += more * EVERY_US;
+        let left = u64::from(self.left).saturating_add(more).min(BURST.into());
+        self.left = (left as u32).saturating_sub(1);
         left > 0
     }
 }

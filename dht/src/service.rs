@@ -30,7 +30,7 @@ use crate::config::{Config, ConfigError};
 use crate::node::{Action, Event, LookupReport, Node, Peer};
 use crate::stats::{Counter, Counters, LookupRecord, Stats};
 
-use socket::{BATCH, ControlSocket};
+use socket::{BATCH, ControlSocket, SocketInode};
 use worker_rings::WorkerRings;
 
 const SOCKET: Token = Token(0);
@@ -49,6 +49,9 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the others are told that this server stops, in µs.
 const LEAVE_US_MAX: u64 = 500_000;
 const LEAVE_PAUSE: Duration = Duration::from_millis(1);
+/// The shortest sleep, in µs: waking up takes about as long, so a nearer deadline is waited for
+/// awake.
+const SLEEP_US_MIN: u64 = 20;
 /// The longest sleep.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 
@@ -98,6 +101,7 @@ pub struct Handle {
     commands: SyncSender<Command>,
     doorbell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
+    socket: Option<SocketInode>,
 }
 
 /// Why a call of [`Handle`] has no result.
@@ -145,7 +149,10 @@ impl Handle {
     /// # Errors
     /// [`HandleError`].
     pub fn stats(&self) -> Result<Stats, HandleError> {
-        self.ask(Command::Stats)
+        let mut stats = self.ask(Command::Stats)?;
+        let dropped = self.socket.and_then(SocketInode::datagrams_dropped);
+        stats.counters.set(Counter::ReceiveDropped, dropped.unwrap_or(0));
+        Ok(stats)
     }
 
     /// The last `limit` lookups that workers asked for, the newest first, at most
@@ -196,6 +203,7 @@ impl Service {
             commands: sender,
             doorbell: doorbell.clone(),
             stop: Arc::new(AtomicBool::new(false)),
+            socket: SocketInode::of(&socket).ok(),
         };
         Ok(Service { config, keys, clock, poll, socket, doorbell, handle, commands })
     }
@@ -497,6 +505,9 @@ impl Core {
     fn sleep(&mut self, events: &mut Events) -> io::Result<()> {
         self.read_clock();
         let left_us = self.node.next_deadline_us().saturating_sub(self.now_us);
+        if left_us < SLEEP_US_MIN {
+            return Ok(());
+        }
         let left = Duration::from_micros(left_us).min(SLEEP_MAX);
         let timeout = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
         let mut polls = [PollFd::new(self.poll.registry(), PollFlags::IN)];

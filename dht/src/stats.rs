@@ -36,6 +36,7 @@ macro_rules! counters {
 counters! {
     DatagramsReceived "datagrams_received" "Datagrams received from the control port.",
     DatagramsSent "datagrams_sent" "Datagrams given to the kernel to send.",
+    ReceiveDropped "receive_dropped" "Datagrams that the kernel dropped because the control port's receive buffer was full.",
     ReceiveErrors "receive_errors" "Errors of receiving from the control port.",
     SendWouldBlock "send_would_block" "Times that the socket's buffer was full: what was to be sent waited until there was room.",
     SendErrors "send_errors" "Datagrams not sent for another error, such as no route.",

@@ -1,11 +1,15 @@
 //! Real services on loopback addresses, with the rings that workers use.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use holdfast_dht::auth::{HEADER_LEN, OVERHEAD, SEALED_MAX, SENDER_BURST, Sealer};
+use holdfast_dht::id::IdHasher;
+use holdfast_dht::message::{DATAGRAM_MAX, Datagram, Message, Sender};
 use holdfast_dht::{
     Config, Counter, Error, Handle, HandleError, Keys, Outcome, Service, Statement, Stats, auth,
 };
@@ -49,10 +53,14 @@ fn keys(test: u8) -> Keys {
 
 impl Server {
     fn start(config: Config, keys: Keys) -> Server {
+        Server::with_rings(config, keys, 64)
+    }
+
+    fn with_rings(config: Config, keys: Keys, resolves: usize) -> Server {
         let clock = Arc::new(Clock::default());
         let locator = config.locator;
         let service = Service::bind(config, keys, clock.clone()).expect("bind");
-        let (worker, core) = rings(64, 4096, service.doorbell());
+        let (worker, core) = rings(resolves, 4096, service.doorbell());
         let handle = service.handle();
         Server {
             locator,
@@ -101,6 +109,10 @@ impl Server {
         self.handle.stats().expect("running")
     }
 
+    fn count(&self, counter: Counter) -> u64 {
+        self.stats().counters.get(counter)
+    }
+
     fn kill(&mut self) {
         self.handle.stop();
         let thread = self.thread.take().expect("killed once");
@@ -131,8 +143,10 @@ fn flow(port: u16) -> FlowKey {
 }
 
 fn cluster(test: u8, servers: u8) -> Vec<Server> {
-    let servers: Vec<Server> =
-        (1..=servers).map(|n| Server::start(config(test, n), keys(test))).collect();
+    together((1..=servers).map(|n| Server::start(config(test, n), keys(test))).collect())
+}
+
+fn together(servers: Vec<Server>) -> Vec<Server> {
     until("all to know all", || {
         servers.iter().all(|server| {
             let gauges = server.stats().gauges;
@@ -281,6 +295,308 @@ fn a_service_on_ipv6_answers() {
     let stranger = UdpSocket::bind((own, 0)).unwrap();
     stranger.send_to(&[auth::MAGIC], (own, port)).unwrap();
     until("the datagram", || server.stats().counters.get(Counter::Malformed) == 1);
+}
+
+/// A member that does not run a service: it says what the test wants.
+struct Member {
+    socket: UdpSocket,
+    sealer: Sealer,
+    sender: Sender,
+}
+
+impl Member {
+    fn new(address: impl Into<SocketAddr>, keys: &Keys) -> Member {
+        let socket = UdpSocket::bind(address.into()).unwrap();
+        let locator = socket.local_addr().unwrap().ip();
+        let incarnation = unix_us();
+        let id = IdHasher::new(&keys.id_key()).node(locator);
+        let sender = Sender { id, locator, incarnation };
+        Member { socket, sealer: Sealer::new(keys, locator, incarnation, 1), sender }
+    }
+
+    /// A PING, sealed.
+    fn ping(&mut self, to: IpAddr) -> Vec<u8> {
+        let mut body = [0; DATAGRAM_MAX];
+        let ping = Datagram { sender: self.sender, transaction: 1, message: Message::Ping };
+        let len = ping.encode(&mut body).unwrap();
+        self.seal(to, &body[..len])
+    }
+
+    fn seal(&mut self, to: IpAddr, body: &[u8]) -> Vec<u8> {
+        let mut sealed = [0; SEALED_MAX];
+        Sealer::body(&mut sealed)[..body.len()].copy_from_slice(body);
+        let len = self.sealer.seal(to, &mut sealed, body.len()).unwrap();
+        sealed[..len].to_vec()
+    }
+}
+
+#[test]
+fn a_control_port_on_ipv6_opens_what_is_sealed() {
+    let own = IpAddr::V6(Ipv6Addr::LOCALHOST);
+    let port = 40_000 + (std::process::id() % 20_000) as u16;
+    let mut config = Config::new(own, SocketAddr::new(own, port));
+    config.members = vec!["::1/128".parse().unwrap()];
+    config.id_key = keys(12).id_key();
+    let server = Server::start(config, keys(12));
+    // Loopback has one IPv6 address, so who speaks to the server bears its own locator.
+    let mut member = Member::new((own, 0), &keys(12));
+    for _ in 0..200 {
+        let ping = member.ping(own);
+        member.socket.send_to(&ping, (own, port)).unwrap();
+    }
+    until("the PINGs", || server.count(Counter::Reflected) == 200);
+}
+
+/// Needs more IPv6 addresses than loopback has:
+/// ```text
+/// ip netns add hf-v6
+/// ip -n hf-v6 link set lo up
+/// for n in 1 2 3 4; do ip -n hf-v6 addr add fd07::$n/128 dev lo nodad; done
+/// ip netns exec hf-v6 cargo test -p holdfast-dht --test loopback on_ipv6 -- --ignored
+/// ip netns del hf-v6
+/// ```
+#[test]
+#[ignore = "needs a network namespace of its own"]
+fn a_cluster_on_ipv6_finds_owners() {
+    let locator = |n: u16| IpAddr::from([0xfd07, 0, 0, 0, 0, 0, 0, n]);
+    let start = |n| {
+        let mut config = Config::new(locator(n), (locator(n), PORT).into());
+        config.bootstrap = vec![(locator(1), PORT).into()];
+        config.members = vec!["fd07::/64".parse().unwrap()];
+        config.id_key = keys(13).id_key();
+        Server::start(config, keys(13))
+    };
+    let mut servers = together((1..=4).map(start).collect());
+    let version = servers[1].publish(flow(1));
+    until("the replicas", || {
+        let gauges = servers[1].stats().gauges;
+        gauges.published == 1 && gauges.published_unacked == 0
+    });
+    for server in &mut servers {
+        let owner = Resolution::Owner { locator: locator(2), version };
+        assert_eq!(server.resolve(flow(1)), owner);
+        assert_eq!(server.resolve(flow(2)), Resolution::NotFound);
+    }
+}
+
+#[test]
+fn a_burst_of_ten_thousand_lookups_is_answered_one_by_one() {
+    const TEST: u8 = 8;
+    const LOOKUPS: u16 = 10_000;
+    const OWNED: u16 = 100;
+    let start = |n| Server::with_rings(config(TEST, n), keys(TEST), 128);
+    let mut servers = together((1..=4).map(start).collect());
+    for port in 0..OWNED {
+        servers[1].publish(flow(port));
+    }
+    until("the replicas", || {
+        let gauges = servers[1].stats().gauges;
+        gauges.published == u64::from(OWNED) && gauges.published_unacked == 0
+    });
+    let owner = servers[1].locator;
+    let server = &mut servers[3];
+    let mut to_ask: VecDeque<u16> = (0..LOOKUPS).collect();
+    let mut waiting = BTreeSet::new();
+    let (mut found, mut timed_out) = (0, 0);
+    let started = Instant::now();
+    until("all answers", || {
+        while let Some(port) = to_ask.pop_front() {
+            let resolve = Resolve { flow: flow(port), asked_at_unix_us: unix_us() };
+            if server.worker.resolve(resolve).is_err() {
+                to_ask.push_front(port);
+                break;
+            }
+            waiting.insert(port);
+        }
+        server.worker.ring_doorbell();
+        while let Some(answer) = server.worker.answer() {
+            let Answer::Resolved { flow, resolution } = answer else {
+                panic!("{answer:?}");
+            };
+            let port = flow.client().port();
+            assert!(waiting.remove(&port), "answered once: {answer:?}");
+            match resolution {
+                Resolution::Owner { locator, .. } => {
+                    assert!(port < OWNED && locator == owner, "{answer:?}");
+                    found += 1;
+                }
+                Resolution::NotFound => assert!(port >= OWNED, "{answer:?}"),
+                // A slow machine is behind; the worker asks again.
+                Resolution::TimedOut => {
+                    timed_out += 1;
+                    to_ask.push_back(port);
+                }
+            }
+        }
+        to_ask.is_empty() && waiting.is_empty()
+    });
+    println!("{LOOKUPS} lookups in {:?}, {timed_out} of them twice", started.elapsed());
+    assert_eq!(found, OWNED);
+    assert_eq!(server.worker.answer(), None);
+    for counter in [Counter::AnswersDropped, Counter::LookupsRefused] {
+        assert_eq!(server.count(counter), 0, "{}", counter.name());
+    }
+}
+
+#[test]
+fn a_flood_of_garbage_is_counted_by_reason_and_lookups_go_on() {
+    const TEST: u8 = 9;
+    const ROUNDS: u64 = 50;
+    let start = |n| {
+        let mut config = config(TEST, n);
+        config.members = vec![ipnet(locator(TEST, 0))];
+        Server::start(config, keys(TEST))
+    };
+    let mut servers = together((1..=3).map(start).collect());
+    servers[1].publish(flow(1));
+    until("the replicas", || servers[1].stats().gauges.published_unacked == 0);
+    let target = servers[0].locator;
+    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut member = Member::new((locator(TEST, 9), 0), &keys(TEST));
+    let whole = member.ping(target);
+    member.socket.send_to(&whole, (target, PORT)).unwrap();
+    until("the run to be known", || servers[0].count(Counter::PingsReceived) > 0);
+    for round in 0..ROUNDS {
+        let mut damaged = member.ping(target);
+        *damaged.last_mut().unwrap() ^= 1;
+        let mut truncated = member.ping(target);
+        truncated.truncate(OVERHEAD + round as usize % 10);
+        let oversized = [whole.clone(), vec![0; SEALED_MAX]].concat();
+        let [older, other_key] = [0, 0xff]
+            .map(|byte| [&[auth::MAGIC, auth::VERSION, TEST + 1], &[byte; 60][..]].concat());
+        let other_version = vec![auth::MAGIC, auth::VERSION + 1, 0];
+        for _ in 0..2 {
+            for bytes in [
+                &whole[..],
+                &damaged,
+                &truncated,
+                &truncated[..HEADER_LEN],
+                &oversized,
+                &older,
+                &other_key,
+                &other_version,
+                b"garbage",
+                &[],
+            ] {
+                member.socket.send_to(bytes, (target, PORT)).unwrap();
+                stranger.send_to(bytes, (target, PORT)).unwrap();
+            }
+        }
+        let resolved = servers[0].resolve(flow(1));
+        assert!(matches!(resolved, Resolution::Owner { .. }), "{resolved:?}");
+        assert_eq!(servers[0].resolve(flow(2 + round as u16)), Resolution::NotFound);
+    }
+    let expected = [
+        (Counter::NotMember, 20),
+        (Counter::Replayed, 2),
+        (Counter::Unverified, 4),
+        (Counter::Malformed, 6),
+        (Counter::OlderIncarnation, 2),
+        (Counter::UnknownKey, 2),
+        (Counter::UnknownVersion, 2),
+        (Counter::NotOurs, 2),
+    ];
+    until("the flood's end", || servers[0].count(Counter::NotOurs) == 2 * ROUNDS);
+    for (counter, each) in expected {
+        assert_eq!(servers[0].count(counter), each * ROUNDS, "{}", counter.name());
+    }
+    for counter in [Counter::ReceiveDropped, Counter::ReceiveErrors, Counter::LookupsTimedOut] {
+        assert_eq!(servers[0].count(counter), 0, "{}", counter.name());
+    }
+}
+
+#[test]
+fn a_sender_over_its_limit_is_dropped_and_disturbs_nobody() {
+    const TEST: u8 = 10;
+    let start = |n| {
+        let mut config = config(TEST, n);
+        // A slow machine needs seconds for the flood, and then its peers' answers are late.
+        config.dead_after = PATIENCE;
+        Server::start(config, keys(TEST))
+    };
+    let mut servers = together((1..=3).map(start).collect());
+    let version = servers[1].publish(flow(1));
+    until("the replicas", || servers[1].stats().gauges.published_unacked == 0);
+    let (target, owner) = (servers[0].locator, servers[1].locator);
+    let mut member = Member::new((locator(TEST, 9), 0), &keys(TEST));
+    // Verified, and of no more work than that. A machine that is too slow to take more than
+    // 50,000 a second just now is tried again.
+    until("the limit", || {
+        let flood = 2 * SENDER_BURST - SENDER_BURST / 5;
+        let flood: Vec<Vec<u8>> = (0..flood).map(|_| member.seal(target, &[])).collect();
+        for sealed in &flood {
+            member.socket.send_to(sealed, (target, PORT)).unwrap();
+        }
+        let limited = servers[0].count(Counter::SenderLimited) > 0;
+        let resolution = servers[0].resolve(flow(1));
+        assert_eq!(resolution, Resolution::Owner { locator: owner, version });
+        limited
+    });
+    assert_eq!(servers[0].resolve(flow(2)), Resolution::NotFound);
+    for server in &servers[1..] {
+        assert_eq!(server.count(Counter::SenderLimited), 0);
+    }
+}
+
+#[test]
+fn what_the_kernel_drops_is_counted() {
+    const TEST: u8 = 14;
+    let service = Service::bind(config(TEST, 1), keys(TEST), Arc::new(Clock::default())).unwrap();
+    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // Nobody reads yet. The buffer holds 8 MiB of the largest datagrams, or fewer when it is small.
+    for _ in 0..20_000 {
+        stranger.send_to(&[0; SEALED_MAX], (locator(TEST, 1), PORT)).unwrap();
+    }
+    let handle = service.handle();
+    let thread = std::thread::spawn(move || service.run(vec![]));
+    let (dropped, received) = (Counter::ReceiveDropped, Counter::DatagramsReceived);
+    until("the others", || {
+        let stats = handle.stats().expect("running");
+        assert!(stats.gauges.receive_buffer_bytes > 0 && stats.gauges.send_buffer_bytes > 0);
+        let [dropped, received] = [dropped, received].map(|counter| stats.counters.get(counter));
+        dropped > 0 && dropped + received >= 20_000
+    });
+    handle.stop();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_busy_service_stops_soon() {
+    const TEST: u8 = 11;
+    let mut servers = cluster(TEST, 3);
+    let target = SocketAddr::new(servers[0].locator, PORT);
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let ordering = std::sync::atomic::Ordering::Relaxed;
+    let flood = std::thread::spawn({
+        let stop = stop.clone();
+        let mut member = Member::new((locator(TEST, 9), 0), &keys(TEST));
+        move || {
+            while !stop.load(ordering) {
+                let ping = member.ping(target.ip());
+                member.socket.send_to(&ping, target).unwrap();
+            }
+        }
+    });
+    let (mut asked, mut full) = (0u16, 0);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(300) || full == 0 {
+        assert!(started.elapsed() < PATIENCE, "never busy");
+        asked = asked.wrapping_add(1);
+        let resolve = Resolve { flow: flow(asked), asked_at_unix_us: unix_us() };
+        let publish = Announcement::Publish { flow: flow(asked), version: Version(asked.into()) };
+        full += u32::from(servers[0].worker.resolve(resolve).is_err());
+        full += u32::from(servers[0].worker.announce(publish).is_err());
+        servers[0].worker.ring_doorbell();
+        while servers[0].worker.answer().is_some() {}
+    }
+    let stopped = Instant::now();
+    servers[0].kill();
+    let took = stopped.elapsed();
+    stop.store(true, ordering);
+    flood.join().unwrap();
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(servers[0].handle.stats(), Err(HandleError::Stopped));
+    assert_eq!(servers[1].resolve(flow(1)), servers[2].resolve(flow(1)));
 }
 
 #[test]

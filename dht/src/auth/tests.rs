@@ -266,7 +266,7 @@ fn a_flood_evicts_nobody_and_derives_little() {
         }
     }
     // A second's flood: what the limits hold at first, and one more each 125 ms.
-    let most = LIMITS * (usize::from(DERIVATIONS_AT_ONCE) + 8);
+    let most = LIMITS * (DERIVATIONS_AT_ONCE as usize + 8);
     assert!(derived > LIMITS && derived <= most, "{derived}");
     assert_eq!(opener.senders(), (1, 0));
 }
@@ -290,6 +290,49 @@ fn a_flood_from_one_address_leaves_newcomers_their_limits() {
         .count();
     // All but those, about one, that share a limit with the flood.
     assert!(welcome > 980, "{welcome}");
+}
+
+#[test]
+fn a_sender_is_limited_and_only_by_what_is_its_own() {
+    let (mut sealer, mut opener) = pair();
+    let mut send = |opener: &mut Opener, at_us: u64, forged: bool| {
+        let mut sealed = seal(&mut sealer, ip(2), b"x");
+        sealed[HEADER_LEN] ^= u8::from(forged);
+        open(opener, at_us, ip(1), &sealed).map(|_| ())
+    };
+    let burst = u64::from(SENDER_BURST);
+    assert_eq!(send(&mut opener, 0, false), Ok(()));
+    // Forged datagrams under its address cost it nothing, nor do copies.
+    for _ in 0..2 * burst {
+        assert_eq!(send(&mut opener, 0, true), Err(Refusal::Unverified));
+    }
+    for _ in 1..burst {
+        assert_eq!(send(&mut opener, 0, false), Ok(()));
+    }
+    for _ in 0..burst {
+        assert_eq!(send(&mut opener, SENDER_DATAGRAM_EVERY_US - 1, false), Err(Refusal::TooMany));
+    }
+    // 50,000 a second, and never more than a burst at once.
+    let mut passed = 0;
+    for n in 0..100_000u64 {
+        match send(&mut opener, SENDER_DATAGRAM_EVERY_US + n * 10, false) {
+            Ok(()) => passed += 1,
+            Err(refusal) => assert_eq!(refusal, Refusal::TooMany),
+        }
+    }
+    assert!((49_999..=50_001).contains(&passed), "{passed}");
+    let rested_us = 3600 * SECOND;
+    let passed = (0..2 * burst).filter(|_| send(&mut opener, rested_us, false).is_ok()).count();
+    assert_eq!(passed as u64, burst);
+    // Another sender is not concerned; another run of the same one is.
+    let mut next = Sealer::new(&keys(), ip(1), INCARNATION + 1, SALT);
+    let mut other = Sealer::new(&keys(), ip(3), INCARNATION, SALT);
+    let sealed = seal(&mut next, ip(2), b"next run");
+    assert_eq!(open(&mut opener, rested_us, ip(1), &sealed), Err(Refusal::TooMany));
+    assert_eq!(open(&mut opener, rested_us, ip(1), &sealed), Err(Refusal::Replayed));
+    assert!(open(&mut opener, rested_us, ip(3), &seal(&mut other, ip(2), b"other")).is_ok());
+    let sealed = seal(&mut next, ip(2), b"later");
+    assert!(open(&mut opener, rested_us + SECOND, ip(1), &sealed).is_ok());
 }
 
 #[test]

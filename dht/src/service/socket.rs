@@ -83,6 +83,36 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(UdpSocket::from_std(socket.into()))
 }
 
+/// What finds a socket in the kernel's tables.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SocketInode {
+    number: u64,
+    table: &'static str,
+}
+
+impl SocketInode {
+    /// Of a socket that is bound.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn of(socket: &UdpSocket) -> io::Result<SocketInode> {
+        let is_ipv4 = socket.local_addr()?.is_ipv4();
+        let table = if is_ipv4 { "/proc/self/net/udp" } else { "/proc/self/net/udp6" };
+        Ok(SocketInode { number: rustix::fs::fstat(socket)?.st_ino, table })
+    }
+
+    /// Datagrams that the kernel dropped because the socket's buffer was full; `None` when it
+    /// does not say. Reads a file: nothing for the thread that the datagrams wait for.
+    pub(super) fn datagrams_dropped(self) -> Option<u64> {
+        // sl local remote st tx:rx tr:tm retrnsmt uid timeout inode ref pointer drops
+        let table = std::fs::read_to_string(self.table).ok()?;
+        let fields = table.lines().skip(1).map(str::split_ascii_whitespace);
+        let inode = |mut row: std::str::SplitAsciiWhitespace<'_>| row.nth(9)?.parse().ok();
+        let mut row = fields.into_iter().find(|row| inode(row.clone()) == Some(self.number))?;
+        row.nth(12)?.parse().ok()
+    }
+}
+
 impl ControlSocket {
     /// Makes the buffers of a bound socket, and has the poll report under `token` when there is
     /// something to receive.
@@ -159,20 +189,20 @@ impl ControlSocket {
     /// Gives the kernel all that is queued. Returns whether it took it: otherwise its buffer is
     /// full, what it did not take stays queued, and the poll reports when to try again.
     ///
-    /// An error stops the kernel at the datagram that it is about, or that it was about to take
-    /// when it had to report an error of an earlier one (ICMP). So that datagram is tried once
-    /// more, and given up alone when it was the culprit.
+    /// An error stops the kernel at the datagram that it is about, or that was next when there was
+    /// an error of an earlier one to report (ICMP); the error itself is lost when others of the
+    /// batch went before. So that datagram is tried once more, and given up alone when it fails.
     pub(super) fn flush(&mut self, registry: &Registry, counters: &mut Counters) -> bool {
-        let mut error_before = false;
+        let mut stopped = false;
         while self.outbound.done < self.outbound.datagrams.len() {
             match self.outbound.send(&self.socket) {
                 Ok(sent) => {
                     self.outbound.done += sent;
                     counters.count_many(Counter::DatagramsSent, sent as u64);
-                    if error_before && sent > 0 {
+                    if stopped {
                         counters.count(Counter::LateErrors);
                     }
-                    error_before = false;
+                    stopped = true;
                 }
                 Err(Errno::AGAIN) => {
                     counters.count(Counter::SendWouldBlock);
@@ -180,9 +210,9 @@ impl ControlSocket {
                     return false;
                 }
                 Err(Errno::INTR) => {}
-                Err(_) if !error_before => error_before = true,
+                Err(_) if !stopped => stopped = true,
                 Err(_) => {
-                    error_before = false;
+                    stopped = false;
                     self.outbound.done += 1;
                     counters.count(Counter::SendErrors);
                 }

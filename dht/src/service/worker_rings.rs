@@ -67,3 +67,99 @@ impl WorkerRings {
         self.end.answers.slots() > self.owed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use holdfast_handoff::{Doorbell, Resolution, WorkerEnd, rings};
+    use holdfast_net::FlowKey;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RESOLVES: usize = 4;
+
+    fn pair() -> (WorkerEnd, WorkerRings) {
+        let poll = mio::Poll::new().expect("epoll");
+        let waker = mio::Waker::new(poll.registry(), mio::Token(0)).expect("eventfd");
+        let (worker, core) = rings(RESOLVES, RESOLVES, Arc::new(Doorbell::new(waker)));
+        (worker, WorkerRings::new(core))
+    }
+
+    fn flow(n: u16) -> FlowKey {
+        FlowKey::tcp_v4([20, 1, 1, 1], n, [192, 168, 0, 1], 80)
+    }
+
+    fn resolved(flow: FlowKey) -> Answer {
+        Answer::Resolved { flow, resolution: Resolution::NotFound }
+    }
+
+    #[test]
+    fn what_cannot_be_answered_waits_and_does_not_keep_us_awake() {
+        let (mut worker, mut rings) = pair();
+        let not_mine = Answer::NotMine { flow: flow(0), owner: [10, 0, 0, 1].into() };
+        for n in 0..2 * RESOLVES as u16 {
+            let resolve = Resolve { flow: flow(n), asked_at_unix_us: 0 };
+            assert_eq!(worker.resolve(resolve), Ok(()));
+            assert_eq!(rings.resolve(), Some(resolve));
+        }
+        let last = Resolve { flow: flow(99), asked_at_unix_us: 0 };
+        assert_eq!(worker.resolve(last), Ok(()));
+        assert_eq!(rings.resolve(), None, "all of the ring is owed");
+        assert!(!rings.is_queued(true));
+        assert_eq!(rings.answer(not_mine), Err(Counter::NotMineDropped));
+        for n in 0..2 * RESOLVES as u16 {
+            assert_eq!(rings.answer(resolved(flow(n))), Ok(()));
+            assert_eq!(rings.resolve(), None, "the worker has taken nothing");
+        }
+        assert_eq!(rings.answer(resolved(flow(0))), Err(Counter::AnswersDropped), "one too many");
+        assert_eq!(worker.answer(), Some(resolved(flow(0))));
+        assert!(rings.is_queued(true));
+        assert_eq!(rings.resolve(), Some(last));
+    }
+
+    #[test]
+    fn announcements_that_are_not_wanted_do_not_keep_us_awake() {
+        let (mut worker, mut rings) = pair();
+        let version = holdfast_handoff::Version(1);
+        let publish = Announcement::Publish { flow: flow(1), version };
+        worker.announce(publish).expect("room");
+        assert!(rings.is_queued(true) && !rings.is_queued(false));
+        assert_eq!(rings.announcement(), Some(publish));
+        assert!(!rings.is_queued(true));
+    }
+
+    proptest! {
+        #[test]
+        fn the_answer_to_a_lookup_always_has_room(
+            steps in prop::collection::vec(0..5u8, 1..500),
+        ) {
+            let (mut worker, mut rings) = pair();
+            let (mut asked, mut taken, mut answered) = (0, 0, 0);
+            for step in steps {
+                match step {
+                    0 => {
+                        let resolve = Resolve { flow: flow(asked), asked_at_unix_us: 0 };
+                        asked += u16::from(worker.resolve(resolve).is_ok());
+                    }
+                    1 => taken += u16::from(rings.resolve().is_some()),
+                    2 if answered < taken => {
+                        prop_assert_eq!(rings.answer(resolved(flow(answered))), Ok(()));
+                        answered += 1;
+                    }
+                    3 => {
+                        let _ = rings.answer(Answer::OwnerDead { owner: [10, 0, 0, 1].into() });
+                    }
+                    _ => {
+                        let _ = worker.answer();
+                    }
+                }
+            }
+            while answered < taken {
+                prop_assert_eq!(rings.answer(resolved(flow(answered))), Ok(()));
+                answered += 1;
+            }
+        }
+    }
+}
