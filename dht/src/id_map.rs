@@ -2,6 +2,7 @@
 //! walked in slices in an order that depends on nothing random. Never allocates after it was
 //! made, and never walks all of itself unless told so.
 
+use std::hint::black_box;
 use std::ops::{Index, IndexMut};
 
 use crate::id::Id;
@@ -57,6 +58,20 @@ impl<T> IdMap<T> {
 
     pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut T> {
         self.place(id).map(|place| &mut self[place])
+    }
+
+    /// Touches what will be asked for: one after the other, each would wait for memory; so the
+    /// processor fetches several at the same time.
+    pub(crate) fn warm(&self, ids: &[Id]) {
+        const AT_ONCE: usize = 16;
+        for ids in ids.chunks(AT_ONCE) {
+            let mut firsts = [None; AT_ONCE];
+            for (first, id) in firsts.iter_mut().zip(ids) {
+                *first = self.index.first(self.index.tag(id.0));
+            }
+            let found = firsts.iter().flatten().filter_map(|place| self.places.get(*place));
+            black_box(found.fold(0, |sum, (id, _)| sum ^ id.0));
+        }
     }
 
     /// Puts a value in the place of the one there was, if there was one. Returns whether there

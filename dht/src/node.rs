@@ -144,6 +144,10 @@ pub struct Node {
     store: Store,
 
     links: Links,
+    /// What the batch at hand says, and which records it is about; empty between batches.
+    items: Vec<Item>,
+    ids_held: Vec<Id>,
+    ids_published: Vec<Id>,
 
     reads: Reads<reading::Asker>,
     /// All reads may take equally long, so this is in order; as below.
@@ -201,6 +205,9 @@ impl Node {
             requests: Requests::default(),
             store,
             links: Links::new(),
+            items: Vec::new(),
+            ids_held: Vec::new(),
+            ids_published: Vec::new(),
             reads: Reads::new(),
             read_deadlines: VecDeque::new(),
             lookups: HashMap::new(),
@@ -393,27 +400,45 @@ impl Node {
             }
             Begun::Older => return self.count(Counter::OlderIncarnation),
         }
-        let mut answered = Answered::default();
-        loop {
-            match reader.next() {
-                None => break,
-                Some(Err(error)) => {
-                    self.refused(error);
-                    break;
-                }
-                Some(Ok(Item::Request(number, request))) => {
-                    self.requested(&sender, link, number, request);
-                }
-                Some(Ok(Item::Result(number, outcome))) => {
-                    self.result(link, number, outcome, &mut answered);
-                }
+        let mut items = std::mem::take(&mut self.items);
+        while let Some(item) = reader.next() {
+            match item {
+                Ok(item) => items.push(item),
+                Err(error) => self.refused(error),
             }
         }
+        self.warm(link, &items);
+        let mut answered = Answered::default();
+        for item in items.drain(..) {
+            match item {
+                Item::Request(number, request) => self.requested(&sender, link, number, request),
+                Item::Result(number, outcome) => self.result(link, number, outcome, &mut answered),
+            }
+        }
+        self.items = items;
         if let Some(sent_at_us) = answered.sent_at_us {
             let rtt_us = self.now_us.saturating_sub(sent_at_us);
             self.links.measured(link, rtt_us, answered.count);
             self.heard(sender, from, Some(rtt_us));
         }
+    }
+
+    /// Touches what a batch is about before it is worked on, one item after the other.
+    fn warm(&mut self, link: u32, items: &[Item]) {
+        let (mut held, mut published) = (Vec::new(), Vec::new());
+        std::mem::swap(&mut held, &mut self.ids_held);
+        std::mem::swap(&mut published, &mut self.ids_published);
+        for item in items {
+            match item {
+                Item::Request(_, request) => held.push(request.id()),
+                Item::Result(number, _) => published.extend(self.links.record_of(link, *number)),
+            }
+        }
+        self.store.warm(&held);
+        self.published.warm(&published);
+        held.clear();
+        published.clear();
+        (self.ids_held, self.ids_published) = (held, published);
     }
 
     /// Carries out an operation of a batch.

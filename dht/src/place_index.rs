@@ -57,6 +57,13 @@ impl PlaceIndex {
         }
     }
 
+    /// What a search for a tag would look at first, if there is anything: most often it is what
+    /// is searched for.
+    pub(crate) fn first(&self, tag: Tag) -> Option<usize> {
+        let entry = self.entries[self.home(tag)];
+        (entry != EMPTY).then(|| place_of(entry))
+    }
+
     /// Adds a place that is not in the index. The caller keeps to `places_max`.
     pub(crate) fn insert(&mut self, tag: Tag, place: usize) {
         let mut at = self.home(tag);

@@ -179,6 +179,11 @@ impl Store {
         self.leases.end(now_us, locator);
     }
 
+    /// Touches the records that will be asked for.
+    pub(crate) fn warm(&self, ids: &[Id]) {
+        self.held.warm(ids);
+    }
+
     /// The record under an id, live or a tombstone.
     #[must_use]
     pub fn get(&self, now_us: u64, id: Id) -> Option<Record> {
