@@ -44,6 +44,8 @@ use reading::Running;
 const HOUSEKEEPING_US: u64 = 25_000;
 /// Requests in flight at most.
 const REQUESTS_MAX: usize = 1 << 18;
+/// Control messages that wait to be sent, at most: the socket may take none for a while.
+const OUTBOX_MAX: usize = 1 << 16;
 /// Requests and lookups that time out in one call of [`Node::handle`], at most.
 const TIMEOUTS_AT_ONCE: usize = 1024;
 /// A version this far ahead of the wall clock is not believed, as in [`holdfast_handoff::Clock`].
@@ -565,6 +567,9 @@ impl Node {
     }
 
     fn send(&mut self, to: SocketAddr, transaction: u64, message: Message) {
+        if self.outbox.len() == OUTBOX_MAX {
+            return self.count(Counter::MessagesDropped);
+        }
         let datagram = Datagram { sender: self.own, transaction, message };
         self.outbox.push_back((to, datagram));
     }

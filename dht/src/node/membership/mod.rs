@@ -249,7 +249,12 @@ impl Node {
     }
 
     fn found_peer(&mut self, sender: Sender, address: SocketAddr, rtt_us: Option<u64>) {
-        let Some(slot) = self.slots.begin(address) else {
+        // One that has to wait for a place is in the life that it was in.
+        let slot = match self.table.has_room(sender.id) {
+            true => self.slots.begin(address),
+            false => self.slots.of(address),
+        };
+        let Some(slot) = slot else {
             return self.count(Counter::PeersRefused);
         };
         let (now_us, life) = (self.now_us, self.membership.next_life());
@@ -343,8 +348,12 @@ impl Node {
             self.give_up(link);
         }
         if let Some(successor) = successor {
-            if let Some(Contact { address, incarnation, .. }) = self.table.get(successor) {
-                self.store.begin_lease(self.now_us, address.ip(), *incarnation);
+            if let Some(Contact { address, incarnation, .. }) = self.table.get(successor).cloned() {
+                let Some(slot) = self.slots.begin(address) else {
+                    return Some(contact);
+                };
+                self.table.renew(self.now_us, successor, incarnation, address, slot);
+                self.store.begin_lease(self.now_us, address.ip(), incarnation);
             }
             self.probe_in_turn(successor);
             self.check(successor);
