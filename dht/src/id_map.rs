@@ -2,6 +2,7 @@
 //! walked in slices in an order that depends on nothing random. Never allocates after it was
 //! made, and never walks all of itself unless told so.
 
+use std::hint::black_box;
 use std::ops::{Index, IndexMut};
 
 use crate::id::Id;
@@ -57,6 +58,18 @@ impl<T> IdMap<T> {
 
     pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut T> {
         self.place(id).map(|place| &mut self[place])
+    }
+
+    /// Brings what calls about these ids look at into the caches. Each of them would wait for
+    /// the memory twice, for the index and the slab; for many ids one waits little longer.
+    pub(crate) fn warm(&self, ids: impl Iterator<Item = Id> + Clone) {
+        let glance = |seen, id: Id| seen ^ self.index.glance(self.index.tag(id.0));
+        black_box(ids.clone().fold(0, glance));
+        let look = |seen, id: Id| {
+            let place = self.index.find(self.index.tag(id.0), |_| true);
+            seen ^ place.map_or(0, |place| self.places[place].0.0)
+        };
+        black_box(ids.fold(0, look));
     }
 
     /// Puts a value in the place of the one there was, if there was one. Returns whether there

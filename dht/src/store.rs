@@ -173,6 +173,12 @@ impl Store {
         self.leases.end(now_us, locator);
     }
 
+    /// Brings what calls about these ids look at into the processor's caches: to be called with
+    /// the ids of a batch before its operations, which take a half or a third of the time then.
+    pub fn warm(&self, ids: impl Iterator<Item = Id> + Clone) {
+        self.held.warm(ids);
+    }
+
     /// The record under an id, live or a tombstone.
     #[must_use]
     pub fn get(&self, now_us: u64, id: Id) -> Option<Record> {
