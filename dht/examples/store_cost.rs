@@ -23,9 +23,8 @@ const VERSION: Version = Version(1);
 const BATCH: usize = 32;
 
 fn main() {
-    println!(
-        "ns per operation; in the second line of each size, after warming its batch of {BATCH}"
-    );
+    println!("{} bytes a record", bytes_of_a_record(1 << 20));
+    println!("ns per operation; second line of each size: after warming its batch of {BATCH}");
     println!("  records    get  miss  store new  store again  release  delete");
     for records_max in [1 << 20, 4 << 20] {
         for batch in [1, BATCH] {

@@ -140,7 +140,7 @@ impl<T> IdMap<T> {
         found
     }
 
-    /// Goes on with the walk by at most `limit` values and at most one round, and removes those
+    /// Goes on with the walk as [`IdMap::walk`] does, and removes those
     /// that `keep` says no to, at most `removals_max`.
     pub(crate) fn retain(
         &mut self,
@@ -228,6 +228,8 @@ pub(crate) mod tests {
             let mut all = map.walk(usize::MAX, |id, value| model[&id] == *value);
             all.sort();
             prop_assert_eq!(&all, &model.keys().copied().collect::<Vec<_>>());
+            // Also when it begins in the middle of a round.
+            map.walk(seed as usize % 10, |_, _| true);
             map.retain(usize::MAX, usize::MAX, |value| value % 2 == 0);
             model.retain(|_, value| *value % 2 == 0);
             prop_assert_eq!(map.walk(usize::MAX, |_, _| true).len(), model.len());

@@ -272,7 +272,7 @@ impl Store {
             if ended {
                 *tombstones -= usize::from(state == State::Tombstone);
                 *expired += usize::from(state == State::Live);
-                leases.let_go(now_us, held.owner);
+                leases.let_go(held.owner);
             }
             !ended
         });
@@ -324,7 +324,7 @@ impl Store {
         let (state, ended) = self.tombstone_life.standing(&self.leases, now_us, &old);
         self.tombstones -= usize::from(state == State::Tombstone);
         self.expired += usize::from(state == State::Live && ended);
-        self.leases.let_go(now_us, old.owner);
+        self.leases.let_go(old.owner);
     }
 }
 

@@ -388,18 +388,19 @@ fn r13_a_restarted_servers_sessions_are_found_until_it_has_published_them_again(
     // It reads its sessions from the kernel, but half of them have ended meanwhile.
     network.until("it to be known", 4, |network| network.is_complete());
     while network.now_us < restarted_us + 4 * SECOND {
-        for n in 0..20 {
-            assert_eq!(network.resolve(3, flow(n)), owner(1, versions[n]));
+        for (n, version) in versions.iter().enumerate() {
+            assert_eq!(network.resolve(3, flow(n)), owner(1, *version));
         }
         if network.node(1).gauges().published == 0 {
-            (0..10).for_each(|n| network.publish_version(1, flow(n), versions[n]));
+            let half = versions[..10].iter().enumerate();
+            half.for_each(|(n, version)| network.publish_version(1, flow(n), *version));
         }
         network.run(200 * MS);
     }
     network.settle();
     network.run(4 * SECOND);
-    for n in 0..20 {
-        let expected = if n < 10 { owner(1, versions[n]) } else { Resolution::NotFound };
+    for (n, version) in versions.into_iter().enumerate() {
+        let expected = if n < 10 { owner(1, version) } else { Resolution::NotFound };
         assert_eq!(network.resolve(3, flow(n)), expected, "flow {n}");
     }
     assert_eq!(network.total(Counter::PeersDead), 0);
