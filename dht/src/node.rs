@@ -436,8 +436,8 @@ impl Node {
                 Item::Result(number, _) => published.extend(self.links.record_of(link, *number)),
             }
         }
-        self.store.warm(&held);
-        self.published.warm(&published);
+        self.store.warm(held.iter().copied());
+        self.published.warm(published.iter().copied());
         held.clear();
         published.clear();
         (self.ids_held, self.ids_published) = (held, published);

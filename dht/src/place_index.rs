@@ -57,11 +57,10 @@ impl PlaceIndex {
         }
     }
 
-    /// What a search for a tag would look at first, if there is anything: most often it is what
-    /// is searched for.
-    pub(crate) fn first(&self, tag: Tag) -> Option<usize> {
-        let entry = self.entries[self.home(tag)];
-        (entry != EMPTY).then(|| place_of(entry))
+    /// The entry at which the search for a tag begins, whatever it is: reads memory and decides
+    /// nothing, so that a processor reads for many tags at the same time.
+    pub(crate) fn glance(&self, tag: Tag) -> u64 {
+        self.entries[self.home(tag)]
     }
 
     /// Adds a place that is not in the index. The caller keeps to `places_max`.

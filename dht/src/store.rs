@@ -179,8 +179,9 @@ impl Store {
         self.leases.end(now_us, locator);
     }
 
-    /// Touches the records that will be asked for.
-    pub(crate) fn warm(&self, ids: &[Id]) {
+    /// Brings what calls about these ids look at into the processor's caches: to be called with
+    /// the ids of a batch before its operations, which take a half or a third of the time then.
+    pub fn warm(&self, ids: impl Iterator<Item = Id> + Clone) {
         self.held.warm(ids);
     }
 
@@ -277,7 +278,7 @@ impl Store {
             if ended {
                 *tombstones -= usize::from(state == State::Tombstone);
                 *expired += usize::from(state == State::Live);
-                leases.let_go(now_us, held.owner);
+                leases.let_go(held.owner);
             }
             !ended
         });
@@ -329,7 +330,7 @@ impl Store {
         let (state, ended) = self.tombstone_life.standing(&self.leases, now_us, &old);
         self.tombstones -= usize::from(state == State::Tombstone);
         self.expired += usize::from(state == State::Live && ended);
-        self.leases.let_go(now_us, old.owner);
+        self.leases.let_go(old.owner);
     }
 }
 
