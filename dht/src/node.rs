@@ -33,7 +33,7 @@ use crate::store::Store;
 pub use membership::Peer;
 pub use reading::{LookupReport, ReplicaReport, Statement};
 
-use membership::{Membership, VOUCH_US, ping_timeout_us};
+use membership::{Membership, ping_timeout_us};
 use reading::Running;
 
 /// Pause between two turns of housekeeping, in µs.
@@ -240,7 +240,7 @@ impl Node {
         let publishing = self.is_publishing_due().then_some(self.now_us);
         let membership = self.membership.next_deadline_us();
         if self.membership.is_leaving() {
-            return membership.unwrap_or(u64::MAX);
+            return membership.unwrap_or(self.now_us + HOUSEKEEPING_US);
         }
         [requests, lookups, publishing, membership]
             .into_iter()
@@ -340,9 +340,10 @@ impl Node {
     fn send_request(&mut self, random: u64, request: Request) {
         let rtt = self.table.get(request.peer).map(|c| c.rtt).unwrap_or_default();
         let timeout_us = match request.purpose {
-            Purpose::Probe | Purpose::Check => ping_timeout_us(rtt),
             Purpose::Meet => PING_TIMEOUT_US,
-            Purpose::Vouch(_) | Purpose::LastCall(_) => VOUCH_US,
+            Purpose::Probe | Purpose::Check | Purpose::Vouch(_) | Purpose::LastCall(_) => {
+                ping_timeout_us(rtt)
+            }
             _ => rtt.timeout_us(request.transmissions as u32),
         };
         let (to, purpose) = (request.to, request.purpose);

@@ -22,7 +22,7 @@ use crate::routing_table::{Contact, Heard, Inserted};
 use crate::rtt::Rtt;
 use crate::stats::Counter;
 
-pub(super) use probe::{VOUCH_US, ping_timeout_us};
+pub(super) use probe::ping_timeout_us;
 
 use join::Join;
 use probe::Probes;
@@ -136,7 +136,18 @@ impl Node {
     /// All nodes in the routing table, in the order of their ids.
     #[must_use]
     pub fn peers(&self) -> Vec<Peer> {
-        let peer = |contact: &Contact| Peer {
+        self.table.contacts().iter().map(|contact| self.describe(contact)).collect()
+    }
+
+    /// The node with this locator in the routing table.
+    #[must_use]
+    pub fn peer(&self, locator: IpAddr) -> Option<Peer> {
+        let contact = self.table.get(self.hasher.node(locator))?;
+        Some(self.describe(contact))
+    }
+
+    fn describe(&self, contact: &Contact) -> Peer {
+        Peer {
             id: contact.id,
             locator: contact.address.ip(),
             address: contact.address,
@@ -145,8 +156,7 @@ impl Node {
             heard_ago_us: self.now_us.saturating_sub(contact.heard_at_us),
             failures: contact.failures,
             suspect: contact.is_suspect(),
-        };
-        self.table.contacts().iter().map(peer).collect()
+        }
     }
 
     /// Which life of the peer with this address is in the routing table: another number each

@@ -19,17 +19,18 @@ use crate::routing_table::{Contact, Missed};
 use crate::rtt::Rtt;
 use crate::stats::Counter;
 
-/// A contact that answered this recently, in µs, need not be probed, and is not suspect whatever
-/// others say: their PINGs were lost before that.
+/// A contact that answered this recently, in µs, need not be probed.
 const FRESH_US: u64 = 100_000;
 /// Contacts passed over in one turn because they are fresh or suspect already.
 const SKIPS_MAX: usize = 64;
-/// How long to wait for the answer to a PING at least and at most, in µs.
+/// How long to wait for the answer to a PING or PING_REQ at least and at most, in µs.
 const PING_US_MIN: u64 = 100_000;
 const PING_US_MAX: u64 = 400_000;
-/// Contacts that are asked whether one answers them, and how long to wait for that, in µs.
+/// Contacts that are asked whether one answers them.
 const VOUCHERS: usize = 3;
-pub(in crate::node) const VOUCH_US: u64 = 150_000;
+/// Who says that a contact is suspect pinged it this long ago at least, in µs: one that has
+/// answered us since is none.
+const HEARSAY_US: u64 = 2 * PING_US_MIN;
 /// Pause between pings of a suspect, in µs, and how much it is spread.
 const CHECK_US: u64 = 300_000;
 const CHECK_SPREAD_US: u64 = 100_000;
@@ -85,8 +86,9 @@ impl Probes {
     }
 }
 
-/// How long to wait for the answer to a PING, in µs: SRTT and its variation say how long it may
-/// take; a peer may be busy for a moment.
+/// How long to wait for the answer to a PING, in µs: as long as the round trips measured say that
+/// it may take, and as a peer may be busy for a moment. A PING_REQ takes two of these round trips,
+/// of the three that this allows for.
 pub(in crate::node) fn ping_timeout_us(rtt: Rtt) -> u64 {
     let smoothed_us = rtt.smoothed_us().unwrap_or_default();
     (rtt.timeout_us(0) + 2 * smoothed_us).clamp(PING_US_MIN, PING_US_MAX)
@@ -279,8 +281,8 @@ impl Node {
         }
         let id = self.hasher.node(address.ip());
         let believable = |c: &&Contact| {
-            let fresh = self.now_us < c.heard_at_us + FRESH_US;
-            c.address == address && c.incarnation <= incarnation && !fresh
+            let since = self.now_us < c.heard_at_us + HEARSAY_US;
+            c.address == address && c.incarnation <= incarnation && !since
         };
         if self.table.get(id).filter(believable).is_none() {
             return self.count(Counter::SuspicionsIgnored);
