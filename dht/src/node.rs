@@ -314,8 +314,8 @@ impl Node {
         match request.purpose {
             Purpose::Probe | Purpose::Check => {}
             Purpose::Vouch(suspect) | Purpose::LastCall(suspect) => {
-                if let Message::PongRelayed { incarnation } = message {
-                    self.vouched_for(suspect, incarnation);
+                if let Message::PongRelayed { incarnation, ago_us } = message {
+                    self.vouched_for(suspect, incarnation, ago_us);
                 }
             }
             Purpose::Meet => self.met(from),
@@ -355,7 +355,7 @@ impl Node {
     fn message(&self, purpose: Purpose) -> Message {
         match purpose {
             Purpose::Probe | Purpose::Check | Purpose::Meet => Message::Ping,
-            Purpose::Vouch(suspect) | Purpose::LastCall(suspect) => self.ping_req(suspect),
+            Purpose::Vouch(_) | Purpose::LastCall(_) => self.ping_req(purpose),
             Purpose::Find(key) => reading::message(key),
             Purpose::Store(id, version, _) => Message::Store {
                 id,

@@ -756,8 +756,14 @@ fn any_message(rng: &mut Pcg64) -> Message {
         12 => Message::NotHeld(Box::new(contacts.into_iter().collect())),
         13 => Message::Delete { id, version },
         14 => Message::Deleted,
-        15 => Message::PingReq(life),
-        16 => Message::PongRelayed { incarnation: life.incarnation },
+        15 => {
+            let within_us = rng.random_range(0..1000);
+            Message::PingReq { life, within_us }
+        }
+        16 => {
+            let ago_us = rng.random();
+            Message::PongRelayed { incarnation: life.incarnation, ago_us }
+        }
         17 => Message::Suspect(life),
         18 => Message::Alive,
         _ => Message::NotMine(flow(rng.random_range(0..30))),

@@ -58,6 +58,8 @@ pub struct Network {
     wakes: BTreeSet<(u64, IpAddr)>,
     flying: BTreeMap<(u64, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
     cut: BTreeSet<(IpAddr, IpAddr)>,
+    /// Up to how much the clocks of nodes that are started are ahead, in µs.
+    pub clocks_differ_us: u64,
     /// What these send comes this much later, in µs.
     slow_us: BTreeMap<IpAddr, u64>,
     /// Until when these do not run.
@@ -104,6 +106,7 @@ impl Network {
             wakes: BTreeSet::new(),
             flying: BTreeMap::new(),
             cut: BTreeSet::new(),
+            clocks_differ_us: 0,
             slow_us: BTreeMap::new(),
             stopped_us: BTreeMap::new(),
             most_at_once: 0,
@@ -133,7 +136,12 @@ impl Network {
 
     pub fn start(&mut self, config: Config) {
         let locator = config.locator;
-        let node = Node::new(config, self.rng.random(), self.unix_us()).expect("right");
+        let ahead_us = match self.clocks_differ_us {
+            0 => 0,
+            differ_us => self.rng.random_range(0..differ_us),
+        };
+        let started_unix_us = self.unix_us() + ahead_us;
+        let node = Node::new(config, self.rng.random(), started_unix_us).expect("right");
         let host = Host {
             node,
             started_us: self.now_us,

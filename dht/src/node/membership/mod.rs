@@ -288,16 +288,15 @@ impl Node {
             self.count(Counter::PeersRestarted);
         }
         match inserted {
-            Inserted::Yes => self.added(sender.id, address),
+            Inserted::Yes => self.added(address),
             Inserted::BucketFull { oldest } => self.bucket_full(oldest),
             Inserted::No => {}
         }
     }
 
-    fn added(&mut self, id: Id, address: SocketAddr) {
+    fn added(&mut self, address: SocketAddr) {
         self.count(Counter::PeersAdded);
         tracing::info!(peer = %address, peers = self.table.len(), "peer found");
-        self.probe_in_turn(id);
         self.table_changed();
         if !self.membership.is_joined() {
             self.search_own();
@@ -347,7 +346,6 @@ impl Node {
         self.membership.probes.forget(peer);
         self.remember_absent(absence, contact.address, contact.incarnation);
         if let Some(successor) = successor {
-            self.probe_in_turn(successor);
             self.check(successor);
         }
         self.table_changed();
