@@ -37,7 +37,7 @@ use crate::store::{Store, Terms};
 pub use membership::Peer;
 pub use reading::{LookupReport, ReplicaReport, Statement};
 
-use membership::{Membership, VOUCH_US, ping_timeout_us};
+use membership::{Membership, ping_timeout_us};
 use reading::Running;
 
 /// Pause between two turns of housekeeping, in µs.
@@ -298,7 +298,7 @@ impl Node {
         let publishing = self.is_publishing_due().then_some(self.now_us);
         let membership = self.membership.next_deadline_us();
         if self.membership.is_leaving() {
-            return membership.unwrap_or(u64::MAX);
+            return membership.unwrap_or(self.now_us + HOUSEKEEPING_US);
         }
         [requests, lookups, reads, links, publishing, membership]
             .into_iter()
@@ -522,8 +522,8 @@ impl Node {
         match request.purpose {
             Purpose::Probe | Purpose::Check => {}
             Purpose::Vouch(suspect) | Purpose::LastCall(suspect) => {
-                if let Message::PongRelayed { incarnation } = message {
-                    self.vouched_for(suspect, incarnation);
+                if let Message::PongRelayed { incarnation, ago_us } = message {
+                    self.vouched_for(suspect, incarnation, ago_us);
                 }
             }
             Purpose::Meet => self.met(from),
@@ -547,9 +547,10 @@ impl Node {
     fn send_request(&mut self, random: u64, request: crate::request::Request) {
         let rtt = self.table.get(request.peer).map(|c| c.rtt).unwrap_or_default();
         let timeout_us = match request.purpose {
-            Purpose::Probe | Purpose::Check => ping_timeout_us(rtt),
             Purpose::Meet => PING_TIMEOUT_US,
-            Purpose::Vouch(_) | Purpose::LastCall(_) => VOUCH_US,
+            Purpose::Probe | Purpose::Check | Purpose::Vouch(_) | Purpose::LastCall(_) => {
+                ping_timeout_us(rtt)
+            }
             _ => rtt.timeout_us(request.transmissions as u32),
         };
         let (to, purpose) = (request.to, request.purpose);
@@ -561,7 +562,7 @@ impl Node {
     fn message(&self, purpose: Purpose) -> Message {
         match purpose {
             Purpose::Probe | Purpose::Check | Purpose::Meet => Message::Ping,
-            Purpose::Vouch(suspect) | Purpose::LastCall(suspect) => self.ping_req(suspect),
+            Purpose::Vouch(_) | Purpose::LastCall(_) => self.ping_req(purpose),
             Purpose::Find(key) => reading::message(key),
         }
     }

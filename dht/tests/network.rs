@@ -872,8 +872,14 @@ fn any_message(rng: &mut Pcg64) -> Message {
         5 => Message::Found(claim),
         6 => Message::Gone(claim),
         7 => Message::NotHeld(Box::new(contacts.into_iter().collect())),
-        8 => Message::PingReq(life),
-        9 => Message::PongRelayed { incarnation: life.incarnation },
+        8 => {
+            let within_us = rng.random_range(0..1000);
+            Message::PingReq { life, within_us }
+        }
+        9 => {
+            let ago_us = rng.random();
+            Message::PongRelayed { incarnation: life.incarnation, ago_us }
+        }
         10 => Message::Suspect(life),
         11 => Message::Alive,
         _ => Message::NotMine(flow(rng.random_range(0..30))),

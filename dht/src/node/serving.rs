@@ -53,7 +53,9 @@ impl Node {
                 self.actions.push(Action::Answer { ring: 0, answer });
                 return;
             }
-            Message::PingReq(life) => return self.serve_ping_req(from, transaction, life),
+            Message::PingReq { life, within_us } => {
+                return self.serve_ping_req(from, transaction, life, within_us);
+            }
             Message::Suspect(life) => return self.hear_suspicion(life),
             Message::Alive => return self.count(Counter::AlivesReceived),
             // Answers, which `Message::is_answer` keeps from here.

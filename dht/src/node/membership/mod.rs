@@ -21,7 +21,7 @@ use crate::message::Sender;
 use crate::routing_table::{Contact, Heard, Inserted};
 use crate::stats::Counter;
 
-pub(super) use probe::{VOUCH_US, ping_timeout_us};
+pub(super) use probe::ping_timeout_us;
 
 use join::Join;
 use probe::Probes;
@@ -135,7 +135,21 @@ impl Node {
     /// All nodes in the routing table, in the order of their ids.
     #[must_use]
     pub fn peers(&self) -> Vec<Peer> {
-        let peer = |contact: &Contact| Peer {
+        let contacts = self.table.contacts().iter();
+        let mut peers: Vec<Peer> = contacts.map(|contact| self.describe(contact)).collect();
+        peers.sort_unstable_by_key(|peer| peer.id);
+        peers
+    }
+
+    /// The node with this locator in the routing table.
+    #[must_use]
+    pub fn peer(&self, locator: IpAddr) -> Option<Peer> {
+        let contact = self.table.get(self.hasher.node(locator))?;
+        Some(self.describe(contact))
+    }
+
+    fn describe(&self, contact: &Contact) -> Peer {
+        Peer {
             id: contact.id,
             locator: contact.address.ip(),
             address: contact.address,
@@ -144,10 +158,7 @@ impl Node {
             heard_ago_us: self.now_us.saturating_sub(contact.heard_at_us),
             failures: contact.failures,
             suspect: contact.is_suspect(),
-        };
-        let mut peers: Vec<Peer> = self.table.contacts().iter().map(peer).collect();
-        peers.sort_unstable_by_key(|peer| peer.id);
-        peers
+        }
     }
 
     /// Which life of the peer with this address is in the routing table: another number each
@@ -283,7 +294,6 @@ impl Node {
         self.count(Counter::PeersAdded);
         self.store.begin_lease(self.now_us, sender.locator, sender.incarnation);
         tracing::info!(peer = %address, peers = self.table.len(), "peer found");
-        self.probe_in_turn(sender.id);
         self.table_changed();
         if !self.membership.is_joined() {
             self.search_own();
@@ -355,7 +365,6 @@ impl Node {
                 self.table.renew(self.now_us, successor, incarnation, address, slot);
                 self.store.begin_lease(self.now_us, address.ip(), incarnation);
             }
-            self.probe_in_turn(successor);
             self.check(successor);
         }
         self.table_changed();
