@@ -224,6 +224,8 @@ fn dht_stats(stats: &dht::Stats) -> DhtStats {
         ("lookups_in_flight", gauges.lookups_in_flight),
         ("requests_in_flight", gauges.requests_in_flight),
         ("joined", gauges.joined.into()),
+        ("receive_buffer_bytes", gauges.receive_buffer_bytes),
+        ("send_buffer_bytes", gauges.send_buffer_bytes),
     ];
     let distributions = [
         ("setting_time_us", &stats.setting_time_us),
