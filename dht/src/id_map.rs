@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use crate::id::Id;
 
 /// Values by id, in numbered places that a walk visits in turn.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct IdMap<T> {
     places: Vec<Option<(Id, T)>>,
     free: Vec<u32>,
@@ -26,6 +26,10 @@ impl<T> IdMap<T> {
     pub(crate) fn get(&self, id: Id) -> Option<&T> {
         let place = *self.index.get(&id)?;
         self.places[place as usize].as_ref().map(|(_, value)| value)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
+        self.places.iter().flatten().map(|(id, value)| (*id, value))
     }
 
     pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut T> {

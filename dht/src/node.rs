@@ -24,7 +24,7 @@ use crate::id_map::IdMap;
 use crate::message::{DATAGRAM_MAX, Datagram, Message, MessageError, Sender};
 use crate::peer_slots::PeerSlots;
 use crate::publish::Entry;
-use crate::record::Claim;
+use crate::record::{Claim, State};
 use crate::request::{LookupKey, Purpose, Request, Requests, TRANSMISSIONS_MAX};
 use crate::routing_table::{Patience, RoutingTable};
 use crate::stats::{Counter, Counters, Gauges, Journal, LookupRecord, Stats, Times};
@@ -78,7 +78,7 @@ pub enum Event<'a> {
 }
 
 /// What a node wants done.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Action {
     /// Give this to a worker.
     Answer {
@@ -108,7 +108,7 @@ pub struct Transmit {
 }
 
 /// A node of the DHT.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Node {
     config: Config,
     hasher: IdHasher,
@@ -427,6 +427,25 @@ impl Node {
             requests_in_flight: self.requests.len() as u64,
             joined: self.membership.is_joined(),
         }
+    }
+
+    /// The live records held for the cluster, in no order.
+    pub fn records(&self) -> impl Iterator<Item = (Id, Claim)> + '_ {
+        self.store.iter(self.now_us)
+    }
+
+    /// The live record held under an id.
+    #[must_use]
+    pub fn record(&self, id: Id) -> Option<Claim> {
+        let record = self.store.get(self.now_us, id)?;
+        (record.state == State::Live).then_some(record.claim)
+    }
+
+    /// Whether all replicas have acknowledged what the workers last announced of a flow; `None`
+    /// when nothing of it is left to look after.
+    #[must_use]
+    pub fn is_settled(&self, flow: &FlowKey) -> Option<bool> {
+        self.published.get(self.hasher.flow(flow)).map(|entry| entry.settled)
     }
 
     /// The last `limit` lookups that workers asked for, the newest first.

@@ -20,7 +20,7 @@ impl Slot {
 }
 
 /// The names that were given.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct PeerSlots {
     slots: Vec<(SocketAddr, u32)>,
     index: HashMap<SocketAddr, u32>,

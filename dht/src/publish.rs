@@ -46,7 +46,7 @@ struct Holder {
 }
 
 /// A published session.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) flow: FlowKey,
     /// Version of the session, by the worker's word.

@@ -30,7 +30,7 @@ pub enum Deleted {
 }
 
 /// Records by id, bounded in number.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Store {
     records: IdMap<Record>,
     records_max: usize,
@@ -64,6 +64,12 @@ impl Store {
     #[must_use]
     pub fn tombstones(&self) -> usize {
         self.tombstones
+    }
+
+    /// All live records, in no order.
+    pub fn iter(&self, now_us: u64) -> impl Iterator<Item = (Id, Claim)> + '_ {
+        let live = move |r: &Record| r.state == State::Live && !r.is_expired(now_us);
+        self.records.iter().filter(move |(_, r)| live(r)).map(|(id, r)| (id, r.claim))
     }
 
     /// The record under an id, live or a tombstone.

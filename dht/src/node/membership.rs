@@ -44,7 +44,7 @@ const SEARCHES_AT_ONCE: usize = 2;
 const SEARCHES_MAX: usize = 256;
 
 /// A peer that died, and may come back.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Dead {
     address: SocketAddr,
     died_at_us: u64,
@@ -52,7 +52,7 @@ struct Dead {
 }
 
 /// What is known of the others beyond the routing table.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Membership {
     joined: bool,
     /// When to count as joined although nobody answered.

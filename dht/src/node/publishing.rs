@@ -53,7 +53,7 @@ const DELETE_ROUNDS_MAX: u8 = 3;
 type Closest = SmallVec<[(Id, Slot); 8]>;
 
 /// The work that waits.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Queues {
     urgent: VecDeque<Id>,
     background: VecDeque<Id>,
