@@ -110,7 +110,7 @@ impl Row {
 
     /// Kills this part of the servers, as often as the effort says.
     pub fn kill(&self, killed_percent: u32, effort: Effort, seed: u64) -> Cell {
-        let killed = (self.nodes * killed_percent as usize).div_ceil(100).max(1);
+        let killed = self.killed(killed_percent);
         let mut cell = Cell {
             nodes: self.nodes,
             loss_percent: self.loss_percent,
@@ -276,6 +276,36 @@ impl Row {
             1.0 - (1.0 - asker_holds) * all_dead
         };
         self.sessions.iter().map(chance).sum::<f64>() / self.sessions.len() as f64
+    }
+
+    /// The chance that a session survives this part of the servers dying, by its replicas and for
+    /// a great many servers.
+    pub fn survival(&self, killed_percent: u32) -> (f64, f64) {
+        let killed = self.killed(killed_percent);
+        let fraction = killed as f64 / self.nodes as f64;
+        (self.expected(killed), 1.0 - fraction.powi(3))
+    }
+
+    /// The part of sessions that survived in so many samples, of sets of dead servers.
+    pub fn survival_of_samples(&self, killed_percent: u32, samples: usize, seed: u64) -> f64 {
+        let mut rng = Pcg64::seed_from_u64(seed);
+        let (mut asked, mut survived) = (0, 0_usize);
+        for _ in 0..samples {
+            let (dead, alive) = divide(self.nodes, self.killed(killed_percent), &mut rng);
+            for session in self.sessions.iter().filter(|s| !dead.contains(&s.owner)) {
+                let asker = alive[rng.random_range(0..alive.len())];
+                if asker != session.owner {
+                    asked += 1;
+                    let lives = session.replicas.iter().any(|n| !dead.contains(n));
+                    survived += usize::from(lives);
+                }
+            }
+        }
+        survived as f64 / asked as f64
+    }
+
+    fn killed(&self, killed_percent: u32) -> usize {
+        (self.nodes * killed_percent as usize).div_ceil(100).max(1)
     }
 
     /// How many sessions have other than three replicas.

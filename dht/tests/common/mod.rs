@@ -4,8 +4,11 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod air;
+pub mod churn;
 pub mod matrix;
 pub mod network;
+pub mod sessions;
+pub mod storms;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -281,6 +281,10 @@ impl Network {
         host.busy_until_us = host.busy_until_us.max(until_us);
     }
 
+    pub fn is_stalled(&self, n: usize) -> bool {
+        self.host_of(n).busy_until_us > self.now_us + 10 * MS
+    }
+
     /// Each datagram keeps the server busy this long.
     pub fn slow_down(&mut self, n: usize, service_us: u64) {
         self.host(locator(n)).service_us = service_us;
@@ -379,6 +383,11 @@ impl Network {
             let n = super::number(host.node.locator());
             host.node.records().map(move |(id, claim)| (n, id, claim))
         })
+    }
+
+    /// Who holds which live record under an id.
+    pub fn copies(&self, id: Id) -> Vec<(usize, Claim)> {
+        self.all_records().filter(|(_, held, _)| *held == id).map(|(n, _, c)| (n, c)).collect()
     }
 
     pub fn gauges(&self) -> impl Iterator<Item = Gauges> {
@@ -652,6 +661,18 @@ impl Network {
             assert!(self.now_us < until_us, "waited too long for {what}");
             self.run(20 * MS);
         }
+    }
+
+    /// The same without panic: whether it came.
+    pub fn comes(&mut self, seconds: u64, done: impl Fn(&Network) -> bool) -> bool {
+        let until_us = self.now_us + seconds * SECOND;
+        while !done(self) {
+            if self.now_us >= until_us {
+                return false;
+            }
+            self.run(20 * MS);
+        }
+        true
     }
 
     // --- sessions ---------------------------------------------------------------------------
