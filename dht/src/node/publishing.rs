@@ -363,10 +363,11 @@ impl Node {
 
     /// A replica holds a greater claim than ours.
     fn stale(&mut self, purpose: Purpose, id: Id, slot: Slot, claim: Claim) {
-        if matches!(purpose, Purpose::Delete(..)) {
+        if matches!(purpose, Purpose::Delete(..)) && claim.owner != self.own.locator {
             // A newer session has the flow: there is nothing of ours to delete (R12).
             return self.acknowledged(id, slot);
         }
+        // A greater claim of our own is of an earlier life, whose clock was ahead of this one's.
         self.count(Counter::PublishesStale);
         let Some(entry) = self.published.get(id) else {
             return;
