@@ -266,7 +266,7 @@ impl Run {
         let one_way = self.rng.random_bool(0.3);
         let nodes = self.skews.len();
         self.network.divide(
-            |n| (super::air::mixed(seed ^ n as u64) % 3 == 0).into(),
+            |n| (super::air::mixed(seed ^ n as u64).is_multiple_of(3)).into(),
             nodes,
             one_way,
         );

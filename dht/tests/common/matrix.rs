@@ -156,9 +156,9 @@ impl Row {
         let mut asked: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for _ in 0..lookups {
             let s = owned[rng.random_range(0..owned.len())];
-            let asker = alive[rng.random_range(0..alive.len())];
-            if asker != self.sessions[s].owner {
-                asked.entry(asker).or_default().push(s);
+            let others = alive.iter().filter(|n| **n != self.sessions[s].owner);
+            if let Some(asker) = others.clone().nth(rng.random_range(0..others.count())) {
+                asked.entry(*asker).or_default().push(s);
             }
         }
         for (asker, sessions) in &asked {

@@ -79,8 +79,9 @@ pub fn all_restart(nodes: usize, a_server: usize, seed: u64) -> Storm {
 
 /// A worker asks one node a million times as fast as it can.
 pub fn many_lookups(nodes: usize, lookups: usize, seed: u64) -> Storm {
-    const BURST: usize = 1024;
-    const BURST_EVERY_US: u64 = MS;
+    // More than a node takes on at once.
+    const BURST: usize = 100_000;
+    const BURST_EVERY_US: u64 = 10 * MS;
     let (mut network, sessions) = cluster(nodes, 64, seed);
     let mut rng = Pcg64::seed_from_u64(seed);
     let known = sessions.len() / 2;
@@ -120,6 +121,9 @@ pub fn many_lookups(nodes: usize, lookups: usize, seed: u64) -> Storm {
         network.fault(format!("{answered} of {lookups} lookups answered, {wrong} wrongly"));
     }
     let refused = network.counter(0, Counter::LookupsRefused);
+    if lookups >= BURST && refused == 0 {
+        network.fault("the limit of lookups in flight was never reached".into());
+    }
     let after = network.node(0).gauges();
     if after.lookups_in_flight > 0 || !network.is_complete() {
         network.fault(format!("the node has not come to rest: {after:?}"));
