@@ -48,7 +48,7 @@ struct Holder {
 }
 
 /// A published session.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) flow: FlowKey,
     /// Version of the session, by the worker's word.

@@ -241,7 +241,7 @@ pub struct Distribution {
 const TIME_US_MAX: u64 = 60_000_000;
 
 /// A distribution that is being measured.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Times(Histogram<u64>);
 
 impl Times {
@@ -320,7 +320,7 @@ pub struct LookupRecord {
 pub const JOURNAL_MAX: usize = 4096;
 
 /// The last workers' lookups; a new one overwrites the oldest.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Journal(VecDeque<LookupRecord>);
 
 impl Journal {

@@ -56,7 +56,7 @@ const RAISES_MAX: u8 = 4;
 const DELETE_ROUNDS_MIN: u8 = 3;
 
 /// The work that waits.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Queues {
     urgent: VecDeque<Id>,
     background: VecDeque<Id>,
@@ -424,10 +424,11 @@ impl Node {
     /// A replica holds a greater claim than ours.
     fn stale(&mut self, request: &Request, slot: Slot, claim: Claim) {
         let id = request.id();
-        if matches!(request, Request::Delete(..)) {
+        if matches!(request, Request::Delete(..)) && claim.owner != self.own.locator {
             // A newer session has the flow: there is nothing of ours to delete (R12).
             return self.acknowledged(id, slot);
         }
+        // A greater claim of our own is of an earlier life, whose clock was ahead of this one's.
         self.count(Counter::PublishesStale);
         let Some(entry) = self.published.get(id) else {
             return;
