@@ -269,13 +269,14 @@ fn churn(options: &Options) -> Vec<String> {
     println!(
         "\nCounted, and faults where they are promised not to be: {} lookups denied and {} answered with an older \
          session within 10 s of a change; {} answered with a session whose end was acknowledged, \
-         {} with one lost with its server; {} denied right after their daemon restarted; {} stray \
-         copies at the last looks.",
+         {} with one lost with its server; {} denied right after their daemon restarted; {} live \
+         sessions whose record was given up; {} stray copies at the last looks.",
         total.denied,
         total.older,
         total.returned,
         total.ghosts,
         total.denied_retold,
+        total.given_up,
         total.stray_copies,
     );
     let faults = |outcome: Outcome| {

@@ -474,6 +474,7 @@ impl Node {
         let wanted = match op.class {
             Class::Lookup => self.reads.get(op.token).is_some(),
             Class::Delete => self.is_current(&op.request),
+            Class::Background if matches!(op.request, Request::Release(..)) => true,
             _ => self.is_current(&op.request) && self.slots.is_current(Slot::from_token(op.token)),
         };
         if !wanted {
@@ -673,6 +674,7 @@ impl Node {
             owners: self.store.owners() as u64,
             published: self.publishing.live as u64,
             published_unacked: (self.publishing.live - self.publishing.settled) as u64,
+            published_moving: self.publishing.moving as u64,
             withdrawing: (self.published.len() - self.publishing.live) as u64,
             lookups_in_flight: (self.reads.len() + self.lookups.len()) as u64,
             requests_in_flight: (self.requests.len() + self.links.in_flight()) as u64,

@@ -202,6 +202,8 @@ pub struct Gauges {
     pub published: u64,
     /// Of these, the ones that not all replicas have acknowledged.
     pub published_unacked: u64,
+    /// Sessions published, whose records former replicas still hold.
+    pub published_moving: u64,
     /// Withdrawn sessions whose records are being deleted.
     pub withdrawing: u64,
     /// Lookups in flight.

@@ -722,6 +722,12 @@ impl Network {
         version
     }
 
+    /// The server's clock takes note of a version.
+    pub fn observe(&mut self, n: usize, version: Version) {
+        let host = self.host(locator(n));
+        host.clock = host.clock.max(version.0);
+    }
+
     pub fn publish_version(&mut self, n: usize, flow: FlowKey, version: Version) {
         let publish = Announcement::Publish { flow, version };
         self.tell(n, Event::Announcement(publish));
@@ -740,7 +746,8 @@ impl Network {
     pub fn is_settled(&self) -> bool {
         self.hosts().all(|host| {
             let gauges = host.node.gauges();
-            gauges.published_unacked == 0 && gauges.withdrawing == 0
+            let waiting = [gauges.published_unacked, gauges.published_moving, gauges.withdrawing];
+            waiting == [0; 3]
         })
     }
 
