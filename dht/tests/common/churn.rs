@@ -204,7 +204,7 @@ impl Run {
     fn crash(&mut self, n: usize) {
         if self.may_go() {
             self.outcome.crashes += 1;
-            self.sessions.forget_questions_at(n);
+            self.sessions.forget_questions_at(&mut self.network, n);
             self.sessions.crash(&mut self.network, n);
         }
     }
@@ -212,7 +212,7 @@ impl Run {
     fn restart(&mut self, n: usize) {
         if self.may_go() {
             self.outcome.restarts += 1;
-            self.sessions.forget_questions_at(n);
+            self.sessions.forget_questions_at(&mut self.network, n);
             self.sessions.stop_daemon(&mut self.network, n);
             let down_us = self.rng.random_range(10 * MS..2 * SECOND);
             self.daemons_down.push((n, self.network.now_us + down_us));
@@ -252,7 +252,7 @@ impl Run {
         let due: Vec<usize> = self.leaving.iter().filter(|l| over(l)).map(|(n, _)| *n).collect();
         self.leaving.retain(|(n, _)| !due.contains(n));
         for n in due {
-            self.sessions.forget_questions_at(n);
+            self.sessions.forget_questions_at(&mut self.network, n);
             self.sessions.crash(&mut self.network, n);
         }
     }
@@ -307,6 +307,10 @@ impl Run {
             self.start_daemons();
             self.finish_leaving();
         }
+        // Who knows nobody can only be met by a server that it was told of at its start.
+        if !(0..BOOTSTRAP).any(|n| self.network.is_alive(n)) {
+            self.start(0);
+        }
         for f in 0..self.sessions.len() {
             self.sessions.end_superseded(&mut self.network, f);
         }
@@ -316,7 +320,10 @@ impl Run {
             ("all to be acknowledged", Network::is_settled),
         ] {
             if !self.network.comes(PEACE_S_MAX, comes) {
-                return self.network.fault(format!("waited {PEACE_S_MAX} s for {what}"));
+                let strangers = self.strangers();
+                return self
+                    .network
+                    .fault(format!("waited {PEACE_S_MAX} s for {what}: {strangers}"));
             }
             self.sessions.look(&mut self.network);
         }
@@ -330,6 +337,21 @@ impl Run {
         let alive = self.alive();
         self.sessions.check_at_peace(&mut self.network, &alive);
         self.outcome.peaces += 1;
+    }
+
+    /// Who does not know whom, and whom that is not there.
+    fn strangers(&self) -> String {
+        let alive = self.alive();
+        let mut strangers = Vec::new();
+        for n in &alive {
+            let peers: Vec<usize> =
+                self.network.node(*n).peers().iter().map(|p| super::number(p.locator)).collect();
+            let unknown = alive.iter().filter(|a| *a != n && !peers.contains(a));
+            strangers.extend(unknown.map(|a| format!("{n} does not know {a}")));
+            let ghosts = peers.iter().filter(|p| !alive.contains(p));
+            strangers.extend(ghosts.map(|p| format!("{n} knows {p}, which is dead")));
+        }
+        strangers.join(", ")
     }
 
     fn finish(mut self) -> Outcome {

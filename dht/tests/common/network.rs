@@ -693,6 +693,12 @@ impl Network {
         version
     }
 
+    /// The server's clock takes note of a version.
+    pub fn observe(&mut self, n: usize, version: Version) {
+        let host = self.host(locator(n));
+        host.clock = host.clock.max(version.0);
+    }
+
     pub fn publish_version(&mut self, n: usize, flow: FlowKey, version: Version) {
         let publish = Announcement::Publish { flow, version };
         self.tell(n, Event::Announcement(publish));

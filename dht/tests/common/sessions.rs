@@ -26,8 +26,9 @@ pub struct Promises {
     pub exact_copies: bool,
     /// What an earlier life of a server published ends with that life.
     pub leases: bool,
-    /// A live session's record is not given up for a greater claim that is deleted already: where
-    /// two sides could not hear of each other, their versions are in no order.
+    /// A live session's record is not given up for a greater claim that is deleted already, though
+    /// versions are in no order where two sides could not hear of each other, or where a server
+    /// with a wrong clock has forgotten at its restart what it had seen.
     pub live_outlives_deleted: bool,
 }
 
@@ -83,6 +84,9 @@ pub struct Tally {
     pub ghosts: u64,
     /// Copies at servers that are no replicas any more, at the last look.
     pub stray_copies: u64,
+    /// Live sessions whose record was, or might have been, given up because of a greater version
+    /// on the same flow that was deleted by then or soon after.
+    pub given_up: u64,
     /// Sessions that were acknowledged, and ends that were.
     pub acked: u64,
     pub gone: u64,
@@ -98,6 +102,7 @@ impl Tally {
         self.older += other.older;
         self.denied_retold += other.denied_retold;
         self.ghosts += other.ghosts;
+        self.given_up += other.given_up;
         self.stray_copies += other.stray_copies;
         self.acked += other.acked;
         self.gone += other.gone;
@@ -174,14 +179,11 @@ impl Sessions {
         self.pending.insert((f, self.flows[f].len() - 1));
     }
 
-    /// Whether another session can begin on a flow at server `n`. While the last is being stored,
-    /// two servers whose clocks differ cannot know which of their sessions is the newer one: a
-    /// client does not use its port again that soon.
+    /// Whether another session can begin on a flow at server `n`. While the last one lives and is
+    /// being stored, or cannot be heard of, two servers whose clocks differ cannot know which of
+    /// their sessions is the newer one: a client does not use its port again that soon.
     pub fn may_begin(&self, network: &Network, n: usize, f: usize) -> bool {
-        self.flows[f].last().is_none_or(|s| {
-            let reached = PROMISES.live_outlives_deleted || network.passes(n, s.n);
-            reached && (s.acked_us.is_some() || !s.is_live())
-        })
+        self.live(f).is_none_or(|last| last.acked_us.is_some() && network.passes(n, last.n))
     }
 
     /// The last session on a flow ends.
@@ -300,8 +302,9 @@ impl Sessions {
         }
     }
 
-    /// What the workers of a server that is gone had asked is never answered.
-    pub fn forget_questions_at(&mut self, n: usize) {
+    /// What the workers of a server that goes have asked is never answered.
+    pub fn forget_questions_at(&mut self, network: &mut Network, n: usize) {
+        self.judge(network);
         self.asked.retain(|(asker, _), _| *asker != n);
     }
 
@@ -404,7 +407,9 @@ impl Sessions {
         newest: &Session,
     ) {
         let calm_us = asked_us.saturating_sub(self.disturbed_us);
-        if PROMISES.never_denied || calm_us > REPAIR_US {
+        let calm = calm_us > REPAIR_US;
+        // Copies that should not be there answer at any time.
+        if PROMISES.never_denied || calm && PROMISES.exact_copies {
             network.fault(format!(
                 "flow {f} is answered with {:?} at {}, but is of {} since {:?}, acknowledged at \
                  {:?} us",
@@ -439,11 +444,40 @@ impl Sessions {
     /// way, and time enough has passed.
     pub fn check_at_peace(&mut self, network: &mut Network, alive: &[usize]) {
         self.look(network);
+        self.check_given_up(network);
         self.check_copies(network, alive);
         self.check_published(network, alive);
         self.check_agreement(network, alive);
         self.check_lookups(network, alive);
         self.tally.stray_copies = self.count_stray_copies(network);
+    }
+
+    /// No server gives up the record of a live session. What one has given up is published anew,
+    /// as the worker's sweep does.
+    fn check_given_up(&mut self, network: &mut Network) {
+        let live: Vec<(usize, usize)> = self.all_live().collect();
+        for (f, n) in live {
+            let outrun = self.outrun(f);
+            if network.node(n).is_settled(&flow(f)).is_some() && outrun.is_none() {
+                continue;
+            }
+            self.tally.given_up += 1;
+            if PROMISES.live_outlives_deleted {
+                network.fault(format!("{n} has given up flow {f}, which lives: {}", self.story(f)));
+            }
+            network.observe(n, outrun.unwrap_or(Version(0)));
+            self.publish(network, n, f, true);
+        }
+        network.run(2 * SECOND);
+        self.look(network);
+        network.take_resolved();
+    }
+
+    /// The greatest version that the flow ever had, if the live session's is less: a server whose
+    /// clock is behind has forgotten at its restart which versions it had seen.
+    fn outrun(&self, f: usize) -> Option<Version> {
+        let greatest = self.flows[f].iter().map(|s| s.version).max();
+        greatest.filter(|g| self.live(f).is_some_and(|s| s.retold && s.version < *g))
     }
 
     /// Each live session has as many copies as it should, no other session has any.
@@ -471,8 +505,8 @@ impl Sessions {
             let held = copies.get(&f).map_or(0, Vec::len);
             let right = if PROMISES.exact_copies { held == wanted } else { held >= wanted };
             if self.live(f).is_some() && !right {
-                let copies = copies.get(&f);
-                network.fault(format!("flow {f} has copies at {copies:?}, not at {wanted}"));
+                let (copies, story) = (copies.get(&f), self.story(f));
+                network.fault(format!("flow {f} has copies at {copies:?}, not {wanted}: {story}"));
             }
         }
     }
