@@ -197,13 +197,9 @@ impl Leases {
         self.owners[slot.0 as usize].count += 1;
     }
 
-    /// One fewer bears the name.
-    pub(crate) fn let_go(&mut self, now_us: u64, slot: OwnerSlot) {
-        let owner = &mut self.owners[slot.0 as usize];
-        owner.count -= 1;
-        if owner.is_idle(now_us) {
-            self.forget(slot);
-        }
+    /// One fewer bears the name. It is free when a sweep comes by.
+    pub(crate) fn let_go(&mut self, slot: OwnerSlot) {
+        self.owners[slot.0 as usize].count -= 1;
     }
 
     /// Goes on freeing names that nothing bears, by a slice of at most `limit`.
@@ -237,7 +233,6 @@ impl Leases {
 
     /// Gives a name, if there is one.
     fn add(&mut self, now_us: u64, locator: IpAddr, role: Role) -> Option<OwnerSlot> {
-        self.part_with_ended(now_us, locator);
         let of_one = self.of(locator).count();
         let slot = if of_one < OWNERS_OF_ONE_MAX { self.free_slot(now_us) } else { None };
         let Some(slot) = slot else {
@@ -270,19 +265,6 @@ impl Leases {
         Some(slot)
     }
 
-    /// Takes the ended leases of a server out of its list. Those that records still bear are
-    /// freed with the last of these.
-    fn part_with_ended(&mut self, now_us: u64, locator: IpAddr) {
-        loop {
-            let ended = self.of(locator).find(|slot| self.get(*slot).has_ended(now_us));
-            let Some(slot) = ended else { return };
-            match self.get(slot).count {
-                0 => self.forget(slot),
-                _ => self.unlink(slot),
-            }
-        }
-    }
-
     fn forget(&mut self, slot: OwnerSlot) {
         self.unlink(slot);
         let next = self.free.replace(slot);
@@ -291,7 +273,7 @@ impl Leases {
         self.in_use -= 1;
     }
 
-    /// Takes an owner out of the list of those with its locator, if it is in it.
+    /// Takes an owner out of the list of those with its locator.
     fn unlink(&mut self, slot: OwnerSlot) {
         let Owner { locator, next, .. } = *self.get(slot);
         let tag = self.tag(locator);

@@ -11,6 +11,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use crate::batch::{Header, Outcome, Request, Writer};
+use crate::id::Id;
 use crate::message::DATAGRAM_MAX;
 use crate::rtt::Rtt;
 
@@ -551,6 +552,13 @@ impl Links {
     /// Whether an operation that came in a batch on this way is still to be carried out.
     pub(crate) fn is_wanted(&self, link: u32, number: u32) -> bool {
         number.wrapping_sub(self.links[link as usize].other.base) as i32 >= 0
+    }
+
+    /// Id of the record that an operation in flight is about, unless it is a lookup.
+    pub(crate) fn record_of(&self, link: u32, number: u32) -> Option<Id> {
+        let way = &self.links[link as usize];
+        let flight = (*way.window.get(number.wrapping_sub(way.base()) as usize)?)?;
+        (flight.op.class != Class::Lookup).then(|| flight.op.request.id())
     }
 
     /// Takes the operation that has this result out of flight, and tells when it was sent.

@@ -100,11 +100,18 @@ pub enum Message {
     /// You tunnelled this flow to me, but I do not hold it (R6). Has no answer.
     NotMine(FlowKey),
     /// This server does not answer me: does it answer you? ("ping-req" of SWIM.)
-    PingReq(Life),
+    PingReq {
+        /// The server.
+        life: Life,
+        /// An answer of it that you had this long ago at most is good enough, in µs.
+        within_us: u32,
+    },
     /// Answer to PING_REQ: it does; not sent when it does not.
     PongRelayed {
         /// Incarnation of the server asked for.
         incarnation: u64,
+        /// How long ago it answered, in µs.
+        ago_us: u32,
     },
     /// This server answers neither me nor those I asked: see for yourself. Has no answer.
     Suspect(Life),
@@ -180,7 +187,7 @@ impl Message {
             | Message::FindNode { .. }
             | Message::FindValue { .. }
             | Message::NotMine(_)
-            | Message::PingReq(_)
+            | Message::PingReq { .. }
             | Message::Suspect(_)
             | Message::Alive
             | Message::Leave => false,
@@ -222,8 +229,10 @@ impl Encode for Message {
             Message::Gone(claim) => (GONE, Wire(*claim)).encode(e),
             Message::NotHeld(contacts) => encode_contacts(NOT_HELD, contacts, e),
             Message::NotMine(flow) => (NOT_MINE, flow.to_words()).encode(e),
-            Message::PingReq(life) => (PING_REQ, Wire(*life)).encode(e),
-            Message::PongRelayed { incarnation } => (PONG_RELAYED, *incarnation).encode(e),
+            Message::PingReq { life, within_us } => (PING_REQ, Wire(*life), *within_us).encode(e),
+            Message::PongRelayed { incarnation, ago_us } => {
+                (PONG_RELAYED, *incarnation, *ago_us).encode(e)
+            }
             Message::Suspect(life) => (SUSPECT, Wire(*life)).encode(e),
             Message::Alive => ALIVE.encode(e),
             Message::Leave => LEAVE.encode(e),
@@ -245,8 +254,10 @@ impl<C> Decode<C> for Message {
             NOT_MINE => Message::NotMine(
                 FlowKey::from_words(Decode::decode(d)?).ok_or(DecodeError::Other("no flow"))?,
             ),
-            PING_REQ => Message::PingReq(Wire::decode(d)?.0),
-            PONG_RELAYED => Message::PongRelayed { incarnation: u64::decode(d)? },
+            PING_REQ => Message::PingReq { life: Wire::decode(d)?.0, within_us: u32::decode(d)? },
+            PONG_RELAYED => {
+                Message::PongRelayed { incarnation: u64::decode(d)?, ago_us: u32::decode(d)? }
+            }
             SUSPECT => Message::Suspect(Wire::decode(d)?.0),
             ALIVE => Message::Alive,
             LEAVE => Message::Leave,
@@ -397,8 +408,10 @@ mod tests {
             claim().prop_map(Message::Gone),
             contacts().prop_map(Message::NotHeld),
             flow.prop_map(Message::NotMine),
-            life().prop_map(Message::PingReq),
-            any::<u64>().prop_map(|incarnation| Message::PongRelayed { incarnation }),
+            (life(), any::<u32>())
+                .prop_map(|(life, within_us)| Message::PingReq { life, within_us }),
+            any::<(u64, u32)>()
+                .prop_map(|(incarnation, ago_us)| Message::PongRelayed { incarnation, ago_us }),
             life().prop_map(Message::Suspect),
             Just(Message::Alive),
             Just(Message::Leave),
@@ -523,8 +536,11 @@ mod tests {
             (Message::Gone(claim), format!("0000000b{CLAIM}")),
             (Message::NotHeld(Box::new([v4, v6].into_iter().collect())), format!("0000000c{two}")),
             (Message::NotMine(flow), format!("0000000f{words}")),
-            (Message::PingReq(life), format!("00000010{LIFE}")),
-            (Message::PongRelayed { incarnation: 0xab }, "0000001100000000000000ab".to_owned()),
+            (Message::PingReq { life, within_us: 7 }, format!("00000010{LIFE}00000007")),
+            (
+                Message::PongRelayed { incarnation: 0xab, ago_us: 7 },
+                "0000001100000000000000ab00000007".to_owned(),
+            ),
             (Message::Suspect(life), format!("00000012{LIFE}")),
             (Message::Alive, "00000013".to_owned()),
             (Message::Leave, "00000014".to_owned()),

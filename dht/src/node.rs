@@ -37,13 +37,15 @@ use crate::store::{Store, Terms};
 pub use membership::{AbsentPeer, Peer};
 pub use reading::{LookupReport, ReplicaReport, Statement};
 
-use membership::{Membership, VOUCH_US, ping_timeout_us};
+use membership::{Membership, ping_timeout_us};
 use reading::Running;
 
 /// Pause between two turns of housekeeping, in µs.
 const HOUSEKEEPING_US: u64 = 25_000;
 /// Requests in flight at most.
 const REQUESTS_MAX: usize = 1 << 18;
+/// Control messages that wait to be sent, at most: the socket may take none for a while.
+const OUTBOX_MAX: usize = 1 << 16;
 /// Requests and lookups that time out in one call of [`Node::handle`], at most.
 const TIMEOUTS_AT_ONCE: usize = 1024;
 /// A version this far ahead of the wall clock is not believed, as in [`holdfast_handoff::Clock`].
@@ -144,6 +146,10 @@ pub struct Node {
     store: Store,
 
     links: Links,
+    /// What the batch at hand says, and which records it is about; empty between batches.
+    items: Vec<Item>,
+    ids_held: Vec<Id>,
+    ids_published: Vec<Id>,
 
     reads: Reads<reading::Asker>,
     /// All reads may take equally long, so this is in order; as below.
@@ -201,6 +207,9 @@ impl Node {
             requests: Requests::default(),
             store,
             links: Links::new(),
+            items: Vec::new(),
+            ids_held: Vec::new(),
+            ids_published: Vec::new(),
             reads: Reads::new(),
             read_deadlines: VecDeque::new(),
             lookups: HashMap::new(),
@@ -289,7 +298,7 @@ impl Node {
         let publishing = self.is_publishing_due().then_some(self.now_us);
         let membership = self.membership.next_deadline_us();
         if self.membership.is_leaving() {
-            return membership.unwrap_or(u64::MAX);
+            return membership.unwrap_or(self.now_us + HOUSEKEEPING_US);
         }
         [requests, lookups, reads, links, publishing, membership]
             .into_iter()
@@ -393,27 +402,45 @@ impl Node {
             }
             Begun::Older => return self.count(Counter::OlderIncarnation),
         }
-        let mut answered = Answered::default();
-        loop {
-            match reader.next() {
-                None => break,
-                Some(Err(error)) => {
-                    self.refused(error);
-                    break;
-                }
-                Some(Ok(Item::Request(number, request))) => {
-                    self.requested(&sender, link, number, request);
-                }
-                Some(Ok(Item::Result(number, outcome))) => {
-                    self.result(link, number, outcome, &mut answered);
-                }
+        let mut items = std::mem::take(&mut self.items);
+        while let Some(item) = reader.next() {
+            match item {
+                Ok(item) => items.push(item),
+                Err(error) => self.refused(error),
             }
         }
+        self.warm(link, &items);
+        let mut answered = Answered::default();
+        for item in items.drain(..) {
+            match item {
+                Item::Request(number, request) => self.requested(&sender, link, number, request),
+                Item::Result(number, outcome) => self.result(link, number, outcome, &mut answered),
+            }
+        }
+        self.items = items;
         if let Some(sent_at_us) = answered.sent_at_us {
             let rtt_us = self.now_us.saturating_sub(sent_at_us);
             self.links.measured(link, rtt_us, answered.count);
             self.heard(sender, from, Some(rtt_us));
         }
+    }
+
+    /// Touches what a batch is about before it is worked on, one item after the other.
+    fn warm(&mut self, link: u32, items: &[Item]) {
+        let (mut held, mut published) = (Vec::new(), Vec::new());
+        std::mem::swap(&mut held, &mut self.ids_held);
+        std::mem::swap(&mut published, &mut self.ids_published);
+        for item in items {
+            match item {
+                Item::Request(_, request) => held.push(request.id()),
+                Item::Result(number, _) => published.extend(self.links.record_of(link, *number)),
+            }
+        }
+        self.store.warm(held.iter().copied());
+        self.published.warm(published.iter().copied());
+        held.clear();
+        published.clear();
+        (self.ids_held, self.ids_published) = (held, published);
     }
 
     /// Carries out an operation of a batch.
@@ -495,8 +522,8 @@ impl Node {
         match request.purpose {
             Purpose::Probe | Purpose::Check => {}
             Purpose::Vouch(suspect) | Purpose::LastCall(suspect) => {
-                if let Message::PongRelayed { incarnation } = message {
-                    self.vouched_for(suspect, incarnation);
+                if let Message::PongRelayed { incarnation, ago_us } = message {
+                    self.vouched_for(suspect, incarnation, ago_us);
                 }
             }
             Purpose::Meet => self.met(from),
@@ -520,9 +547,10 @@ impl Node {
     fn send_request(&mut self, random: u64, request: crate::request::Request) {
         let rtt = self.table.get(request.peer).map(|c| c.rtt).unwrap_or_default();
         let timeout_us = match request.purpose {
-            Purpose::Probe | Purpose::Check => ping_timeout_us(rtt),
             Purpose::Meet => PING_TIMEOUT_US,
-            Purpose::Vouch(_) | Purpose::LastCall(_) => VOUCH_US,
+            Purpose::Probe | Purpose::Check | Purpose::Vouch(_) | Purpose::LastCall(_) => {
+                ping_timeout_us(rtt)
+            }
             _ => rtt.timeout_us(request.transmissions as u32),
         };
         let (to, purpose) = (request.to, request.purpose);
@@ -534,12 +562,15 @@ impl Node {
     fn message(&self, purpose: Purpose) -> Message {
         match purpose {
             Purpose::Probe | Purpose::Check | Purpose::Meet => Message::Ping,
-            Purpose::Vouch(suspect) | Purpose::LastCall(suspect) => self.ping_req(suspect),
+            Purpose::Vouch(_) | Purpose::LastCall(_) => self.ping_req(purpose),
             Purpose::Find(key) => reading::message(key),
         }
     }
 
     fn send(&mut self, to: SocketAddr, transaction: u64, message: Message) {
+        if self.outbox.len() == OUTBOX_MAX {
+            return self.count(Counter::MessagesDropped);
+        }
         let datagram = Datagram { sender: self.own, transaction, message };
         self.outbox.push_back((to, datagram));
     }

@@ -57,6 +57,12 @@ impl PlaceIndex {
         }
     }
 
+    /// The entry at which the search for a tag begins, whatever it is: reads memory and decides
+    /// nothing, so that a processor reads for many tags at the same time.
+    pub(crate) fn glance(&self, tag: Tag) -> u64 {
+        self.entries[self.home(tag)]
+    }
+
     /// Adds a place that is not in the index. The caller keeps to `places_max`.
     pub(crate) fn insert(&mut self, tag: Tag, place: usize) {
         let mut at = self.home(tag);

@@ -132,10 +132,6 @@ impl Prefix {
     fn last(self) -> u128 {
         self.value | u128::MAX.checked_shr(self.bits).unwrap_or(0)
     }
-
-    fn contains(self, id: Id) -> bool {
-        (self.value..=self.last()).contains(&id.0)
-    }
 }
 
 /// A node that is to hold a record.
@@ -415,6 +411,12 @@ impl RoutingTable {
         }
     }
 
+    /// Whether a node that is unknown would enter the table at once.
+    #[must_use]
+    pub fn has_room(&self, id: Id) -> bool {
+        self.bucket(id).is_some_and(|prefix| !self.full.contains_key(&prefix))
+    }
+
     /// Whether there is a place for a node that is unknown, in its bucket or to wait for one.
     #[must_use]
     pub fn wants(&self, id: Id) -> bool {
@@ -651,10 +653,8 @@ impl RoutingTable {
     }
 
     fn covers_slowly(&self, target: Id, limit: usize) -> bool {
-        if self.full.keys().any(|prefix| prefix.contains(target)) {
-            return false;
-        }
-        // Other full buckets can have unknown nodes among the closest only if known ones are.
+        // A full bucket has unknown nodes among the closest only if it has known ones there: of
+        // two buckets one is closer as a whole, or one contains the target.
         let mut covers = true;
         self.closest_ranges(target, limit.max(1), |range| {
             let shares = |prefix: &Prefix| {
@@ -889,18 +889,19 @@ mod tests {
         #[test]
         fn covers_what_it_can_know(
             own in any::<u128>(),
-            target in any::<u128>(),
-            others in prop::collection::vec((any::<bool>(), any::<u128>(), 0..128u32), 0..100),
-            k in 1..6usize,
-            bits in 1..=8u8,
+            (random, depth) in (any::<u128>(), 0..14u32),
+            others in prop::collection::vec((any::<u128>(), 0..14u32), 0..80),
+            k in 1..12usize,
+            bits in 1..=4u8,
             limit in 1..20usize,
         ) {
+            // Far from us there are full buckets, near us there is room.
+            let target = own ^ (random >> depth);
             let placement = Placement::new(limit, 0);
             let mut table = RoutingTable::new(Id(own), own_address(), k, bits, PATIENCE, placement);
             let mut all = vec![Id(own)];
-            for (near_us, random, depth) in others {
-                let near = if near_us { own } else { target };
-                let id = Id(near ^ (random >> depth));
+            for (random, depth) in others {
+                let id = Id(own ^ (random >> depth));
                 table.insert(contact(id.0, 0));
                 if !all.contains(&id) {
                     all.push(id);

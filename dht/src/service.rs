@@ -52,6 +52,8 @@ const LEAVE_PAUSE: Duration = Duration::from_millis(1);
 /// The shortest sleep, in µs: waking up takes about as long, so a nearer deadline is waited for
 /// awake.
 const SLEEP_US_MIN: u64 = 20;
+/// The shortest sleep, in µs, while the socket takes nothing; it wakes us when it does.
+const BLOCKED_SLEEP_US_MIN: u64 = 1000;
 /// The longest sleep.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 
@@ -344,7 +346,8 @@ impl Core {
         self.read_clock();
         if self.node.next_deadline_us() <= self.now_us {
             self.handle(Event::Tick);
-            busy = true;
+            // What cannot be sent stays due: no reason to turn again at once.
+            busy |= !self.socket.is_blocked();
         }
         self.transmit();
         busy
@@ -505,7 +508,10 @@ impl Core {
     /// microsecond: timeouts of mio's poll are whole milliseconds, rounded up.
     fn sleep(&mut self, events: &mut Events) -> io::Result<()> {
         self.read_clock();
-        let left_us = self.node.next_deadline_us().saturating_sub(self.now_us);
+        let mut left_us = self.node.next_deadline_us().saturating_sub(self.now_us);
+        if self.socket.is_blocked() {
+            left_us = left_us.max(BLOCKED_SLEEP_US_MIN);
+        }
         if left_us < SLEEP_US_MIN {
             return Ok(());
         }

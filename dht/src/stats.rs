@@ -109,6 +109,7 @@ counters! {
     RecordsMoved "records_moved" "STOREs sent because the closest nodes of a record had changed.",
     RecordsRefreshed "records_refreshed" "Published records stored again before they expire.",
     HoldersForgotten "holders_forgotten" "Former replicas of a record forgotten because it moved too often; it expires there.",
+    MessagesDropped "messages_dropped" "Control messages dropped because too many wait to be sent.",
     PeersAdded "peers_added" "Nodes that entered the routing table.",
     PeersSuspected "peers_suspected" "Times that a peer became suspect: it missed a request after having answered, or others said so.",
     PeersCleared "peers_cleared" "Times that a suspect was heard, or proved those wrong who suspect it.",

@@ -179,6 +179,12 @@ impl Store {
         self.leases.end(now_us, locator);
     }
 
+    /// Brings what calls about these ids look at into the processor's caches: to be called with
+    /// the ids of a batch before its operations, which take a half or a third of the time then.
+    pub fn warm(&self, ids: impl Iterator<Item = Id> + Clone) {
+        self.held.warm(ids);
+    }
+
     /// The record under an id, live or a tombstone.
     #[must_use]
     pub fn get(&self, now_us: u64, id: Id) -> Option<Record> {
@@ -272,7 +278,7 @@ impl Store {
             if ended {
                 *tombstones -= usize::from(state == State::Tombstone);
                 *expired += usize::from(state == State::Live);
-                leases.let_go(now_us, held.owner);
+                leases.let_go(held.owner);
             }
             !ended
         });
@@ -324,7 +330,7 @@ impl Store {
         let (state, ended) = self.tombstone_life.standing(&self.leases, now_us, &old);
         self.tombstones -= usize::from(state == State::Tombstone);
         self.expired += usize::from(state == State::Live && ended);
-        self.leases.let_go(now_us, old.owner);
+        self.leases.let_go(old.owner);
     }
 }
 

@@ -340,6 +340,91 @@ fn r12_former_replicas_drop_what_has_moved() {
     }
 }
 
+/// A network of `n` nodes in which a lease lasts 5 seconds.
+fn network_of_leases(n: usize) -> Network {
+    let mut network = Network::new(1, Weather::fair());
+    for n in 0..n {
+        let mut config = config(n);
+        config.lease = Duration::from_secs(5);
+        network.start(config);
+    }
+    network.until("all to know all", 20, |network| network.is_complete());
+    network
+}
+
+#[test]
+fn r13_the_records_of_a_dead_server_go_when_its_lease_ends() {
+    let mut network = network_of_leases(6);
+    for n in 0..200 {
+        network.publish(n % 2, flow(n));
+    }
+    network.settle();
+    let held = |network: &Network| -> u64 {
+        (0..6).filter(|n| *n != 1).map(|n| network.node(n).gauges().records).sum()
+    };
+    let owners = |network: &Network| network.node(5).gauges().owners;
+    assert_eq!(owners(&network), 6, "the contacts and itself");
+    network.kill(1);
+    network.until("the death to be noticed", 4, |network| network.is_complete());
+    network.run(SECOND);
+    network.settle();
+    // Those of server 0 have moved from server 1 to others, those of server 1 are there yet.
+    let before = held(&network);
+    assert!((300 + 220..300 + 280).contains(&before), "{before}");
+    assert_eq!(network.total(Counter::RecordsExpired), 0);
+    network.run(6 * SECOND);
+    assert_eq!(held(&network), 300);
+    assert_eq!(network.total(Counter::RecordsExpired), before - 300);
+    assert_eq!(owners(&network), 5);
+}
+
+#[test]
+fn r13_a_restarted_servers_sessions_are_found_until_it_has_published_them_again() {
+    let mut network = network_of_leases(6);
+    let versions: Vec<Version> = (0..20).map(|n| network.publish(1, flow(n))).collect();
+    network.settle();
+    network.kill(1);
+    network.run(300 * MS);
+    network.start(config(1));
+    let restarted_us = network.now_us;
+    // It reads its sessions from the kernel, but half of them have ended meanwhile.
+    network.until("it to be known", 4, |network| network.is_complete());
+    while network.now_us < restarted_us + 4 * SECOND {
+        for (n, version) in versions.iter().enumerate() {
+            assert_eq!(network.resolve(3, flow(n)), owner(1, *version));
+        }
+        if network.node(1).gauges().published == 0 {
+            let half = versions[..10].iter().enumerate();
+            half.for_each(|(n, version)| network.publish_version(1, flow(n), *version));
+        }
+        network.run(200 * MS);
+    }
+    network.settle();
+    network.run(4 * SECOND);
+    for (n, version) in versions.into_iter().enumerate() {
+        let expected = if n < 10 { owner(1, version) } else { Resolution::NotFound };
+        assert_eq!(network.resolve(3, flow(n)), expected, "flow {n}");
+    }
+    assert_eq!(network.total(Counter::PeersDead), 0);
+}
+
+#[test]
+fn a_partition_shorter_than_a_lease_costs_no_record() {
+    let mut network = network_of_leases(6);
+    for n in 0..60 {
+        network.publish(n % 6, flow(n));
+    }
+    network.settle();
+    (0..3).for_each(|one| (3..6).for_each(|other| network.cut(one, other)));
+    network.until("them to part", 5, |network| (0..6).all(|n| network.node(n).gauges().peers == 2));
+    network.heal();
+    network.until("the halves to meet", 4, |network| network.is_complete());
+    network.run(10 * SECOND);
+    network.settle();
+    assert_eq!(network.total(Counter::RecordsExpired), 0);
+    assert!((0..60).all(|n| network.holders(5, flow(n)) == 3));
+}
+
 #[test]
 fn more_nodes_than_an_answer_names_are_all_found() {
     let mut network = Network::new(1, Weather::fair());
@@ -787,8 +872,14 @@ fn any_message(rng: &mut Pcg64) -> Message {
         5 => Message::Found(claim),
         6 => Message::Gone(claim),
         7 => Message::NotHeld(Box::new(contacts.into_iter().collect())),
-        8 => Message::PingReq(life),
-        9 => Message::PongRelayed { incarnation: life.incarnation },
+        8 => {
+            let within_us = rng.random_range(0..1000);
+            Message::PingReq { life, within_us }
+        }
+        9 => {
+            let ago_us = rng.random();
+            Message::PongRelayed { incarnation: life.incarnation, ago_us }
+        }
         10 => Message::Suspect(life),
         11 => Message::Alive,
         _ => Message::NotMine(flow(rng.random_range(0..30))),

@@ -19,7 +19,7 @@ use crate::lookup::{Candidate, Goal, Lookup, Progress, Said, Verdict};
 use crate::message::{Message, NODES_MAX};
 use crate::peer_slots::Slot;
 use crate::read::{Next, Read, Replica, Replicas, Standing, Token};
-use crate::record::{Claim, State};
+use crate::record::{Claim, Record, State};
 use crate::request::{LookupKey, Purpose};
 use crate::stats::{self, Counter, LookupRecord};
 
@@ -116,9 +116,10 @@ impl Node {
         self.count(Counter::LookupsAsked);
         let asker = Asker::Worker { ring, resolve, arrived_at_us: self.now_us };
         let target = self.hasher.flow(&resolve.flow);
-        if let Some(claim) = self.own_claim(target) {
+        if let Some(version) = self.published_version(target) {
             self.count(Counter::LookupsLocal);
-            return self.tell_worker(ring, resolve, self.now_us, Verdict::Found(claim));
+            let found = Verdict::Found(self.claim(version));
+            return self.tell_worker(ring, resolve, self.now_us, found);
         }
         if !self.read(target, asker) {
             self.refuse_lookup(ring, resolve);
@@ -145,7 +146,7 @@ impl Node {
         let own = replicas.iter().any(|replica| replica.link.is_none());
         let mut read = Read::new(target, asker, replicas);
         if own {
-            read.said(None, self.own_statement(target));
+            read.said(None, self.replica_statement(target));
         }
         let token = self.reads.insert(read);
         let deadline_us = self.now_us + us(self.config.lookup_timeout);
@@ -289,15 +290,18 @@ impl Node {
         self.look_up(LookupKey { goal, target }, Asker::Publisher);
     }
 
-    /// What our own records say: the sessions that we publish, and those that we are a replica
-    /// of. What is left from when we were one may be out of date.
-    fn own_claim(&self, target: Id) -> Option<Claim> {
-        if let Some(version) = self.published_version(target) {
-            return Some(self.claim(version));
+    /// What we say of a record as one of its replicas.
+    fn replica_statement(&self, target: Id) -> Said {
+        match self.store.get(self.now_us, target) {
+            Some(Record { claim, state: State::Live }) => {
+                match self.membership.is_dead(claim.owner) {
+                    true => Said::Deleted(claim),
+                    false => Said::Holds(claim),
+                }
+            }
+            Some(Record { claim, state: State::Tombstone }) => Said::Deleted(claim),
+            None => Said::NotHeld,
         }
-        let record = self.store.get(self.now_us, target)?;
-        let live = record.state == State::Live && !self.membership.is_dead(record.claim.owner);
-        (live && self.is_replica(target)).then_some(record.claim)
     }
 
     pub(super) fn is_replica(&self, target: Id) -> bool {
@@ -363,11 +367,10 @@ impl Node {
     }
 
     fn own_statement(&self, target: Id) -> Said {
-        let held = self.store.get(self.now_us, target);
-        match (self.own_claim(target), held) {
-            (Some(claim), _) => Said::Holds(claim),
-            (None, Some(record)) if self.is_replica(target) => Said::Deleted(record.claim),
-            (None, _) => Said::NotHeld,
+        match self.published_version(target) {
+            Some(version) => Said::Holds(self.claim(version)),
+            None if self.is_replica(target) => self.replica_statement(target),
+            None => Said::NotHeld,
         }
     }
 

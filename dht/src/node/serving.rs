@@ -13,7 +13,7 @@ use crate::id::Id;
 use crate::message::{CLOSER_MAX, Contacts, Datagram, Message, NODES_MAX, Sender};
 use crate::peer_slots::Slot;
 use crate::publish::Phase;
-use crate::record::State;
+use crate::record::{Record, State};
 use crate::stats::Counter;
 use crate::store::{Deleted, Stored};
 
@@ -53,7 +53,9 @@ impl Node {
                 self.actions.push(Action::Answer { ring: 0, answer });
                 return;
             }
-            Message::PingReq(life) => return self.serve_ping_req(from, transaction, life),
+            Message::PingReq { life, within_us } => {
+                return self.serve_ping_req(from, transaction, life, within_us);
+            }
             Message::Suspect(life) => return self.hear_suspicion(life),
             Message::Alive => return self.count(Counter::AlivesReceived),
             // Answers, which `Message::is_answer` keeps from here.
@@ -123,16 +125,16 @@ impl Node {
     /// Who owns a record, as far as we have to know it. What is left from when we were a replica
     /// may be out of date, so it is not told.
     pub(super) fn serve_lookup(&self, id: Id) -> Outcome {
-        if let Some(version) = self.published_version(id) {
-            return Outcome::Found(self.claim(version));
+        let is_replica = self.is_replica(id);
+        let held = if is_replica { self.store.get(self.now_us, id) } else { None };
+        if let Some(Record { claim, state: State::Live }) = held {
+            return Outcome::Found(claim);
         }
-        if !self.is_replica(id) {
-            return Outcome::NotReplica;
-        }
-        match self.store.get(self.now_us, id) {
-            Some(record) if record.state == State::Live => Outcome::Found(record.claim),
-            Some(record) => Outcome::Gone(record.claim),
-            None => Outcome::NotHeld,
+        match (self.published_version(id), held) {
+            (Some(version), _) => Outcome::Found(self.claim(version)),
+            (None, Some(tombstone)) => Outcome::Gone(tombstone.claim),
+            (None, None) if is_replica => Outcome::NotHeld,
+            (None, None) => Outcome::NotReplica,
         }
     }
 

@@ -224,6 +224,11 @@ impl ControlSocket {
         true
     }
 
+    /// Whether the kernel's buffer was full at the last [`ControlSocket::flush`].
+    pub(super) fn is_blocked(&self) -> bool {
+        self.outbound.is_blocked
+    }
+
     /// Asks the poll to report when there is room to send, or no longer. Not at all times: every
     /// datagram that leaves makes room, and each would wake us.
     fn block(&mut self, is_blocked: bool, registry: &Registry, counters: &mut Counters) {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 
 use holdfast_dht::message::{DATAGRAM_MAX, Datagram};
-use holdfast_dht::{Action, Config, Counter, Event, Id, LookupReport, Node, Statement};
+use holdfast_dht::{Action, Config, Counter, Event, Id, LookupReport, Node, Peer, Statement};
 use holdfast_handoff::{Announcement, Answer, Resolution, Resolve, Version};
 use holdfast_net::FlowKey;
 use rand::{RngExt, SeedableRng};
@@ -58,6 +58,14 @@ pub struct Network {
     wakes: BTreeSet<(u64, IpAddr)>,
     flying: BTreeMap<(u64, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
     cut: BTreeSet<(IpAddr, IpAddr)>,
+    /// Up to how much the clocks of nodes that are started are ahead, in µs.
+    pub clocks_differ_us: u64,
+    /// What these send comes this much later, in µs.
+    slow_us: BTreeMap<IpAddr, u64>,
+    /// Until when these do not run.
+    stopped_us: BTreeMap<IpAddr, u64>,
+    /// The most datagrams that a node sent at once.
+    pub most_at_once: usize,
     sent: u64,
     answers_sent: usize,
     /// Of the last request to whom.
@@ -101,6 +109,10 @@ impl Network {
             wakes: BTreeSet::new(),
             flying: BTreeMap::new(),
             cut: BTreeSet::new(),
+            clocks_differ_us: 0,
+            slow_us: BTreeMap::new(),
+            stopped_us: BTreeMap::new(),
+            most_at_once: 0,
             sent: 0,
             answers_sent: 0,
             transactions: BTreeMap::new(),
@@ -127,7 +139,12 @@ impl Network {
 
     pub fn start(&mut self, config: Config) {
         let locator = config.locator;
-        let node = Node::new(config, self.rng.random(), self.unix_us()).expect("right");
+        let ahead_us = match self.clocks_differ_us {
+            0 => 0,
+            differ_us => self.rng.random_range(0..differ_us),
+        };
+        let started_unix_us = self.unix_us() + ahead_us;
+        let node = Node::new(config, self.rng.random(), started_unix_us).expect("right");
         let host = Host {
             node,
             started_us: self.now_us,
@@ -157,6 +174,16 @@ impl Network {
         self.cut.clear();
     }
 
+    /// All that node `n` sends comes this much later.
+    pub fn slow(&mut self, n: usize, delay_us: u64) {
+        self.slow_us.insert(locator(n), delay_us);
+    }
+
+    /// Node `n` does not run for a while; what is sent to it waits.
+    pub fn stop(&mut self, n: usize, time_us: u64) {
+        self.stopped_us.insert(locator(n), self.now_us + time_us);
+    }
+
     pub fn unix_us(&self) -> u64 {
         EPOCH_US + self.now_us
     }
@@ -176,6 +203,11 @@ impl Network {
     pub fn total(&self, counter: Counter) -> u64 {
         let count = |host: &Host| host.node.counters().get(counter);
         self.hosts.values().map(count).sum()
+    }
+
+    /// How node `at` knows node `n`.
+    pub fn peer(&self, at: usize, n: usize) -> Option<Peer> {
+        self.node(at).peer(locator(n))
     }
 
     pub fn observed(&self, n: usize) -> &[Version] {
@@ -212,6 +244,7 @@ impl Network {
         let wakes_before_us = std::mem::replace(&mut host.wakes_us, wakes_us);
         self.wakes.remove(&(wakes_before_us, locator));
         self.wakes.insert((wakes_us, locator));
+        self.most_at_once = self.most_at_once.max(datagrams.len());
         for (to, bytes) in datagrams {
             self.send(SocketAddr::new(locator, 7000), to, bytes);
         }
@@ -244,7 +277,9 @@ impl Network {
         }
         let twice = self.rng.random_range(0..100) < self.weather.duplicate_percent;
         for _ in 0..1 + u32::from(twice) {
-            let at_us = self.now_us + self.rng.random_range(self.weather.delay_us.clone());
+            let slow_us = self.slow_us.get(&from.ip()).copied().unwrap_or(0);
+            let delay_us = self.rng.random_range(self.weather.delay_us.clone()) + slow_us;
+            let at_us = self.now_us + delay_us;
             self.sent += 1;
             let key = (at_us, self.sent);
             self.flying.insert(key, (from, to, bytes.clone()));
@@ -264,7 +299,11 @@ impl Network {
         self.now_us = self.now_us.max(next_us);
         self.fingerprint = self.fingerprint.wrapping_mul(0x0100_0000_01b3) ^ next_us;
         if arrives_us == Some(next_us) {
-            let (_, (from, to, bytes)) = self.flying.pop_first().expect("there is one");
+            let ((_, sent), (from, to, bytes)) = self.flying.pop_first().expect("there is one");
+            if let Some(runs_us) = self.runs_again_us(to.ip()) {
+                self.flying.insert((runs_us, sent), (from, to, bytes));
+                return;
+            }
             self.fingerprint ^= bytes.iter().map(|b| u64::from(*b)).sum::<u64>();
             if self.hosts.contains_key(&to.ip()) {
                 self.delivered += 1;
@@ -272,8 +311,19 @@ impl Network {
                 self.handle(to.ip(), Event::Datagram { from, bytes });
             }
         } else if let Some((_, locator)) = wake {
+            if let Some(runs_us) = self.runs_again_us(locator) {
+                self.wakes.remove(&(wakes_us.expect("it is awake"), locator));
+                self.wakes.insert((runs_us, locator));
+                self.host(locator).wakes_us = runs_us;
+                return;
+            }
             self.handle(locator, Event::Tick);
         }
+    }
+
+    /// When a node that is stopped runs again. What waits for it comes before its own wakes.
+    fn runs_again_us(&self, locator: IpAddr) -> Option<u64> {
+        self.stopped_us.get(&locator).copied().filter(|at_us| self.now_us < *at_us)
     }
 
     pub fn run(&mut self, time_us: u64) {

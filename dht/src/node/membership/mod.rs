@@ -21,7 +21,7 @@ use crate::message::Sender;
 use crate::routing_table::{Contact, Heard, Inserted};
 use crate::stats::Counter;
 
-pub(super) use probe::{VOUCH_US, ping_timeout_us};
+pub(super) use probe::ping_timeout_us;
 
 use join::Join;
 use probe::Probes;
@@ -161,7 +161,21 @@ impl Node {
     /// All nodes in the routing table, in the order of their ids.
     #[must_use]
     pub fn peers(&self) -> Vec<Peer> {
-        let peer = |contact: &Contact| Peer {
+        let contacts = self.table.contacts().iter();
+        let mut peers: Vec<Peer> = contacts.map(|contact| self.describe(contact)).collect();
+        peers.sort_unstable_by_key(|peer| peer.id);
+        peers
+    }
+
+    /// The node with this locator in the routing table.
+    #[must_use]
+    pub fn peer(&self, locator: IpAddr) -> Option<Peer> {
+        let contact = self.table.get(self.hasher.node(locator))?;
+        Some(self.describe(contact))
+    }
+
+    fn describe(&self, contact: &Contact) -> Peer {
+        Peer {
             id: contact.id,
             locator: contact.address.ip(),
             address: contact.address,
@@ -171,10 +185,7 @@ impl Node {
             failures: contact.failures,
             suspect: contact.is_suspect(),
             life: contact.life,
-        };
-        let mut peers: Vec<Peer> = self.table.contacts().iter().map(peer).collect();
-        peers.sort_unstable_by_key(|peer| peer.id);
-        peers
+        }
     }
 
     /// The nodes that are looked out for, by their locators: at most some thousand, the dead ones
@@ -291,7 +302,12 @@ impl Node {
     }
 
     fn found_peer(&mut self, sender: Sender, address: SocketAddr, rtt_us: Option<u64>) {
-        let Some(slot) = self.slots.begin(address) else {
+        // One that has to wait for a place is in the life that it was in.
+        let slot = match self.table.has_room(sender.id) {
+            true => self.slots.begin(address),
+            false => self.slots.of(address),
+        };
+        let Some(slot) = slot else {
             return self.count(Counter::PeersRefused);
         };
         let (now_us, life) = (self.now_us, self.membership.next_life());
@@ -320,7 +336,6 @@ impl Node {
         self.count(Counter::PeersAdded);
         self.store.begin_lease(self.now_us, sender.locator, sender.incarnation);
         tracing::info!(peer = %address, peers = self.table.len(), "peer found");
-        self.probe_in_turn(sender.id);
         self.table_changed();
         if !self.membership.is_joined() {
             self.search_own();
@@ -385,10 +400,13 @@ impl Node {
             self.give_up(link);
         }
         if let Some(successor) = successor {
-            if let Some(Contact { address, incarnation, .. }) = self.table.get(successor) {
-                self.store.begin_lease(self.now_us, address.ip(), *incarnation);
+            if let Some(Contact { address, incarnation, .. }) = self.table.get(successor).cloned() {
+                let Some(slot) = self.slots.begin(address) else {
+                    return Some(contact);
+                };
+                self.table.renew(self.now_us, successor, incarnation, address, slot);
+                self.store.begin_lease(self.now_us, address.ip(), incarnation);
             }
-            self.probe_in_turn(successor);
             self.check(successor);
         }
         self.table_changed();

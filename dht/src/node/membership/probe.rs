@@ -19,17 +19,16 @@ use crate::routing_table::{Contact, Missed};
 use crate::rtt::Rtt;
 use crate::stats::Counter;
 
-/// A contact that answered this recently, in µs, need not be probed, and is not suspect whatever
-/// others say: their PINGs were lost before that.
+/// A contact that answered this recently, in µs, need not be probed.
 const FRESH_US: u64 = 100_000;
-/// Contacts passed over in one turn because they are fresh or suspect already.
-const SKIPS_MAX: usize = 64;
-/// How long to wait for the answer to a PING at least and at most, in µs.
+/// How long to wait for the answer to a PING or PING_REQ at least and at most, in µs.
 const PING_US_MIN: u64 = 100_000;
 const PING_US_MAX: u64 = 400_000;
-/// Contacts that are asked whether one answers them, and how long to wait for that, in µs.
+/// Contacts that are asked whether one answers them.
 const VOUCHERS: usize = 3;
-pub(in crate::node) const VOUCH_US: u64 = 150_000;
+/// Who says that a contact is suspect pinged it this long ago at least, in µs: one that has
+/// answered us since is none.
+const HEARSAY_US: u64 = 2 * PING_US_MIN;
 /// Pause between pings of a suspect, in µs, and how much it is spread.
 const CHECK_US: u64 = 300_000;
 const CHECK_SPREAD_US: u64 = 100_000;
@@ -37,8 +36,10 @@ const CHECK_SPREAD_US: u64 = 100_000;
 const HEARSAY_SPREAD_US: u64 = 50_000;
 /// PINGs to suspects in one turn of housekeeping.
 const CHECKS_PER_TURN: usize = 256;
-/// PING_REQs about those that all have been told of, in one turn of housekeeping.
+/// PING_REQs about those that all have been told of, in one turn of housekeeping; how recently the
+/// others must have heard from these, in µs.
 const LAST_CALLS_PER_TURN: usize = 96;
+const LAST_CALL_US: u64 = 1_000_000;
 /// Peers that others wait to hear from by us, and how many wait for one.
 const RELAYS_MAX: usize = 256;
 const WAITERS_MAX: usize = 8;
@@ -54,8 +55,6 @@ struct Relay {
 /// What is under way to find out who answers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Probes {
-    /// Contacts of this round that were not probed yet, in random order; some may be gone.
-    round: Vec<Id>,
     at_us: u64,
     /// The contacts that are suspect, in no order.
     pub(super) suspects: Vec<Id>,
@@ -85,11 +84,25 @@ impl Probes {
     }
 }
 
-/// How long to wait for the answer to a PING, in µs: SRTT and its variation say how long it may
-/// take; a peer may be busy for a moment.
+/// How long to wait for the answer to a PING, in µs: as long as the round trips measured say that
+/// it may take, and as a peer may be busy for a moment. A PING_REQ takes two of these round trips,
+/// of the three that this allows for.
 pub(in crate::node) fn ping_timeout_us(rtt: Rtt) -> u64 {
     let smoothed_us = rtt.smoothed_us().unwrap_or_default();
     (rtt.timeout_us(0) + 2 * smoothed_us).clamp(PING_US_MIN, PING_US_MAX)
+}
+
+/// How many places farther to go in a ring of `len` from slot to slot, so that neighbours are not
+/// probed one after the other, and all are reached: about the golden ratio, and coprime to `len`.
+fn stride(len: u64) -> u64 {
+    let coprime = |stride: &u64| {
+        let (mut a, mut b) = (len, *stride);
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a == 1
+    };
+    (len * 618 / 1000 + 1..len).find(coprime).unwrap_or(1)
 }
 
 fn life(contact: &Contact) -> Life {
@@ -97,52 +110,34 @@ fn life(contact: &Contact) -> Life {
 }
 
 impl Node {
-    /// Probes the next contact, if it is time.
+    /// Probes the contact whose turn it is, if it is time. One that is fresh, or that all suspect
+    /// already, needs none.
     pub(in crate::node) fn probe(&mut self) {
         if self.now_us < self.membership.probes.at_us {
             return;
         }
-        let pause_us = us(self.config.probe_interval);
-        self.membership.probes.at_us = self.now_us + self.jittered(pause_us);
-        if let Some(id) = self.next_to_probe() {
+        let interval_us = us(self.config.probe_interval);
+        let slot = self.unix_us() / interval_us;
+        let next_us = ((slot + 1) * interval_us).saturating_sub(self.started_unix_us);
+        // The answers should not all come at the same moment.
+        let jitter_us = self.rng.random_range(0..=interval_us / 5);
+        self.membership.probes.at_us = next_us.max(self.now_us + 1) + jitter_us;
+        let due = |c: &&Contact| !c.accused && self.now_us >= c.heard_at_us + FRESH_US;
+        if let Some(id) = self.in_turn(slot).filter(due).map(|contact| contact.id) {
             self.count(Counter::ProbesSent);
             self.ping(id, Purpose::Probe);
         }
     }
 
-    /// The next contact in turn that is neither fresh nor suspected by all already.
-    fn next_to_probe(&mut self) -> Option<Id> {
-        for _ in 0..SKIPS_MAX.min(self.table.len()) {
-            if self.membership.probes.round.is_empty() {
-                self.begin_round();
-            }
-            let id = self.membership.probes.round.pop()?;
-            let fresh = |c: &Contact| self.now_us < c.heard_at_us + FRESH_US;
-            let due = self.table.get(id).is_some_and(|c| !c.accused && !fresh(c));
-            if due {
-                return Some(id);
-            }
-        }
-        None
-    }
-
-    fn begin_round(&mut self) {
-        let mut round = std::mem::take(&mut self.membership.probes.round);
-        round.extend(self.table.contacts().iter().map(|contact| contact.id));
-        for place in (1..round.len()).rev() {
-            round.swap(place, self.rng.random_range(0..=place));
-        }
-        self.membership.probes.round = round;
-    }
-
-    /// A new contact takes its turn in this round already: a round may take long.
-    pub(super) fn probe_in_turn(&mut self, id: Id) {
-        let round = &mut self.membership.probes.round;
-        if round.len() < 2 * self.table.len() {
-            round.push(id);
-            let last = round.len() - 1;
-            round.swap(last, self.rng.random_range(0..=last));
-        }
+    /// The contact whose turn it is in a slot: the nodes are a ring in the order of their ids, and
+    /// all probe the one that is as many places farther. So in each slot each node is probed once,
+    /// as far as clocks and tables agree, and each contact once in as many slots as there are.
+    fn in_turn(&self, slot: u64) -> Option<&Contact> {
+        let contacts = self.table.contacts();
+        let len = contacts.len() as u64;
+        let own_place = contacts.partition_point(|contact| contact.id < self.own.id) as u64;
+        let farther = slot.checked_rem(len)? * stride(len) % len;
+        contacts.get(((own_place + farther) % len) as usize)
     }
 
     /// Pings a suspect, or one that may be.
@@ -205,7 +200,7 @@ impl Node {
             return;
         }
         let silent_us = self.now_us.saturating_sub(contact.silent_since_us());
-        let last_call = 2 * silent_us >= us(self.config.dead_after);
+        let last_call = 4 * silent_us >= us(self.config.dead_after);
         match purpose {
             Purpose::Probe => {
                 // The PING may have been lost on its way, or the answer.
@@ -242,19 +237,29 @@ impl Node {
         }
     }
 
-    /// The PING_REQ that asks whether this contact is alive; PING when it is none any more.
-    pub(in crate::node) fn ping_req(&self, suspect: Id) -> Message {
-        self.table.get(suspect).map_or(Message::Ping, |contact| Message::PingReq(life(contact)))
+    /// The PING_REQ for this purpose; PING when it is about no contact any more.
+    pub(in crate::node) fn ping_req(&self, purpose: Purpose) -> Message {
+        let (suspect, within_us) = match purpose {
+            Purpose::Vouch(suspect) => (suspect, FRESH_US),
+            Purpose::LastCall(suspect) => (suspect, LAST_CALL_US),
+            _ => return Message::Ping,
+        };
+        let ping_req = |contact| {
+            let within_us = within_us as u32;
+            Message::PingReq { life: life(contact), within_us }
+        };
+        self.table.get(suspect).map_or(Message::Ping, ping_req)
     }
 
-    /// Another node says that a contact has just answered it. That keeps it alive, but it still
-    /// does not answer us.
-    pub(in crate::node) fn vouched_for(&mut self, suspect: Id, incarnation: u64) {
+    /// Another node says that a contact answered it so long ago. That keeps it alive, but it
+    /// still does not answer us.
+    pub(in crate::node) fn vouched_for(&mut self, suspect: Id, incarnation: u64, ago_us: u32) {
         self.count(Counter::PeersVouchedFor);
+        let alive_at_us = self.now_us.saturating_sub(ago_us.into());
         if let Some(contact) = self.table.get_mut(suspect)
             && contact.incarnation <= incarnation
         {
-            contact.alive_at_us = self.now_us;
+            contact.alive_at_us = contact.alive_at_us.max(alive_at_us);
         }
     }
 
@@ -287,8 +292,8 @@ impl Node {
         }
         let id = self.hasher.node(address.ip());
         let believable = |c: &&Contact| {
-            let fresh = self.now_us < c.heard_at_us + FRESH_US;
-            c.address == address && c.incarnation <= incarnation && !fresh
+            let since = self.now_us < c.heard_at_us + HEARSAY_US;
+            c.address == address && c.incarnation <= incarnation && !since
         };
         if self.table.get(id).filter(believable).is_none() {
             return self.count(Counter::SuspicionsIgnored);
@@ -298,21 +303,27 @@ impl Node {
         }
     }
 
-    /// Another node asks whether one answers us. The answer waits until that one is heard; when
-    /// it is not, there is none.
-    pub(in crate::node) fn serve_ping_req(&mut self, from: SocketAddr, asked: u64, life: Life) {
+    /// Another node asks whether one answered us within some time. If not, the answer waits until
+    /// that one is heard; when it is not, there is none.
+    pub(in crate::node) fn serve_ping_req(
+        &mut self,
+        from: SocketAddr,
+        asked: u64,
+        life: Life,
+        within_us: u32,
+    ) {
         self.count(Counter::PingReqsReceived);
-        let Life { address, incarnation } = life;
-        let id = self.hasher.node(address.ip());
-        let contact = self.table.get(id);
-        let fresh = |c: &&Contact| self.now_us < c.heard_at_us + FRESH_US;
-        if let Some(contact) = contact.filter(fresh).filter(|c| c.incarnation >= incarnation) {
-            let incarnation = contact.incarnation;
-            return self.send_relayed(from, asked, incarnation);
+        let now_us = self.now_us;
+        let id = self.hasher.node(life.address.ip());
+        let contact = self.table.get(id).filter(|c| c.address == life.address);
+        if let Some(contact) = contact.filter(|c| c.incarnation >= life.incarnation) {
+            let ago_us = now_us - contact.heard_at_us;
+            if ago_us <= within_us.into() {
+                return self.send_relayed(from, asked, contact.incarnation, ago_us as u32);
+            }
         }
         let known = contact.is_some();
-        let now_us = self.now_us;
-        let possible = self.is_possible_peer(address);
+        let possible = self.is_possible_peer(life.address);
         let relays = &mut self.membership.probes.relays;
         let room = relays.len() < RELAYS_MAX || relays.contains_key(&id);
         if !possible || !room {
@@ -325,13 +336,13 @@ impl Node {
         if relay.waiters.try_push((from, asked)).is_err() {
             return self.count(Counter::PingReqsIgnored);
         }
-        match known {
-            true if first => self.check(id),
-            false if first => {
+        match (first, known) {
+            (false, _) => {}
+            (true, true) => self.check(id),
+            (true, false) => {
                 self.count(Counter::ChecksSent);
-                self.request(address, Purpose::Check);
+                self.request(life.address, Purpose::Check);
             }
-            _ => {}
         }
     }
 
@@ -339,14 +350,14 @@ impl Node {
     pub(super) fn relay_pong(&mut self, sender: &Sender) {
         if let Some(relay) = self.membership.probes.relays.remove(&sender.id) {
             for (to, asked) in relay.waiters {
-                self.send_relayed(to, asked, sender.incarnation);
+                self.send_relayed(to, asked, sender.incarnation, 0);
             }
         }
     }
 
-    fn send_relayed(&mut self, to: SocketAddr, asked: u64, incarnation: u64) {
+    fn send_relayed(&mut self, to: SocketAddr, asked: u64, incarnation: u64, ago_us: u32) {
         self.count(Counter::PongsRelayed);
-        self.send(to, asked, Message::PongRelayed { incarnation });
+        self.send(to, asked, Message::PongRelayed { incarnation, ago_us });
     }
 
     /// Gives up the suspects that are dead, and pings those that are due.
@@ -374,5 +385,21 @@ impl Node {
                 self.check(id);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_stride_reaches_all() {
+        for len in 1..500 {
+            let stride = stride(len);
+            let reached: BTreeSet<u64> = (0..len).map(|slot| slot * stride % len).collect();
+            assert_eq!(reached.len() as u64, len, "{len}: {stride}");
+        }
+        assert_eq!((stride(2), stride(3), stride(1000)), (1, 2, 619));
     }
 }
