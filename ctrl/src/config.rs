@@ -261,7 +261,8 @@ pub enum Encapsulation {
 pub struct Dht {
     /// The core's UDP socket, on the locator.
     pub listen: SocketAddr,
-    /// Nodes that a new one asks first; this server itself is left out.
+    /// Nodes that a new one asks first. When this server is among them it may stand alone if none
+    /// of the others answers. Empty when there are no others.
     pub bootstrap: Vec<SocketAddr>,
     /// Nodes per k-bucket.
     pub k: usize,
@@ -355,7 +356,7 @@ impl Config {
         let services = list(&mut self.service_sockets().map(|socket| socket.to_string()));
         let members = list(&mut self.cluster.members.iter().map(ToString::to_string));
         let cores = list(&mut self.workers.cores.iter().map(ToString::to_string));
-        let bootstrap = list(&mut self.dht.bootstrap.iter().map(ToString::to_string));
+        let bootstrap = list(&mut others(&self.dht).map(ToString::to_string));
         let bootstrap = if bootstrap.is_empty() { "nobody".to_owned() } else { bootstrap };
         let keys = match &self.cluster.keys {
             None => "none: insecure".to_owned(),
@@ -384,6 +385,11 @@ impl Config {
     }
 }
 
+/// The nodes to ask first, without this server itself.
+fn others(dht: &Dht) -> impl Iterator<Item = &SocketAddr> {
+    dht.bootstrap.iter().filter(|address| **address != dht.listen)
+}
+
 /// The configuration, and the keys that were asked for on the way.
 fn read(file: &str, text: &str) -> Result<(Config, Vec<Known>), ConfigErrors> {
     let mut reader = Reader::new(file, text);
@@ -394,7 +400,10 @@ fn read(file: &str, text: &str) -> Result<(Config, Vec<Known>), ConfigErrors> {
     let mut config = sections(&mut reader);
     check(&mut reader, &config);
     config.warnings = warnings(&config);
-    config.dht.bootstrap.retain(|address| *address != config.dht.listen);
+    if others(&config.dht).next().is_none() {
+        // There is nobody to ask: the server need not wait for answers before it stands alone.
+        config.dht.bootstrap.clear();
+    }
     Ok((config, reader.finish()?))
 }
 

@@ -176,4 +176,6 @@ fn a_daemon_that_is_stopped_says_so_through_its_workers() {
     assert_eq!(stats["gauges"]["peers_away"], 1);
     assert_eq!(stats["counters"]["peers_left"], 1);
     assert_eq!(stats["counters"]["peers_dead"], 0);
+    // It is in its own list of nodes to join by: it stands alone now.
+    assert_eq!(stats["gauges"]["joined"], 1);
 }

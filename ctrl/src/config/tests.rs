@@ -131,7 +131,7 @@ idle = "busy"
 "#;
     let config = Config::parse("c.toml", &text).unwrap();
     assert_eq!(config.dht.listen, "[2001:db8::1]:7000".parse().unwrap());
-    assert_eq!(config.dht.bootstrap, ["[2001:db8::2]:7000".parse().unwrap()], "without itself");
+    assert_eq!(config.dht.bootstrap.len(), 2, "itself among them: it may stand alone");
     assert_eq!((config.dht.spread, config.dht.lease), (3, Duration::from_secs(90)));
     assert_eq!(config.dht.dead_after, Duration::from_secs(3));
     assert_eq!(config.dht.probe_interval, Duration::from_millis(100));
@@ -142,6 +142,7 @@ idle = "busy"
     assert_eq!(services, ["192.168.0.1:80", "192.168.0.1:443", "[2001:db8:1::80]:443"]);
     let summary = config.summary();
     assert!(summary.contains("[2001:db8:1::80]:443"), "{summary}");
+    assert!(summary.contains("joins [2001:db8::2]:7000, "), "{summary}");
     assert!(summary.contains("3 replicas among 3, lease 1m 30s"), "{summary}");
     assert!(config.cluster.is_member("2001:db8::7".parse().unwrap()));
     assert!(!config.cluster.is_member("2001:db8:7::7".parse().unwrap()));
@@ -538,6 +539,14 @@ fn two_keys_are_summed_up() {
     let config = Config::parse("c.toml", &full(&directory)).unwrap();
     let summary = config.summary();
     assert!(summary.contains("keys       1 seals, 0 opens as well"), "{summary}");
+}
+
+#[test]
+fn a_server_that_is_alone_in_the_list_has_nobody_to_wait_for() {
+    let text = minimal() + "[dht]\nbootstrap = [\"10.0.0.1:7000\"]\n";
+    let config = Config::parse("c.toml", &text).unwrap();
+    assert!(config.dht.bootstrap.is_empty());
+    assert!(config.summary().contains("joins nobody"), "{}", config.summary());
 }
 
 #[test]
