@@ -30,15 +30,17 @@ use crate::commands::Commands;
 use crate::config::{ClusterKey, Config, Idle, Secret};
 use crate::kernel_sockets;
 use crate::lifecycle::Shutdown;
-use crate::ports::{self, CarrierRelay, Ports};
+use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
 use crate::socket::ControlSocket;
 
 /// Announcements that a worker can have queued for the DHT core.
 const ANNOUNCEMENTS: usize = 16 * 1024;
 /// How often the main thread looks whether all threads are alive and the uplink has carrier.
 const SUPERVISION: Duration = Duration::from_millis(50);
-/// How long the DHT core may take to stop.
+/// How long the DHT core may take to stop, and how long the workers go on after it: what it sent
+/// last is in the host port's queue.
 const STOP: Duration = Duration::from_secs(2);
+const DRAIN: Duration = Duration::from_millis(20);
 
 /// What the control socket shows of a running appliance.
 #[derive(Debug)]
@@ -88,71 +90,109 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         clock: tsc_clock,
         config,
     });
-    let dht = spawn("dht", move || core.run(core_ends))?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut threads = Vec::new();
-    for (index, (queues, core_end)) in queues.into_iter().zip(worker_ends).enumerate() {
+    let mut threads = Threads {
+        dht: spawn("dht", move || core.run(core_ends))?,
+        workers: Vec::new(),
+        stop: Arc::default(),
+    };
+    let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, worker_ends)
+        .and_then(|()| adopt_kernel_sessions(&shared, &mut main_end, tsc_clock))
+        .and_then(|()| serve(&appliance, &threads, shutdown));
+    info!("stopping");
+    threads.stop(&appliance.dht).and(outcome)
+}
+
+/// The threads of a running appliance.
+struct Threads {
+    dht: JoinHandle<Result<(), holdfast_dht::Error>>,
+    workers: Vec<JoinHandle<anyhow::Result<()>>>,
+    /// Ends the workers.
+    stop: Arc<AtomicBool>,
+}
+
+impl Threads {
+    /// Ends all threads, the DHT core first: it tells the other servers that this one stops, and
+    /// the workers carry that from the host port to the network.
+    fn stop(self, dht: &Handle) -> anyhow::Result<()> {
+        dht.stop();
+        let deadline = Instant::now() + STOP;
+        while !self.dht.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(DRAIN);
+        self.stop.store(true, Ordering::Relaxed);
+        let joined = |worker| join(worker).flatten().context("a worker failed");
+        // All of them, also when one has failed.
+        let outcomes: Vec<_> = self.workers.into_iter().map(joined).collect();
+        if !self.dht.is_finished() {
+            warn!("the DHT core did not end within {STOP:?}");
+        } else {
+            join(self.dht)?.context("the DHT core failed")?;
+        }
+        outcomes.into_iter().collect()
+    }
+}
+
+fn start_workers(
+    threads: &mut Threads,
+    eal: &Eal,
+    appliance: &Appliance,
+    shared: &Shared,
+    queues: Vec<QueuePairs>,
+    ends: Vec<WorkerEnd>,
+) -> anyhow::Result<()> {
+    let count = ends.len();
+    for (index, (queues, end)) in queues.into_iter().zip(ends).enumerate() {
         let worker = Worker::new(
             shared.clone(),
-            (index, workers),
+            (index, count),
             Arc::clone(&appliance.counters[index]),
-            core_end,
+            end,
             queues.uplink,
             queues.host_port,
         );
-        let (eal, stop) = (eal.clone(), Arc::clone(&stop));
+        let (eal, stop, clock) = (eal.clone(), Arc::clone(&threads.stop), appliance.clock);
         let cpu = appliance.config.workers.cores[index];
-        let run = move || work(&eal, cpu, worker, tsc_clock, &stop);
-        threads.push(spawn(&format!("worker {index}"), run)?);
+        let run = move || work(&eal, cpu, worker, clock, &stop);
+        threads.workers.push(spawn(&format!("worker {index}"), run)?);
     }
-    adopt_kernel_sessions(&shared, &mut main_end, tsc_clock)?;
+    Ok(())
+}
 
-    let commands = Commands::new(Arc::clone(&appliance));
+/// Answers the control socket until the end.
+fn serve(appliance: &Arc<Appliance>, threads: &Threads, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let commands = Commands::new(Arc::clone(appliance));
     let handler = Arc::new(move |request| commands.answer(request));
-    let path = appliance.config.node.control_socket.clone();
-    let control = ControlSocket::open(&path, handler)?;
+    let path = &appliance.config.node.control_socket;
+    let _control = ControlSocket::open(path, handler)?;
     info!(
         locator = %appliance.config.node.locator,
-        workers,
+        workers = threads.workers.len(),
         "running; control socket {}",
         path.display()
     );
-
     let carrier = CarrierRelay::new(&appliance.config);
-    let outcome = supervise(shutdown, &threads, &dht, carrier);
-    drop(control);
-    info!("stopping");
-    stop.store(true, Ordering::Relaxed);
+    let outcome = supervise(shutdown, threads, carrier);
+    // Before the control socket closes, which waits for requests under way.
     appliance.dht.stop();
-    for thread in threads {
-        join(thread)?.context("a worker failed")?;
-    }
-    let deadline = Instant::now() + STOP;
-    while !dht.is_finished() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    if dht.is_finished() {
-        join(dht)?.context("the DHT core failed")?;
-    }
     outcome
 }
 
 /// Waits for the end, and passes the uplink's carrier on meanwhile; an error when a thread ended
 /// before.
-fn supervise<T, D>(
+fn supervise(
     shutdown: &Shutdown,
-    workers: &[JoinHandle<T>],
-    dht: &JoinHandle<D>,
+    threads: &Threads,
     mut carrier: Option<CarrierRelay>,
 ) -> anyhow::Result<()> {
     while !shutdown.wait(SUPERVISION) {
         if let Some(Err(error)) = carrier.as_mut().map(CarrierRelay::relay) {
             warn!("{error:#}");
         }
-        if workers.iter().any(JoinHandle::is_finished) {
+        if threads.workers.iter().any(JoinHandle::is_finished) {
             bail!("a worker ended by itself");
         }
-        if dht.is_finished() {
+        if threads.dht.is_finished() {
             bail!("the DHT core ended by itself");
         }
     }
@@ -267,7 +307,11 @@ fn dht_config(config: &Config) -> (holdfast_dht::Config, Keys) {
         bucket_bits: config.dht.bucket_bits,
         alpha: config.dht.alpha,
         replicas: config.dht.replicas,
+        spread: config.dht.spread,
+        lease: config.dht.lease,
         record_ttl: config.dht.record_ttl,
+        probe_interval: config.dht.probe_interval,
+        dead_after: config.dht.dead_after,
         lookup_timeout: config.dht.lookup_timeout,
         records_max: config.dht.records_max,
         published_max: config.sessions.capacity,

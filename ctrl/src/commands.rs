@@ -130,17 +130,11 @@ impl Commands {
     }
 
     fn peers(&self) -> Result<PeersReply, ProtocolError> {
-        let mut peers = self.appliance.dht.peers().map_err(unavailable)?;
+        let (present, absent) = self.appliance.dht.peers().map_err(unavailable)?;
+        let present = present.iter().map(peer);
+        let mut peers: Vec<Peer> = present.chain(absent.iter().map(absent_peer)).collect();
         peers.sort_by_key(|peer| peer.locator);
-        let peers = peers.into_iter().map(|peer| Peer {
-            id: peer.id.to_string(),
-            locator: peer.locator,
-            address: peer.address,
-            state: if peer.suspect { "suspect" } else { "alive" }.to_owned(),
-            srtt_us: peer.srtt_us,
-            last_seen_ms: Some(peer.heard_ago_us / 1000),
-        });
-        Ok(PeersReply { peers: peers.collect() })
+        Ok(PeersReply { peers })
     }
 
     fn lookups(&self, limit: usize) -> Result<LookupsReply, ProtocolError> {
@@ -211,22 +205,84 @@ fn port_stats(role: &str, port: &Port) -> Result<PortStats, ProtocolError> {
     })
 }
 
-fn dht_stats(stats: &dht::Stats) -> DhtStats {
-    let gauges = &stats.gauges;
+fn peer(peer: &dht::Peer) -> Peer {
+    Peer {
+        id: peer.id.to_string(),
+        locator: peer.locator,
+        address: peer.address,
+        state: if peer.suspect { "suspect" } else { "alive" }.to_owned(),
+        srtt_us: peer.srtt_us,
+        last_seen_ms: Some(peer.heard_ago_us / 1000),
+        absent_ms: None,
+        missed: Some(peer.failures.into()),
+        started_unix_us: Some(peer.incarnation),
+        life: Some(peer.life.into()),
+    }
+}
+
+fn absent_peer(peer: &dht::AbsentPeer) -> Peer {
+    Peer {
+        id: peer.id.to_string(),
+        locator: peer.locator,
+        address: peer.address,
+        state: if peer.away { "away" } else { "dead" }.to_owned(),
+        srtt_us: None,
+        last_seen_ms: None,
+        absent_ms: Some(peer.absent_us / 1000),
+        missed: None,
+        started_unix_us: Some(peer.incarnation),
+        life: None,
+    }
+}
+
+/// All gauges: a new one does not compile before it is here.
+fn dht_gauges(gauges: dht::Gauges) -> Counters {
+    let dht::Gauges {
+        peers,
+        peers_suspect,
+        peers_away,
+        peers_dead,
+        records,
+        tombstones,
+        records_max,
+        owners,
+        published,
+        published_unacked,
+        withdrawing,
+        lookups_in_flight,
+        walks_in_flight,
+        requests_in_flight,
+        operations_in_flight,
+        operations_queued,
+        joined,
+        receive_buffer_bytes,
+        send_buffer_bytes,
+    } = gauges;
     let gauges = [
-        ("peers", gauges.peers),
-        ("peers_suspect", gauges.peers_suspect),
-        ("records", gauges.records),
-        ("tombstones", gauges.tombstones),
-        ("published", gauges.published),
-        ("published_unacked", gauges.published_unacked),
-        ("withdrawing", gauges.withdrawing),
-        ("lookups_in_flight", gauges.lookups_in_flight),
-        ("requests_in_flight", gauges.requests_in_flight),
-        ("joined", gauges.joined.into()),
-        ("receive_buffer_bytes", gauges.receive_buffer_bytes),
-        ("send_buffer_bytes", gauges.send_buffer_bytes),
+        ("peers", peers),
+        ("peers_suspect", peers_suspect),
+        ("peers_away", peers_away),
+        ("peers_dead", peers_dead),
+        ("records", records),
+        ("tombstones", tombstones),
+        ("records_max", records_max),
+        ("owners", owners),
+        ("published", published),
+        ("published_unacked", published_unacked),
+        ("withdrawing", withdrawing),
+        ("lookups_in_flight", lookups_in_flight),
+        ("walks_in_flight", walks_in_flight),
+        ("requests_in_flight", requests_in_flight),
+        ("operations_in_flight", operations_in_flight),
+        ("operations_queued", operations_queued),
+        ("joined", joined.into()),
+        ("receive_buffer_bytes", receive_buffer_bytes),
+        ("send_buffer_bytes", send_buffer_bytes),
     ];
+    gauges.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+fn dht_stats(stats: &dht::Stats) -> DhtStats {
     let distributions = [
         ("setting_time_us", &stats.setting_time_us),
         ("lookup_time_us", &stats.lookup_time_found_us),
@@ -238,7 +294,7 @@ fn dht_stats(stats: &dht::Stats) -> DhtStats {
             .iter()
             .map(|(counter, value)| (counter.name().to_owned(), value))
             .collect(),
-        gauges: gauges.map(|(name, value)| (name.to_owned(), value)).into(),
+        gauges: dht_gauges(stats.gauges),
         distributions: BTreeMap::from(
             distributions.map(|(name, times)| (name.to_owned(), distribution(times))),
         ),
@@ -291,4 +347,56 @@ fn unavailable(error: HandleError) -> ProtocolError {
 
 fn as_u64(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPECIFICATION: &str = include_str!("../../docs/specification/control-protocol.md");
+
+    #[test]
+    fn the_specification_lists_every_gauge() {
+        let gauges = dht_gauges(dht::Gauges::default());
+        for name in gauges.keys() {
+            let row = format!("| `{name}` |");
+            let is_there = SPECIFICATION.lines().any(|line| line.starts_with(&row));
+            assert!(is_there, "{name} has no row in the specification");
+        }
+    }
+
+    #[test]
+    fn a_peer_is_alive_suspect_away_or_dead() {
+        let present = |suspect| dht::Peer {
+            id: dht::Id(1),
+            locator: [10, 0, 0, 2].into(),
+            address: ([10, 0, 0, 2], 7000).into(),
+            incarnation: 7,
+            srtt_us: Some(90),
+            heard_ago_us: 1_500,
+            failures: u8::from(suspect),
+            suspect,
+            life: 3,
+        };
+        let absent = |away| dht::AbsentPeer {
+            id: dht::Id(1),
+            locator: [10, 0, 0, 2].into(),
+            address: ([10, 0, 0, 2], 7000).into(),
+            incarnation: 7,
+            away,
+            absent_us: 2_500,
+        };
+        let peers = [
+            peer(&present(false)),
+            peer(&present(true)),
+            absent_peer(&absent(true)),
+            absent_peer(&absent(false)),
+        ];
+        let states = peers.each_ref().map(|peer| peer.state.as_str());
+        assert_eq!(states, ["alive", "suspect", "away", "dead"]);
+        assert_eq!(peers.each_ref().map(|p| p.last_seen_ms), [Some(1), Some(1), None, None]);
+        assert_eq!(peers.each_ref().map(|p| p.absent_ms), [None, None, Some(2), Some(2)]);
+        assert_eq!(peers.each_ref().map(|p| p.missed), [Some(0), Some(1), None, None]);
+        assert!(peers.iter().all(|peer| peer.started_unix_us == Some(7)));
+    }
 }

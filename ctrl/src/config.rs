@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_net::headers::GUE_PORT;
+use humantime_serde::re::humantime::format_duration;
 use ipnet::IpNet;
 
 pub use device::{Device, DeviceError, MacAddress, MacAddressError};
@@ -29,6 +30,8 @@ const MBUF_BYTES: u64 = 2432;
 const MBUFS_UNDER_WAY: u64 = 512;
 /// `sockaddr_un` holds a path of this many bytes and a zero.
 const SOCKET_PATH_MAX: usize = 107;
+/// A lease is at least this many times as long as it takes to find a server dead.
+const LEASE_PER_DEAD_AFTER: u32 = 5;
 const KEY_FILE: &str = "the path of a file with the cluster's key, the same on every member: \
      `(umask 027; openssl rand -hex 32 > /etc/holdfast/cluster.key)` makes one. A cluster that \
      does without says `insecure = true`";
@@ -258,7 +261,8 @@ pub enum Encapsulation {
 pub struct Dht {
     /// The core's UDP socket, on the locator.
     pub listen: SocketAddr,
-    /// Nodes that a new one asks first; this server itself is left out.
+    /// Nodes that a new one asks first. When this server is among them it may stand alone if none
+    /// of the others answers. Empty when there are no others.
     pub bootstrap: Vec<SocketAddr>,
     /// Nodes per k-bucket.
     pub k: usize,
@@ -268,8 +272,16 @@ pub struct Dht {
     pub alpha: usize,
     /// Servers that hold each record.
     pub replicas: usize,
-    /// A record is forgotten when its owner has not renewed it for this long.
+    /// Nodes closest to a record among which its replicas are drawn.
+    pub spread: usize,
+    /// The records of a server are kept for this long after it was last known to live.
+    pub lease: Duration,
+    /// The same for a server that is not in the routing table, from its last STORE.
     pub record_ttl: Duration,
+    /// Pause between two probes of other servers.
+    pub probe_interval: Duration,
+    /// A suspect that gives no sign of life for this long is dead.
+    pub dead_after: Duration,
     /// A lookup without enough answers ends after this time.
     pub lookup_timeout: Duration,
     /// Most records that this server holds for the cluster.
@@ -344,7 +356,7 @@ impl Config {
         let services = list(&mut self.service_sockets().map(|socket| socket.to_string()));
         let members = list(&mut self.cluster.members.iter().map(ToString::to_string));
         let cores = list(&mut self.workers.cores.iter().map(ToString::to_string));
-        let bootstrap = list(&mut self.dht.bootstrap.iter().map(ToString::to_string));
+        let bootstrap = list(&mut others(&self.dht).map(ToString::to_string));
         let bootstrap = if bootstrap.is_empty() { "nobody".to_owned() } else { bootstrap };
         let keys = match &self.cluster.keys {
             None => "none: insecure".to_owned(),
@@ -356,7 +368,7 @@ impl Config {
         format!(
             "  locator    {}\n  uplink     {}\n  host port  {}\n  workers    {} on cores {cores}\n  \
              services   {services}\n  sessions   {}\n  tunnel     gue, UDP port {}\n  \
-             dht        {}, joins {bootstrap}, {} replicas\n  members    {members}\n  \
+             dht        {}, joins {bootstrap}, {} replicas among {}, lease {}\n  members    {members}\n  \
              keys       {keys}\n  control    {}\n",
             self.node.locator,
             self.uplink.device,
@@ -366,9 +378,16 @@ impl Config {
             self.tunnel.port,
             self.dht.listen,
             self.dht.replicas,
+            self.dht.spread,
+            format_duration(self.dht.lease),
             self.node.control_socket.display(),
         )
     }
+}
+
+/// The nodes to ask first, without this server itself.
+fn others(dht: &Dht) -> impl Iterator<Item = &SocketAddr> {
+    dht.bootstrap.iter().filter(|address| **address != dht.listen)
 }
 
 /// The configuration, and the keys that were asked for on the way.
@@ -381,7 +400,10 @@ fn read(file: &str, text: &str) -> Result<(Config, Vec<Known>), ConfigErrors> {
     let mut config = sections(&mut reader);
     check(&mut reader, &config);
     config.warnings = warnings(&config);
-    config.dht.bootstrap.retain(|address| *address != config.dht.listen);
+    if others(&config.dht).next().is_none() {
+        // There is nobody to ask: the server need not wait for answers before it stands alone.
+        config.dht.bootstrap.clear();
+    }
     Ok((config, reader.finish()?))
 }
 
@@ -627,11 +649,15 @@ fn dht(reader: &mut Reader<'_>, listen: SocketAddr) -> Dht {
         bucket_bits: section.number("bucket_bits", 8, 1..=8),
         alpha: section.number("alpha", 3, 1..=16),
         replicas: section.number("replicas", 3, 1..=6),
+        spread: section.number("spread", 128, 1..=1024),
+        lease: section.duration("lease", seconds(MINUTE), seconds(5)..=seconds(HOUR)),
         record_ttl: section.duration(
             "record_ttl",
             seconds(HOUR),
             seconds(MINUTE)..=seconds(7 * DAY),
         ),
+        probe_interval: section.duration("probe_interval", millis(50), millis(10)..=seconds(1)),
+        dead_after: section.duration("dead_after", seconds(2), seconds(1)..=seconds(MINUTE)),
         lookup_timeout: section.duration("lookup_timeout", millis(500), millis(20)..=seconds(30)),
         records_max: section.number("records_max", 4_000_000, 1024..=1 << 28),
     };
@@ -830,17 +856,38 @@ fn check_dht(reader: &mut Reader<'_>, config: &Config) {
             reader.refuse("dht.listen", "expected another port than tunnel.port");
         }
     }
-    for (key, value) in [("dht.alpha", dht.alpha), ("dht.replicas", dht.replicas)] {
+    // A server knows the nodes around a record as far as its buckets hold them: who draws among
+    // more than that does not draw alike.
+    let at_most_k =
+        [("dht.alpha", dht.alpha), ("dht.replicas", dht.replicas), ("dht.spread", dht.spread)];
+    for (key, value) in at_most_k {
         if value > dht.k && reader.sound(&[key, "dht.k"]) {
             reader.refuse(key, format_args!("expected at most dht.k, {}", dht.k));
         }
     }
+    check_lease(reader, dht);
     for (index, address) in dht.bootstrap.iter().enumerate() {
         let keys = ["dht.bootstrap", "cluster.members"];
         if reader.sound(&keys) && !config.cluster.is_member(address.ip()) {
             let entry = format!("dht.bootstrap[{index}]");
             reader.refuse(&entry, "expected an address in cluster.members");
         }
+    }
+}
+
+/// A server that was taken for dead and lives, or is started again, must have time to come back and
+/// store again before its records end.
+fn check_lease(reader: &mut Reader<'_>, dht: &Dht) {
+    let least = LEASE_PER_DEAD_AFTER * dht.dead_after;
+    if dht.lease < least && reader.sound(&["dht.lease", "dht.dead_after"]) {
+        let least = format_duration(least);
+        let right = format_args!(
+            "expected at least \"{least}\", {LEASE_PER_DEAD_AFTER} times dht.dead_after"
+        );
+        reader.refuse("dht.lease", right);
+    }
+    if dht.record_ttl < dht.lease && reader.sound(&["dht.record_ttl", "dht.lease"]) {
+        reader.refuse("dht.record_ttl", "expected at least dht.lease");
     }
 }
 

@@ -370,7 +370,7 @@ pub struct PortStats {
 pub struct DhtStats {
     /// Since the daemon's start.
     pub counters: Counters,
-    /// Now: at least `peers` and `records`.
+    /// Now, as the specification lists them: at least `peers` and `records`.
     pub gauges: Counters,
     /// At least `setting_time_us` (STORE sent until all replicas acknowledged it),
     /// `lookup_time_us` (first request sent until the owner is known) and
@@ -464,7 +464,7 @@ impl FromStr for SessionKind {
     }
 }
 
-/// The DHT's members that this server knows.
+/// The DHT's members that this server knows, or knew lately.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct PeersReply {
     /// By locator.
@@ -480,12 +480,23 @@ pub struct Peer {
     pub locator: IpAddr,
     /// Its UDP socket.
     pub address: SocketAddr,
-    /// Its state, in lower case, as in `alive`, `suspect` or `dead`.
+    /// Its state, in lower case: `alive`; `suspect`, it missed a request or others say so;
+    /// `away`, it said that it stops, and its lease has not ended; `dead`.
     pub state: String,
     /// Smoothed round-trip time in microseconds, once measured.
     pub srtt_us: Option<u64>,
-    /// Time since its last datagram in milliseconds; `None` when there was none.
+    /// Time since it last answered in milliseconds; `None` when it is away or dead.
     pub last_seen_ms: Option<u64>,
+    /// Time since it left, or was given up, in milliseconds; only when it is away or dead.
+    pub absent_ms: Option<u64>,
+    /// Requests in a row that it missed; `None` when it is away or dead.
+    pub missed: Option<u64>,
+    /// When its last known incarnation started, by its own clock, in microseconds since the Unix
+    /// epoch.
+    pub started_unix_us: Option<u64>,
+    /// Which of its lives this is: another number each time that it enters this server's routing
+    /// table. `None` when it is away or dead.
+    pub life: Option<u64>,
 }
 
 /// Who owns a flow.

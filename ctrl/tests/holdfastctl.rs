@@ -202,23 +202,32 @@ FLOW                          KIND      STATE        OWNER          IDLE        
 
 #[test]
 fn shows_peers() {
-    let peer = |last: u8, seen: Option<u64>| Peer {
-        id: "0123456789abcdef0123456789abcdef".to_owned(),
-        locator: [10, 0, 0, last].into(),
-        address: ([10, 0, 0, last], 7000).into(),
-        state: "alive".to_owned(),
-        srtt_us: seen.map(|_| 120),
-        last_seen_ms: seen,
+    let peer = |last: u8, state: &str| {
+        let present = state == "alive" || state == "suspect";
+        Peer {
+            id: "0123456789abcdef0123456789abcdef".to_owned(),
+            locator: [10, 0, 0, last].into(),
+            address: ([10, 0, 0, last], 7000).into(),
+            state: state.to_owned(),
+            srtt_us: present.then_some(120),
+            last_seen_ms: present.then_some(40),
+            absent_ms: (!present).then_some(12_500),
+            missed: present.then_some(u64::from(state == "suspect")),
+            started_unix_us: Some(1_470_182_400_123_456),
+            life: present.then_some(last.into()),
+        }
     };
-    let reply = PeersReply { peers: vec![peer(2, Some(40)), peer(13, None)] };
+    let peers = vec![peer(2, "alive"), peer(3, "suspect"), peer(4, "away"), peer(13, "dead")];
     let expected = "\
-LOCATOR    STATE     RTT    LAST SEEN  ADDRESS         ID
-10.0.0.2   alive  120 µs  40.0 ms ago  10.0.0.2:7000   0123456789abcdef0123456789abcdef
-10.0.0.13  alive       -        never  10.0.0.13:7000  0123456789abcdef0123456789abcdef
+LOCATOR    STATE       RTT  MISSED    LAST SEEN  STARTED (UTC)             LIFE  ADDRESS         ID
+10.0.0.2   alive    120 µs       0  40.0 ms ago  2016-08-03T00:00:00.123Z     2  10.0.0.2:7000   0123456789abcdef0123456789abcdef
+10.0.0.3   suspect  120 µs       1  40.0 ms ago  2016-08-03T00:00:00.123Z     3  10.0.0.3:7000   0123456789abcdef0123456789abcdef
+10.0.0.4   away          -       -  gone 12.5 s  2016-08-03T00:00:00.123Z     -  10.0.0.4:7000   0123456789abcdef0123456789abcdef
+10.0.0.13  dead          -       -  gone 12.5 s  2016-08-03T00:00:00.123Z     -  10.0.0.13:7000  0123456789abcdef0123456789abcdef
 
-2 peers
+4 peers, 1 suspect, 1 away, 1 dead
 ";
-    assert_eq!(shown(Reply::Peers(reply), "show peers"), expected);
+    assert_eq!(shown(Reply::Peers(PeersReply { peers }), "show peers"), expected);
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn a_valid_configuration_is_ok_and_summed_up() {
   services   192.168.0.1:80 192.168.0.1:443
   sessions   1000000
   tunnel     gue, UDP port 6080
-  dht        10.0.0.1:7000, joins nobody, 3 replicas
+  dht        10.0.0.1:7000, joins nobody, 3 replicas among 128, lease 1m
   members    10.0.0.0/24
   keys       0 seals
   control    /run/holdfast/holdfastd.sock
@@ -50,19 +50,22 @@ fn all_errors_are_listed_with_their_places() {
     let path = directory.path().join("bad.toml");
     let text = std::fs::read_to_string(FULL).unwrap();
     let text = text.replace("/etc/holdfast/cluster.key", "/nowhere/cluster.key");
-    std::fs::write(&path, text.replace("capacity = 1_000_000", "capacity = 7")).unwrap();
+    let text = text.replace("capacity = 1_000_000", "capacity = 7");
+    std::fs::write(&path, text.replace("spread = 128", "spread = 0")).unwrap();
     let output = check(&path);
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty());
     let error = String::from_utf8(output.stderr).unwrap();
     let lines: Vec<&str> = error.lines().collect();
-    assert_eq!(lines.len(), 2, "{error}");
+    assert_eq!(lines.len(), 3, "{error}");
     let file = path.display();
     assert!(
         lines[0].contains(&format!("{file}:34:12: sessions.capacity = 7: expected")),
         "{error}"
     );
-    assert!(lines[1].contains("cluster.key_file = \"/nowhere/cluster.key\": No such"), "{error}");
+    let expected = format!("{file}:65:10: dht.spread = 0: expected a whole number from 1 to 1024");
+    assert!(lines[1].contains(&expected), "{error}");
+    assert!(lines[2].contains("cluster.key_file = \"/nowhere/cluster.key\": No such"), "{error}");
 }
 
 #[test]

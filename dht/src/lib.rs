@@ -33,7 +33,9 @@ pub use auth::Keys;
 pub use config::{Config, ConfigError, REPLICAS_MAX};
 pub use id::Id;
 pub use ipnet::IpNet;
-pub use node::{Action, Event, LookupReport, Node, Peer, ReplicaReport, Statement, Transmit};
+pub use node::{
+    AbsentPeer, Action, Event, LookupReport, Node, Peer, ReplicaReport, Statement, Transmit,
+};
 pub use peer_slots::Slot;
 pub use placement::{Placement, Rank};
 pub use record::Claim;

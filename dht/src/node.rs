@@ -34,7 +34,7 @@ use crate::routing_table::{Patience, RoutingTable};
 use crate::stats::{Counter, Counters, Gauges, Journal, LookupRecord, Stats, Times};
 use crate::store::{Store, Terms};
 
-pub use membership::Peer;
+pub use membership::{AbsentPeer, Peer};
 pub use reading::{LookupReport, ReplicaReport, Statement};
 
 use membership::{Membership, ping_timeout_us};
@@ -666,18 +666,25 @@ impl Node {
     pub fn gauges(&self) -> Gauges {
         let contacts = self.table.contacts();
         let suspects = contacts.iter().filter(|c| c.is_suspect()).count();
+        let (away, dead) = self.membership.absent();
         Gauges {
             peers: contacts.len() as u64,
             peers_suspect: suspects as u64,
+            peers_away: away as u64,
+            peers_dead: dead as u64,
             records: self.store.live() as u64,
             tombstones: self.store.tombstones() as u64,
+            records_max: self.store.capacity() as u64,
             owners: self.store.owners() as u64,
             published: self.publishing.live as u64,
             published_unacked: (self.publishing.live - self.publishing.settled) as u64,
             published_moving: self.publishing.moving as u64,
             withdrawing: (self.published.len() - self.publishing.live) as u64,
             lookups_in_flight: (self.reads.len() + self.lookups.len()) as u64,
+            walks_in_flight: self.lookups.len() as u64,
             requests_in_flight: (self.requests.len() + self.links.in_flight()) as u64,
+            operations_in_flight: self.links.in_flight() as u64,
+            operations_queued: self.links.queued() as u64,
             joined: self.membership.is_joined(),
             ..Gauges::default()
         }

@@ -27,7 +27,7 @@ use thiserror::Error;
 
 use crate::auth::{Keys, Opener, Refusal, Sealer};
 use crate::config::{Config, ConfigError};
-use crate::node::{Action, Event, LookupReport, Node, Peer};
+use crate::node::{AbsentPeer, Action, Event, LookupReport, Node, Peer};
 use crate::stats::{Counter, Counters, LookupRecord, Stats};
 
 use socket::{BATCH, ControlSocket, SocketInode};
@@ -122,18 +122,19 @@ pub enum HandleError {
 
 #[derive(Debug)]
 enum Command {
-    Peers(SyncSender<Vec<Peer>>),
+    Peers(SyncSender<(Vec<Peer>, Vec<AbsentPeer>)>),
     Lookup(FlowKey, SyncSender<LookupReport>),
     Stats(SyncSender<Stats>),
     RecentLookups(usize, SyncSender<Vec<LookupRecord>>),
 }
 
 impl Handle {
-    /// The nodes in the routing table, in the order of their ids.
+    /// The nodes in the routing table, in the order of their ids, and those that were in it and
+    /// are looked out for, by their locators.
     ///
     /// # Errors
     /// [`HandleError`].
-    pub fn peers(&self) -> Result<Vec<Peer>, HandleError> {
+    pub fn peers(&self) -> Result<(Vec<Peer>, Vec<AbsentPeer>), HandleError> {
         self.ask(Command::Peers)
     }
 
@@ -464,7 +465,7 @@ impl Core {
     fn command(&mut self, command: Command) {
         match command {
             Command::Peers(reply) => {
-                let _ = reply.try_send(self.node.peers());
+                let _ = reply.try_send((self.node.peers(), self.node.absent_peers()));
             }
             Command::Stats(reply) => {
                 let mut stats = self.node.stats();

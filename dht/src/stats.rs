@@ -83,7 +83,7 @@ counters! {
     LookupsShared "lookups_shared" "Lookups that waited for one already in flight for the same flow.",
     LookupsLocal "lookups_local" "Lookups answered from our own records, without the network.",
     LookupsHedged "lookups_hedged" "Lookups that asked a further replica because one was slow.",
-    LookupsWalked "lookups_walked" "Lookups that had to search for the replicas: others know other nodes than we do.",
+    LookupsWalked "lookups_walked" "Lookups that had to search for the replicas: we may not know them all, or others know other nodes than we do.",
     LookupsFound "lookups_found" "Lookups over the network that found an owner.",
     LookupsNotFound "lookups_not_found" "Lookups over the network where enough replicas said that nobody owns the flow.",
     LookupsTimedOut "lookups_timed_out" "Lookups over the network where too few replicas answered in time.",
@@ -190,12 +190,19 @@ impl Counters {
 pub struct Gauges {
     /// Nodes in the routing table.
     pub peers: u64,
-    /// Of these, suspects: they missed the last request.
+    /// Of these, suspects: they missed the last request, or others say so.
     pub peers_suspect: u64,
+    /// Peers that said that they stop, and whose lease has not ended: their sessions are still
+    /// theirs.
+    pub peers_away: u64,
+    /// Peers that died, or stayed away for longer than the lease, and are looked out for.
+    pub peers_dead: u64,
     /// Live records held, for others and for ourselves.
     pub records: u64,
     /// Tombstones held.
     pub tombstones: u64,
+    /// Records and tombstones that can be held.
+    pub records_max: u64,
     /// Owners of these, and contacts, in the store's memory.
     pub owners: u64,
     /// Sessions published, as far as not withdrawn.
@@ -208,8 +215,14 @@ pub struct Gauges {
     pub withdrawing: u64,
     /// Lookups in flight.
     pub lookups_in_flight: u64,
+    /// Of these, the ones that search for nodes: not one hop.
+    pub walks_in_flight: u64,
     /// Requests in flight, of all kinds.
     pub requests_in_flight: u64,
+    /// Of these, operations that were sent in batches, to all peers together.
+    pub operations_in_flight: u64,
+    /// Operations that wait to be sent, to all peers together.
+    pub operations_queued: u64,
     /// Whether the node has joined the DHT (or stands alone by configuration).
     pub joined: bool,
     /// The kernel's buffer of what the control port received, in bytes as the kernel counts them.

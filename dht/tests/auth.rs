@@ -2,23 +2,19 @@
 //! who has no key gets nowhere.
 #![allow(clippy::unwrap_used)]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+mod server;
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use holdfast_dht::auth::{ClusterKey, SEALED_MAX, Sealer, Secret};
 use holdfast_dht::message::{Datagram, Message, Sender};
-use holdfast_dht::{
-    Config, Counter, Error, Handle, Keys, ReplicaReport, Service, Statement, Stats,
-};
-use holdfast_handoff::{
-    Announcement, Answer, Clock, Resolution, Resolve, WorkerEnd, rings, unix_us,
-};
+use holdfast_dht::{Config, Counter, Keys, ReplicaReport, Statement};
+use holdfast_handoff::{Resolution, unix_us};
 use holdfast_net::FlowKey;
+use server::{PATIENCE, Server, until, until_complete};
 
 const PORT: u16 = 7100;
-const PATIENCE: Duration = Duration::from_secs(20);
 /// What members that have the right keys never cause.
 const REFUSALS: [Counter; 6] = [
     Counter::UnknownKey,
@@ -29,19 +25,9 @@ const REFUSALS: [Counter; 6] = [
     Counter::TooManyRuns,
 ];
 
-/// A server: a service in a thread, and its one worker's rings.
-struct Server {
-    locator: IpAddr,
-    clock: Arc<Clock>,
-    handle: Handle,
-    worker: WorkerEnd,
-    thread: Option<JoinHandle<Result<(), Error>>>,
-}
-
-/// Locator of a test's `n`-th server. Runs of this test at the same time do not meet.
+/// Locator of a test's `n`-th server: none of `loopback.rs`, which may run at the same time.
 fn locator(test: u8, n: u8) -> IpAddr {
-    let run = 20 + (std::process::id() % 200) as u8;
-    IpAddr::from(Ipv4Addr::new(127, run, 100 + test, n))
+    server::locator(100 + test, n)
 }
 
 fn address(test: u8, n: u8) -> SocketAddr {
@@ -57,94 +43,29 @@ fn keys(sealing: u8, opening: Option<u8>) -> Keys {
     Keys { sealing: key(sealing), opening: opening.map(key), ids: Secret([1; 32]) }
 }
 
-impl Server {
-    fn start(test: u8, n: u8, keys: Keys) -> Server {
-        let mut config = Config::new(locator(test, n), address(test, n));
-        config.bootstrap = vec![address(test, 1), address(test, 2)];
-        config.members = vec!["127.0.0.0/8".parse().unwrap()];
-        config.id_key = keys.id_key();
-        let locator = config.locator;
-        let clock = Arc::new(Clock::default());
-        let service = Service::bind(config, keys, clock.clone()).expect("bind");
-        let (worker, core) = rings(64, 4096, service.doorbell());
-        let handle = service.handle();
-        let thread = Some(std::thread::spawn(move || service.run(vec![core])));
-        Server { locator, clock, handle, worker, thread }
-    }
-
-    fn publish(&mut self, flow: FlowKey) {
-        let version = self.clock.next();
-        self.worker.announce(Announcement::Publish { flow, version }).expect("room");
-        self.worker.ring_doorbell();
-        until("the replicas", || {
-            let gauges = self.stats().gauges;
-            gauges.published > 0 && gauges.published_unacked == 0
-        });
-    }
-
-    /// What this server finds out about a flow.
-    fn resolve(&mut self, flow: FlowKey) -> Resolution {
-        let resolve = Resolve { flow, asked_at_unix_us: unix_us() };
-        self.worker.resolve(resolve).expect("room");
-        self.worker.ring_doorbell();
-        let mut found = None;
-        until("an answer", || {
-            found = self.worker.answer().filter(|a| matches!(a, Answer::Resolved { .. }));
-            found.is_some()
-        });
-        match found.expect("waited for") {
-            Answer::Resolved { resolution, .. } => resolution,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn stats(&self) -> Stats {
-        self.handle.stats().expect("running")
-    }
-
-    fn count(&self, counter: Counter) -> u64 {
-        self.stats().counters.get(counter)
-    }
-
-    fn stop(&mut self) {
-        self.handle.stop();
-        let thread = self.thread.take().expect("stopped once");
-        thread.join().expect("no panic").expect("no error");
-    }
+fn start(test: u8, n: u8, keys: Keys) -> Server {
+    let mut config = Config::new(locator(test, n), address(test, n));
+    config.bootstrap = vec![address(test, 1), address(test, 2)];
+    config.members = vec!["127.0.0.0/8".parse().unwrap()];
+    config.id_key = keys.id_key();
+    Server::start(config, keys)
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        if self.thread.is_some() {
-            self.stop();
-        }
-    }
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < PATIENCE, "waited too long for {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+/// Publishes a flow, and waits for all replicas.
+fn publish(server: &mut Server, flow: FlowKey) {
+    server.publish(flow);
+    until("the replicas", || {
+        let gauges = server.stats().gauges;
+        gauges.published > 0 && gauges.published_unacked == 0
+    });
 }
 
 fn flow(owner: usize) -> FlowKey {
     FlowKey::tcp_v4([20, 1, 1, 1], 1000 + owner as u16, [192, 168, 0, 1], 80)
 }
 
-fn until_complete(servers: &[Server]) {
-    until("all to know all", || {
-        servers.iter().all(|server| {
-            let gauges = server.stats().gauges;
-            gauges.joined && gauges.peers == servers.len() as u64 - 1
-        })
-    });
-}
-
 fn cluster(test: u8, servers: u8, keys: &Keys) -> Vec<Server> {
-    let servers: Vec<Server> =
-        (1..=servers).map(|n| Server::start(test, n, keys.clone())).collect();
+    let servers: Vec<Server> = (1..=servers).map(|n| start(test, n, keys.clone())).collect();
     until_complete(&servers);
     servers
 }
@@ -154,7 +75,7 @@ fn restart(servers: &mut [Server], test: u8, n: usize, keys: &Keys) {
     let noticed = |server: &Server| server.count(Counter::PeersRestarted);
     let before: Vec<u64> = servers.iter().map(noticed).collect();
     servers[n].stop();
-    servers[n] = Server::start(test, n as u8 + 1, keys.clone());
+    servers[n] = start(test, n as u8 + 1, keys.clone());
     until("the others to notice", || {
         let mut others = servers.iter().zip(&before).enumerate().filter(|(m, _)| *m != n);
         others.all(|(_, (server, before))| noticed(server) > *before)
@@ -192,14 +113,14 @@ fn a_key_is_replaced_without_a_failed_lookup() {
     const TEST: u8 = 1;
     let mut servers = cluster(TEST, 5, &keys(1, None));
     for (n, server) in servers.iter_mut().enumerate() {
-        server.publish(flow(n));
+        publish(server, flow(n));
     }
     check_lookups(&mut servers, "before");
     for phase in [keys(1, Some(2)), keys(2, Some(1)), keys(2, None)] {
         for n in 0..servers.len() {
             restart(&mut servers, TEST, n, &phase);
             // As the daemon does with what it learns from the kernel (R7).
-            servers[n].publish(flow(n));
+            publish(&mut servers[n], flow(n));
             check_lookups(&mut servers, &format!("{phase:?} on {n}"));
         }
     }
@@ -209,7 +130,7 @@ fn a_key_is_replaced_without_a_failed_lookup() {
 fn a_server_with_another_key_never_joins() {
     const TEST: u8 = 2;
     let mut servers = cluster(TEST, 2, &keys(1, None));
-    servers[0].publish(flow(0));
+    publish(&mut servers[0], flow(0));
     let other = Keys { sealing: ClusterKey { id: 1, secret: Secret([9; 32]) }, ..keys(1, None) };
     for (n, keys, counter) in [
         (3, other, Counter::Unverified),
@@ -217,7 +138,7 @@ fn a_server_with_another_key_never_joins() {
         (5, Keys { ids: Secret([1; 32]), ..Keys::insecure() }, Counter::UnknownKey),
     ] {
         let before = servers[0].count(counter) + servers[1].count(counter);
-        let mut outsider = Server::start(TEST, n, keys);
+        let mut outsider = start(TEST, n, keys);
         until("it to knock", || servers[0].count(counter) + servers[1].count(counter) > before + 3);
         assert_eq!(outsider.resolve(flow(0)), Resolution::TimedOut);
         let gauges = outsider.stats().gauges;
@@ -233,7 +154,7 @@ fn who_does_not_verify_is_never_answered_and_disturbs_nobody() {
     const TEST: u8 = 3;
     let mut servers = cluster(TEST, 3, &keys(1, None));
     for (n, server) in servers.iter_mut().enumerate() {
-        server.publish(flow(n));
+        publish(server, flow(n));
     }
     // A PING as a member sends it, sealed with another key, and one in the clear.
     let forger = UdpSocket::bind((locator(TEST, 9), 0)).unwrap();

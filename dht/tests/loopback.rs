@@ -1,42 +1,24 @@
 //! Real services on loopback addresses, with the rings that workers use.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod server;
+
 use std::collections::{BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use holdfast_dht::auth::{HEADER_LEN, OVERHEAD, SEALED_MAX, SENDER_BURST, Sealer};
 use holdfast_dht::id::IdHasher;
 use holdfast_dht::message::{DATAGRAM_MAX, Datagram, Message, Sender};
-use holdfast_dht::{
-    Config, Counter, Error, Handle, HandleError, Keys, Outcome, Service, Statement, Stats, auth,
-};
-use holdfast_handoff::{
-    Announcement, Answer, Clock, Resolution, Resolve, Version, WorkerEnd, rings, unix_us,
-};
+use holdfast_dht::{Config, Counter, HandleError, Keys, Outcome, Service, Statement, auth};
+use holdfast_handoff::{Announcement, Answer, Clock, Resolution, Resolve, Version, unix_us};
 use holdfast_net::FlowKey;
+use server::{PATIENCE, Server, locator, until, until_complete};
 
 const PORT: u16 = 7000;
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Shorter than the time after which a silent server is dead.
 const LEASE: Duration = Duration::from_secs(2);
-
-/// A server: a service in a thread, and its one worker's rings.
-struct Server {
-    locator: IpAddr,
-    clock: Arc<Clock>,
-    handle: Handle,
-    worker: WorkerEnd,
-    thread: Option<JoinHandle<Result<(), Error>>>,
-}
-
-/// Locator of a test's `n`-th server. Runs of this test at the same time do not meet.
-fn locator(test: u8, n: u8) -> IpAddr {
-    let run = 20 + (std::process::id() % 200) as u8;
-    IpAddr::from(Ipv4Addr::new(127, run, test, n))
-}
 
 fn config(test: u8, n: u8) -> Config {
     let mut config = Config::new(locator(test, n), (locator(test, n), PORT).into());
@@ -51,93 +33,6 @@ fn keys(test: u8) -> Keys {
     Keys::single(test, auth::Secret([test; 32]))
 }
 
-impl Server {
-    fn start(config: Config, keys: Keys) -> Server {
-        Server::with_rings(config, keys, 64)
-    }
-
-    fn with_rings(config: Config, keys: Keys, resolves: usize) -> Server {
-        let clock = Arc::new(Clock::default());
-        let locator = config.locator;
-        let service = Service::bind(config, keys, clock.clone()).expect("bind");
-        let (worker, core) = rings(resolves, 4096, service.doorbell());
-        let handle = service.handle();
-        Server {
-            locator,
-            clock,
-            handle,
-            worker,
-            thread: Some(std::thread::spawn(move || service.run(vec![core]))),
-        }
-    }
-
-    fn announce(&mut self, announcement: Announcement) {
-        self.worker.announce(announcement).expect("room");
-        self.worker.ring_doorbell();
-    }
-
-    fn publish(&mut self, flow: FlowKey) -> Version {
-        let version = self.clock.next();
-        self.announce(Announcement::Publish { flow, version });
-        version
-    }
-
-    fn answer(&mut self) -> Answer {
-        let mut answer = None;
-        until("an answer", || {
-            answer = self.worker.answer();
-            answer.is_some()
-        });
-        answer.expect("waited for")
-    }
-
-    fn resolve(&mut self, flow: FlowKey) -> Resolution {
-        let asked_at_unix_us = unix_us();
-        let resolve = Resolve { flow, asked_at_unix_us };
-        self.worker.resolve(resolve).expect("room");
-        self.worker.ring_doorbell();
-        match self.answer() {
-            Answer::Resolved { flow: answered, resolution } => {
-                assert_eq!(answered, flow);
-                resolution
-            }
-            other => panic!("expected a resolution, got {other:?}"),
-        }
-    }
-
-    fn stats(&self) -> Stats {
-        self.handle.stats().expect("running")
-    }
-
-    fn count(&self, counter: Counter) -> u64 {
-        self.stats().counters.get(counter)
-    }
-
-    fn kill(&mut self) {
-        self.handle.stop();
-        let thread = self.thread.take().expect("killed once");
-        thread.join().expect("no panic").expect("no error");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.handle.stop();
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(std::thread::panicking() || matches!(ended, Ok(Ok(()))));
-        }
-    }
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < PATIENCE, "waited too long for {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 fn flow(port: u16) -> FlowKey {
     FlowKey::tcp_v4([20, 1, 1, 1], port, [192, 168, 0, 1], 80)
 }
@@ -147,12 +42,7 @@ fn cluster(test: u8, servers: u8) -> Vec<Server> {
 }
 
 fn together(servers: Vec<Server>) -> Vec<Server> {
-    until("all to know all", || {
-        servers.iter().all(|server| {
-            let gauges = server.stats().gauges;
-            gauges.joined && gauges.peers == servers.len() as u64 - 1
-        })
-    });
+    until_complete(&servers);
     servers
 }
 
@@ -215,7 +105,7 @@ fn a_stopped_servers_records_move_and_its_sessions_are_nobodys_when_its_lease_en
     assert_eq!(before, 0);
     let stopped = servers[killed].locator;
     let left = Instant::now();
-    servers[killed].kill();
+    servers[killed].stop();
     until("all to be told", || servers[..killed].iter().all(|s| s.stats().gauges.peers == 3));
     assert!(left.elapsed() < LEASE, "not by its silence");
     // Its kernel still has them.
@@ -590,7 +480,7 @@ fn a_busy_service_stops_soon() {
         while servers[0].worker.answer().is_some() {}
     }
     let stopped = Instant::now();
-    servers[0].kill();
+    servers[0].stop();
     let took = stopped.elapsed();
     stop.store(true, ordering);
     flood.join().unwrap();
@@ -615,6 +505,6 @@ fn a_missing_locator_is_explained() {
 fn a_stopped_service_says_so() {
     let mut server = Server::start(config(5, 1), keys(5));
     assert!(server.handle.stats().is_ok());
-    server.kill();
+    server.stop();
     assert_eq!(server.handle.stats(), Err(HandleError::Stopped));
 }

@@ -934,3 +934,33 @@ fn a_survey_says_what_each_replica_said() {
     let report = network.survey(0, flow(1));
     assert!(report.replicas.iter().all(|r| r.said == Statement::NotHeld));
 }
+
+#[test]
+fn the_absent_are_counted_and_named_until_they_are_back() {
+    let mut network = Network::of(4, 1, Weather::fair());
+    network.run(SECOND);
+    let absent = |network: &Network| {
+        let gauges = network.node(0).gauges();
+        assert_eq!(gauges.peers + gauges.peers_away + gauges.peers_dead, 3);
+        (gauges.peers_away, gauges.peers_dead)
+    };
+    assert_eq!(absent(&network), (0, 0));
+    assert!(network.node(0).peers().iter().all(|p| p.life == network.node(0).life_of(p.address)));
+    network.tell(1, Event::Leave);
+    network.run(SECOND / 2);
+    assert_eq!(absent(&network), (1, 0));
+    let peer = network.node(0).absent_peers()[0];
+    assert_eq!((peer.locator, peer.away), (locator(1), true));
+    assert!(peer.absent_us > 0 && peer.absent_us < SECOND, "{peer:?}");
+    network.kill(1);
+    network.kill(2);
+    network.run(5 * SECOND);
+    assert_eq!(absent(&network), (1, 1));
+    // The lease of the one that left ends.
+    network.run(60 * SECOND);
+    assert_eq!(absent(&network), (0, 2));
+    assert_eq!(network.counter(0, Counter::LeasesEnded), 1);
+    network.start(config(2));
+    network.run(30 * SECOND);
+    assert_eq!(absent(&network), (0, 1));
+}

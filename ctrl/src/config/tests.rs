@@ -118,6 +118,12 @@ linger = "1m 30s"
 
 [dht]
 bootstrap = ["[2001:db8::1]:7000", "[2001:db8::2]:7000"]
+k = 20
+bucket_bits = 1
+spread = 3
+lease = "90s"
+dead_after = "3s"
+probe_interval = "100ms"
 
 [workers]
 cores = [2, 3]
@@ -125,7 +131,10 @@ idle = "busy"
 "#;
     let config = Config::parse("c.toml", &text).unwrap();
     assert_eq!(config.dht.listen, "[2001:db8::1]:7000".parse().unwrap());
-    assert_eq!(config.dht.bootstrap, ["[2001:db8::2]:7000".parse().unwrap()], "without itself");
+    assert_eq!(config.dht.bootstrap.len(), 2, "itself among them: it may stand alone");
+    assert_eq!((config.dht.spread, config.dht.lease), (3, Duration::from_secs(90)));
+    assert_eq!(config.dht.dead_after, Duration::from_secs(3));
+    assert_eq!(config.dht.probe_interval, Duration::from_millis(100));
     assert_eq!(config.sessions.linger, Duration::from_secs(90));
     assert_eq!(config.workers, Workers { cores: vec![2, 3], idle: Idle::Busy });
     assert_eq!(config.uplink.device, Device::Pci("0000:3b:02.0".to_owned()));
@@ -133,6 +142,8 @@ idle = "busy"
     assert_eq!(services, ["192.168.0.1:80", "192.168.0.1:443", "[2001:db8:1::80]:443"]);
     let summary = config.summary();
     assert!(summary.contains("[2001:db8:1::80]:443"), "{summary}");
+    assert!(summary.contains("joins [2001:db8::2]:7000, "), "{summary}");
+    assert!(summary.contains("3 replicas among 3, lease 1m 30s"), "{summary}");
     assert!(config.cluster.is_member("2001:db8::7".parse().unwrap()));
     assert!(!config.cluster.is_member("2001:db8:7::7".parse().unwrap()));
 }
@@ -352,6 +363,58 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("", "[dht]\nk = 2", "dht.alpha = 3 (the default): expected at most dht.k, 2"),
     (
         "",
+        "[dht]\nspread = 0",
+        "c.toml:16:10: dht.spread = 0: expected a whole number from 1 to 1024",
+    ),
+    (
+        "",
+        "[dht]\nspread = 1025",
+        "c.toml:16:10: dht.spread = 1025: expected a whole number from 1 to 1024",
+    ),
+    ("", "[dht]\nspread = 129", "c.toml:16:10: dht.spread = 129: expected at most dht.k, 128"),
+    (
+        "",
+        "[dht]\nk = 20\nbucket_bits = 1",
+        "c.toml:15:1: dht.spread = 128 (the default): expected at most dht.k, 20",
+    ),
+    (
+        "",
+        "[dht]\nlease = \"4s\"",
+        "c.toml:16:9: dht.lease = \"4s\": expected a time with its unit from \"5s\" to \"1h\"",
+    ),
+    ("", "[dht]\nlease = 60", "c.toml:16:9: dht.lease = 60: expected a time with its unit"),
+    (
+        "",
+        "[dht]\nlease = \"9s\"",
+        "c.toml:16:9: dht.lease = \"9s\": expected at least \"10s\", 5 times dht.dead_after",
+    ),
+    (
+        "",
+        "[dht]\ndead_after = \"13s\"",
+        "dht.lease = 1m (the default): expected at least \"1m 5s\", 5 times dht.dead_after",
+    ),
+    (
+        "",
+        "[dht]\ndead_after = \"999ms\"",
+        "dht.dead_after = \"999ms\": expected a time with its unit from \"1s\" to \"1m\"",
+    ),
+    (
+        "",
+        "[dht]\nprobe_interval = \"2s\"",
+        "dht.probe_interval = \"2s\": expected a time with its unit from \"10ms\" to \"1s\"",
+    ),
+    (
+        "",
+        "[dht]\nrecord_ttl = \"59s\"",
+        "dht.record_ttl = \"59s\": expected a time with its unit from \"1m\" to \"7days\"",
+    ),
+    (
+        "",
+        "[dht]\nlease = \"2m\"\nrecord_ttl = \"1m\"",
+        "c.toml:17:14: dht.record_ttl = \"1m\": expected at least dht.lease",
+    ),
+    (
+        "",
         "[dpdk]\nmbufs_per_worker = 4096",
         "dpdk.mbufs_per_worker = 4096: expected at least 6656: the descriptors of both ports",
     ),
@@ -476,6 +539,14 @@ fn two_keys_are_summed_up() {
     let config = Config::parse("c.toml", &full(&directory)).unwrap();
     let summary = config.summary();
     assert!(summary.contains("keys       1 seals, 0 opens as well"), "{summary}");
+}
+
+#[test]
+fn a_server_that_is_alone_in_the_list_has_nobody_to_wait_for() {
+    let text = minimal() + "[dht]\nbootstrap = [\"10.0.0.1:7000\"]\n";
+    let config = Config::parse("c.toml", &text).unwrap();
+    assert!(config.dht.bootstrap.is_empty());
+    assert!(config.summary().contains("joins nobody"), "{}", config.summary());
 }
 
 #[test]

@@ -137,6 +137,7 @@ impl Node {
             return true;
         }
         let Some(replicas) = self.read_replicas(target) else {
+            self.count(Counter::LookupsWalked);
             return self.look_up(LookupKey { goal: Goal::Owner, target }, asker);
         };
         if self.reads.len() + self.lookups.len() >= self.config.lookups_max {

@@ -89,6 +89,26 @@ pub struct Peer {
     pub failures: u8,
     /// Whether it is suspect: it missed a request, or others say so.
     pub suspect: bool,
+    /// Which of its lives this is, see [`Node::life_of`].
+    pub life: u32,
+}
+
+/// A node that was in the routing table, and is looked out for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AbsentPeer {
+    /// Its id.
+    pub id: Id,
+    /// Its locator.
+    pub locator: IpAddr,
+    /// The control socket that it had.
+    pub address: SocketAddr,
+    /// When its last known incarnation started, as [`Peer::incarnation`].
+    pub incarnation: u64,
+    /// Whether it is away: it said that it stops, and its lease has not ended, so its sessions are
+    /// still its own. Else it is dead, and they are nobody's (R13).
+    pub away: bool,
+    /// How long ago it left the routing table, in µs.
+    pub absent_us: u64,
 }
 
 impl Membership {
@@ -118,6 +138,12 @@ impl Membership {
     pub(super) fn absent_for_us(&self, now_us: u64, locator: IpAddr) -> Option<u64> {
         let absent = self.absent.get(&locator)?;
         Some(now_us.saturating_sub(absent.since_us))
+    }
+
+    /// How many of the absent are away, and how many dead.
+    pub(super) fn absent(&self) -> (usize, usize) {
+        let away = self.absent.values().filter(|a| a.absence == Absence::Away).count();
+        (away, self.absent.len() - away)
     }
 
     /// Whether this node has been told to leave.
@@ -164,7 +190,23 @@ impl Node {
             heard_ago_us: self.now_us.saturating_sub(contact.heard_at_us),
             failures: contact.failures,
             suspect: contact.is_suspect(),
+            life: contact.life,
         }
+    }
+
+    /// The nodes that are looked out for, by their locators: at most some thousand, the dead ones
+    /// of the last hour.
+    #[must_use]
+    pub fn absent_peers(&self) -> Vec<AbsentPeer> {
+        let peer = |(locator, absent): (&IpAddr, &Absent)| AbsentPeer {
+            id: self.hasher.node(*locator),
+            locator: *locator,
+            address: absent.address,
+            incarnation: absent.incarnation,
+            away: absent.absence == Absence::Away,
+            absent_us: self.now_us.saturating_sub(absent.since_us),
+        };
+        self.membership.absent.iter().map(peer).collect()
     }
 
     /// Which life of the peer with this address is in the routing table: another number each

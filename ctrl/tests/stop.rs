@@ -1,0 +1,181 @@
+//! SIGTERM to a real daemon: what it says to the other servers goes through its own workers. Two
+//! daemons in network namespaces, their uplinks joined by a veth pair; needs root.
+#![cfg(feature = "daemon")]
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use holdfast::client::ask;
+use holdfast::protocol::Request;
+use serde_json::Value;
+
+/// Two namespaces, and a daemon in each; gone when dropped.
+struct Pair {
+    directory: tempfile::TempDir,
+    daemons: Vec<Child>,
+}
+
+fn namespace(n: usize) -> String {
+    format!("holdfast-stop-{}-{n}", std::process::id())
+}
+
+fn locator(n: usize) -> String {
+    format!("10.79.0.{}", n + 1)
+}
+
+fn ip(arguments: &str) -> bool {
+    let mut command = Command::new("ip");
+    command.args(arguments.split_whitespace()).stderr(Stdio::null());
+    command.status().unwrap().success()
+}
+
+/// A command in a namespace: the process itself, no shell around it.
+fn command_in(n: usize, program: &str) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &namespace(n), program]);
+    command
+}
+
+impl Pair {
+    fn start() -> Pair {
+        let mut pair = Pair { directory: tempfile::tempdir().unwrap(), daemons: Vec::new() };
+        for n in 0..2 {
+            assert!(ip(&format!("netns add {}", namespace(n))));
+            assert!(ip(&format!("-n {} link set lo up", namespace(n))));
+            assert!(ip(&format!("-n {} address add {}/32 dev lo", namespace(n), locator(n))));
+        }
+        let [one, other] = [0, 1].map(namespace);
+        assert!(ip(&format!("link add up0 netns {one} type veth peer up0 netns {other}")));
+        for n in 0..2 {
+            pair.start_one(n);
+        }
+        pair
+    }
+
+    fn start_one(&mut self, n: usize) {
+        // The kernel must not speak on the uplink, and leaves no checksums to a veth.
+        let offloads = "-K up0 tx off rx off sg off tso off gso off gro off";
+        let mut ethtool = command_in(n, "ethtool");
+        ethtool.args(offloads.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(ethtool.status().unwrap().success());
+        let mut sysctl = command_in(n, "sysctl");
+        sysctl.args(["-qw", "net.ipv6.conf.up0.disable_ipv6=1"]);
+        assert!(sysctl.status().unwrap().success());
+        assert!(ip(&format!("-n {} link set up0 promisc on arp off up", namespace(n))));
+
+        let path = self.directory.path().join(format!("{n}.toml"));
+        std::fs::write(&path, self.configuration(n)).unwrap();
+        let log = self.directory.path().join(format!("{n}.log"));
+        let mut daemon = command_in(n, env!("CARGO_BIN_EXE_holdfastd"));
+        daemon.arg("run").arg(path).stdin(Stdio::null()).stdout(Stdio::null());
+        self.daemons.push(daemon.stderr(std::fs::File::create(log).unwrap()).spawn().unwrap());
+
+        let name = namespace(n);
+        self.until("host0 is there", n, || ip(&format!("-n {name} link set host0 up")));
+        let (own, other) = (locator(n), locator(1 - n));
+        assert!(ip(&format!("-n {name} route add {other}/32 dev host0 src {own}")));
+    }
+
+    fn configuration(&self, n: usize) -> String {
+        let (own, [one, other]) = (locator(n), [0, 1].map(locator));
+        let socket = self.socket(n);
+        format!(
+            r#"
+            [node]
+            locator = "{own}"
+            control_socket = "{}"
+            [dpdk]
+            eal_args = ["--no-telemetry"]
+            huge_pages = "off"
+            file_prefix = "{}"
+            [uplink]
+            device = "up0"
+            [[service]]
+            address = "192.168.79.1"
+            ports = [80]
+            [sessions]
+            capacity = 2048
+            half_open_max = 1024
+            [dht]
+            bootstrap = ["{one}:7000", "{other}:7000"]
+            records_max = 2048
+            [cluster]
+            members = ["10.79.0.0/24"]
+            insecure = true
+            "#,
+            socket.display(),
+            namespace(n),
+        )
+    }
+
+    fn socket(&self, n: usize) -> PathBuf {
+        self.directory.path().join(format!("{n}.sock"))
+    }
+
+    /// State of the other server, as server `n` sees it; `None` when it does not know it.
+    fn state_of_other(&self, n: usize) -> Option<String> {
+        let reply = ask(&self.socket(n), &Request::ShowPeers {}).ok()?;
+        Some(reply["peers"].get(0)?["state"].as_str()?.to_owned())
+    }
+
+    fn stats(&self, n: usize) -> Value {
+        ask(&self.socket(n), &Request::ShowStats {}).unwrap()["dht"].clone()
+    }
+
+    fn until(&self, what: &str, n: usize, mut done: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            let log = self.directory.path().join(format!("{n}.log"));
+            let log = || std::fs::read_to_string(&log).unwrap_or_default();
+            assert!(start.elapsed() < Duration::from_secs(30), "not so: {what}\n{}", log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for daemon in &mut self.daemons {
+            // It may have ended already.
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        for n in 0..2 {
+            ip(&format!("netns delete {}", namespace(n)));
+        }
+    }
+}
+
+#[test]
+fn a_daemon_that_is_stopped_says_so_through_its_workers() {
+    if !rustix::process::geteuid().is_root() {
+        // Not by a macro, whose words the test harness keeps to itself.
+        let skipped = b"********** SKIPPED: stop.rs needs root for network namespaces **********\n";
+        std::io::stderr().write_all(skipped).unwrap();
+        return;
+    }
+    let mut pair = Pair::start();
+    for n in 0..2 {
+        let alive = || pair.state_of_other(n).is_some_and(|state| state == "alive");
+        pair.until("the other is alive", n, alive);
+    }
+    let pid = rustix::process::Pid::from_child(&pair.daemons[0]);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let start = Instant::now();
+    // Well before it could be taken for dead.
+    while pair.state_of_other(1).is_none_or(|state| state != "away") {
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", pair.state_of_other(1));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(pair.daemons[0].wait().unwrap().success());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    let stats = pair.stats(1);
+    assert_eq!(stats["gauges"]["peers_away"], 1);
+    assert_eq!(stats["counters"]["peers_left"], 1);
+    assert_eq!(stats["counters"]["peers_dead"], 0);
+    // It is in its own list of nodes to join by: it stands alone now.
+    assert_eq!(stats["gauges"]["joined"], 1);
+}
