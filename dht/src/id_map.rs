@@ -9,7 +9,7 @@ use crate::id::Id;
 use crate::place_index::PlaceIndex;
 
 /// Values by id, one behind the other without gaps: a removed one's place is taken by the last.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct IdMap<T> {
     places: Vec<(Id, T)>,
     capacity: usize,
@@ -54,6 +54,10 @@ impl<T> IdMap<T> {
 
     pub(crate) fn get(&self, id: Id) -> Option<&T> {
         self.place(id).map(|place| &self[place])
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
+        self.places.iter().map(|(id, value)| (*id, value))
     }
 
     pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut T> {

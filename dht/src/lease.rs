@@ -67,7 +67,7 @@ impl Owner {
 }
 
 /// The owners and their leases.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Leases {
     /// Never longer than `owners_max`, for which there is room from the start.
     owners: Vec<Owner>,

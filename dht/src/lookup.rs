@@ -74,7 +74,7 @@ pub enum Verdict {
 }
 
 /// The state of a lookup.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Lookup {
     target: Id,
     goal: Goal,

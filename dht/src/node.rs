@@ -28,7 +28,7 @@ use crate::peer_slots::{PeerSlots, Slot};
 use crate::placement::Placement;
 use crate::publish::Entry;
 use crate::read::{Reads, Token};
-use crate::record::Claim;
+use crate::record::{Claim, State};
 use crate::request::{LookupKey, Purpose, Requests};
 use crate::routing_table::{Patience, RoutingTable};
 use crate::stats::{Counter, Counters, Gauges, Journal, LookupRecord, Stats, Times};
@@ -87,7 +87,7 @@ pub enum Event<'a> {
 }
 
 /// What a node wants done.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Action {
     /// Give this to a worker.
     Answer {
@@ -108,7 +108,7 @@ pub enum Action {
 }
 
 /// What a batch has answered so far.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Answered {
     count: usize,
     /// When the last of the operations that it answers was sent.
@@ -125,7 +125,7 @@ pub struct Transmit {
 }
 
 /// A node of the DHT.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Node {
     config: Config,
     hasher: IdHasher,
@@ -474,6 +474,7 @@ impl Node {
         let wanted = match op.class {
             Class::Lookup => self.reads.get(op.token).is_some(),
             Class::Delete => self.is_current(&op.request),
+            Class::Background if matches!(op.request, Request::Release(..)) => true,
             _ => self.is_current(&op.request) && self.slots.is_current(Slot::from_token(op.token)),
         };
         if !wanted {
@@ -677,6 +678,7 @@ impl Node {
             owners: self.store.owners() as u64,
             published: self.publishing.live as u64,
             published_unacked: (self.publishing.live - self.publishing.settled) as u64,
+            published_moving: self.publishing.moving as u64,
             withdrawing: (self.published.len() - self.publishing.live) as u64,
             lookups_in_flight: (self.reads.len() + self.lookups.len()) as u64,
             walks_in_flight: self.lookups.len() as u64,
@@ -686,6 +688,25 @@ impl Node {
             joined: self.membership.is_joined(),
             ..Gauges::default()
         }
+    }
+
+    /// The live records held for the cluster, in no order.
+    pub fn records(&self) -> impl Iterator<Item = (Id, Claim)> + '_ {
+        self.store.iter(self.now_us)
+    }
+
+    /// The live record held under an id.
+    #[must_use]
+    pub fn record(&self, id: Id) -> Option<Claim> {
+        let record = self.store.get(self.now_us, id)?;
+        (record.state == State::Live).then_some(record.claim)
+    }
+
+    /// Whether all replicas have acknowledged what the workers last announced of a flow; `None`
+    /// when nothing of it is left to look after.
+    #[must_use]
+    pub fn is_settled(&self, flow: &FlowKey) -> Option<bool> {
+        self.published.get(self.hasher.flow(flow)).map(|entry| entry.settled)
     }
 
     /// The last `limit` lookups that workers asked for, the newest first.

@@ -41,7 +41,7 @@ impl Slot {
 }
 
 /// The names that were given.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct PeerSlots {
     /// By index: the address, and the generation of its latest life.
     slots: Vec<(SocketAddr, u16)>,

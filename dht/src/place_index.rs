@@ -8,7 +8,7 @@
 //! removing one needs no look at the slab.
 
 /// Places by the hash of what they hold.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct PlaceIndex {
     /// Never full; an entry is `tag << 32 | place + 1`, and [`EMPTY`] is none.
     entries: Box<[u64]>,

@@ -10,7 +10,7 @@ use crate::config::REPLICAS_MAX;
 use crate::peer_slots::Slot;
 
 /// Replicas and former replicas that a published session remembers.
-const HOLDERS_MAX: usize = REPLICAS_MAX + 2;
+const HOLDERS_MAX: usize = REPLICAS_MAX + 4;
 
 /// Some replicas.
 pub(crate) type Slots = SmallVec<[Slot; REPLICAS_MAX]>;
@@ -48,7 +48,7 @@ struct Holder {
 }
 
 /// A published session.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) flow: FlowKey,
     /// Version of the session, by the worker's word.
@@ -62,6 +62,8 @@ pub(crate) struct Entry {
     pub(crate) first_sent_at_us: Option<u64>,
     /// When to look after the entry: to retry, to refresh, or to forget it.
     pub(crate) due_at_us: u64,
+    /// When to store it again although nothing is missing.
+    pub(crate) refresh_at_us: u64,
     /// Epoch of the routing table that the replicas were chosen by.
     pub(crate) epoch: u64,
     /// No replica is missing.
@@ -97,6 +99,7 @@ impl Entry {
             announced_at_us: now_us,
             first_sent_at_us: None,
             due_at_us: now_us,
+            refresh_at_us: 0,
             epoch: 0,
             settled: false,
             fresh: true,
@@ -158,15 +161,21 @@ impl Entry {
         plan
     }
 
-    /// Adds a replica; of too many, the oldest former one is forgotten.
+    /// Adds a replica, in the place of an earlier life of its server; of too many, the oldest
+    /// former one is forgotten.
     fn add(&mut self, slot: Slot, closest: &[Slot]) -> usize {
+        let holder = Holder { slot, copy: Copy::None, wanted: true };
+        if let Some(earlier) = self.holders.iter_mut().find(|h| h.slot.index() == slot.index()) {
+            *earlier = holder;
+            return 0;
+        }
         let mut forgotten = 0;
         if self.holders.is_full() {
             let former = self.holders.iter().position(|h| !closest.contains(&h.slot));
             self.holders.remove(former.unwrap_or(0));
             forgotten = 1;
         }
-        self.holders.push(Holder { slot, copy: Copy::None, wanted: true });
+        self.holders.push(holder);
         forgotten
     }
 
@@ -192,6 +201,11 @@ impl Entry {
     pub(crate) fn former(&self) -> Slots {
         let held = |h: &&Holder| !h.wanted && matches!(h.copy, Copy::Unsettled | Copy::Settled);
         self.holders.iter().filter(held).map(|h| h.slot).collect()
+    }
+
+    /// Whether a former replica may hold the record, also one that was told to drop it.
+    pub(crate) fn has_former(&self) -> bool {
+        self.holders.iter().any(|h| !h.wanted && h.copy != Copy::None)
     }
 
     /// The word to drop the record is on its way.

@@ -70,7 +70,7 @@ impl Request {
 }
 
 /// All requests in flight, with their deadlines.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Requests {
     by_transaction: HashMap<u64, Request>,
     /// Deadline and transaction; also of requests that are answered by now.

@@ -194,7 +194,7 @@ pub struct Patience {
 }
 
 /// The table.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RoutingTable {
     own: Id,
     k: usize,

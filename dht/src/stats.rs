@@ -209,6 +209,8 @@ pub struct Gauges {
     pub published: u64,
     /// Of these, the ones that not all replicas have acknowledged.
     pub published_unacked: u64,
+    /// Sessions published, whose records former replicas still hold.
+    pub published_moving: u64,
     /// Withdrawn sessions whose records are being deleted.
     pub withdrawing: u64,
     /// Lookups in flight.
@@ -254,7 +256,7 @@ pub struct Distribution {
 const TIME_US_MAX: u64 = 60_000_000;
 
 /// A distribution that is being measured.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Times(Histogram<u64>);
 
 impl Times {
@@ -333,7 +335,7 @@ pub struct LookupRecord {
 pub const JOURNAL_MAX: usize = 4096;
 
 /// The last workers' lookups; a new one overwrites the oldest.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Journal(VecDeque<LookupRecord>);
 
 impl Journal {

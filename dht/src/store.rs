@@ -102,7 +102,7 @@ impl TombstoneLife {
 }
 
 /// Records by id, bounded in number.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Store {
     held: IdMap<Held>,
     leases: Leases,
@@ -183,6 +183,14 @@ impl Store {
     /// the ids of a batch before its operations, which take a half or a third of the time then.
     pub fn warm(&self, ids: impl Iterator<Item = Id> + Clone) {
         self.held.warm(ids);
+    }
+
+    /// All live records, in no order.
+    pub fn iter(&self, now_us: u64) -> impl Iterator<Item = (Id, Claim)> + '_ {
+        self.held.iter().filter_map(move |(id, _)| {
+            let record = self.get(now_us, id)?;
+            (record.state == State::Live).then_some((id, record.claim))
+        })
     }
 
     /// The record under an id, live or a tombstone.

@@ -179,7 +179,7 @@ fn loss_kills_nobody() {
 fn a_slow_node_is_not_a_dead_node() {
     let (n, seconds) = if cfg!(debug_assertions) { (16, 15) } else { (64, 600) };
     let mut network = Network::of(n, 1, losing(1));
-    network.slow(3, 800 * MS);
+    network.delay(3, 800 * MS);
     network.run(seconds * SECOND);
     assert_eq!(network.total(Counter::PeersDead), 0);
     for at in (0..n).filter(|at| *at != 3) {
@@ -188,7 +188,7 @@ fn a_slow_node_is_not_a_dead_node() {
     // All suspect it, so nobody has to be told again.
     let spread = network.total(Counter::SuspicionsSpread);
     println!("{n} nodes, one slow: {spread} suspicions spread");
-    network.slow(3, 0);
+    network.delay(3, 0);
     network.run(2 * SECOND);
     for at in (0..n).filter(|at| *at != 3) {
         assert!(network.peer(at, 3).is_some_and(|peer| !peer.suspect), "it is trusted again");
@@ -202,7 +202,7 @@ fn a_node_that_is_stopped_now_and_then_is_not_a_dead_node() {
     let mut rng = Pcg64::seed_from_u64(1);
     for round in 0..rounds {
         let stopped = rng.random_range(0..n);
-        network.stop(stopped, 1500 * MS);
+        network.stall(stopped, 1500 * MS);
         network.run(1400 * MS);
         let suspects = |at: &usize| network.peer(*at, stopped).is_some_and(|peer| peer.suspect);
         let suspecting = (0..n).filter(|at| *at != stopped).filter(suspects).count();
@@ -221,7 +221,7 @@ fn a_node_that_is_stopped_now_and_then_is_not_a_dead_node() {
 fn a_node_that_did_not_run_does_not_blame_the_others() {
     let mut network = Network::of(8, 1, Weather::fair());
     network.run(SECOND);
-    network.stop(3, 20 * SECOND);
+    network.stall(3, 20 * SECOND);
     network.run(20 * SECOND);
     for at in (0..8).filter(|at| *at != 3) {
         assert!(network.peer(at, 3).is_none(), "silent for so long, it is dead");

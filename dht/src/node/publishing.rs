@@ -56,7 +56,7 @@ const RAISES_MAX: u8 = 4;
 const DELETE_ROUNDS_MIN: u8 = 3;
 
 /// The work that waits.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Queues {
     urgent: VecDeque<Id>,
     background: VecDeque<Id>,
@@ -64,6 +64,8 @@ pub(super) struct Queues {
     /// Entries that are live, and those of them that are settled.
     pub(super) live: usize,
     pub(super) settled: usize,
+    /// Live entries that former replicas still hold.
+    pub(super) moving: usize,
     /// Entries to look after in this turn.
     due: Vec<Id>,
     /// Grows when the routing table changes.
@@ -169,14 +171,16 @@ impl Node {
         let after = weight(entry);
         self.publishing.live = self.publishing.live + after.0 - before.0;
         self.publishing.settled = self.publishing.settled + after.1 - before.1;
+        self.publishing.moving = self.publishing.moving + after.2 - before.2;
         Some(result)
     }
 
     fn forget(&mut self, id: Id) {
         if let Some(entry) = self.published.remove(id) {
-            let (live, settled) = weight(&entry);
+            let (live, settled, moving) = weight(&entry);
             self.publishing.live -= live;
             self.publishing.settled -= settled;
+            self.publishing.moving -= moving;
         }
     }
 
@@ -356,31 +360,35 @@ impl Node {
         }
     }
 
-    /// Former replicas need not hold the record any more.
+    /// Former replicas need not hold the record any more. One that is dead may come back with
+    /// it, until our lease there has ended: it is told then.
     fn release_former(&mut self, id: Id) {
         let Some(entry) = self.published.get(id) else {
             return;
         };
-        if entry.phase != Phase::Live || !entry.settled {
+        let former = entry.former();
+        if entry.phase != Phase::Live || !entry.settled || former.is_empty() {
             return;
         }
-        let (former, version) = (entry.former(), entry.version);
+        let (request, refresh_at_us) = (Request::Release(id, entry.version), entry.refresh_at_us);
+        let mut waits = false;
         for slot in former {
-            let request = Request::Release(id, version);
+            let locator = self.slots.address(slot).ip();
+            let absent_us = self.membership.absent_for_us(self.now_us, locator);
             if slot == Slot::OWN {
                 self.settle_here(request);
                 self.change(id, |entry| entry.released(slot));
-            } else if !self.slots.is_current(slot) || self.is_gone(slot) {
-                // That life of the peer is over.
+            } else if absent_us.is_some_and(|absent_us| absent_us > us(self.config.lease)) {
                 self.change(id, |entry| entry.released(slot));
-            } else if self.send_op(slot, request, Class::Background) {
+            } else if absent_us.is_none() && self.send_op(slot, request, Class::Background) {
                 self.change(id, |entry| entry.releasing(slot));
+            } else {
+                waits = true;
             }
         }
-    }
-
-    fn is_gone(&self, slot: Slot) -> bool {
-        self.membership.is_dead(self.slots.address(slot).ip())
+        let retry_at_us = self.now_us + self.jittered(RETRY_DEAD_US);
+        let due_at_us = if waits { retry_at_us.min(refresh_at_us) } else { refresh_at_us };
+        self.change(id, |entry| entry.due_at_us = due_at_us);
     }
 
     fn released(&mut self, id: Id, slot: Slot) {
@@ -407,8 +415,11 @@ impl Node {
                 return None;
             }
             let fresh = std::mem::replace(&mut entry.fresh, false);
+            if entry.refresh_at_us <= now_us {
+                entry.refresh_at_us = refresh_at_us;
+            }
             entry.due_at_us = match entry.phase {
-                Phase::Live => refresh_at_us,
+                Phase::Live => entry.refresh_at_us,
                 Phase::Withdrawn => entry.announced_at_us + LINGER_US,
             };
             let live = entry.phase == Phase::Live;
@@ -424,10 +435,11 @@ impl Node {
     /// A replica holds a greater claim than ours.
     fn stale(&mut self, request: &Request, slot: Slot, claim: Claim) {
         let id = request.id();
-        if matches!(request, Request::Delete(..)) {
+        if matches!(request, Request::Delete(..)) && claim.owner != self.own.locator {
             // A newer session has the flow: there is nothing of ours to delete (R12).
             return self.acknowledged(id, slot);
         }
+        // A greater claim of our own is of an earlier life, whose clock was ahead of this one's.
         self.count(Counter::PublishesStale);
         let Some(entry) = self.published.get(id) else {
             return;
@@ -454,9 +466,6 @@ impl Node {
     /// An operation was not answered, however often it was sent.
     pub(super) fn unanswered(&mut self, request: Request, slot: Slot) {
         let id = request.id();
-        if matches!(request, Request::Release(..)) {
-            return self.released(id, slot);
-        }
         if self.is_current(&request) {
             self.count(Counter::StoresRetried);
             let due_at_us = self.now_us + self.jittered(RETRY_US);
@@ -513,9 +522,14 @@ impl Node {
         };
         let due = entry.due_at_us <= self.now_us;
         match (entry.phase, entry.settled) {
-            (Phase::Live, true) if due => {
+            (Phase::Live, true) if entry.refresh_at_us <= self.now_us => {
                 self.count(Counter::RecordsRefreshed);
                 self.change(id, Entry::unsettle);
+            }
+            (Phase::Live, true) => {
+                if !self.has_moved(id) {
+                    return self.release_former(id);
+                }
             }
             (Phase::Withdrawn, true) if due => return self.forget(id),
             (Phase::Withdrawn, false) if due && self.is_given_up(entry) => {
@@ -559,8 +573,9 @@ impl Node {
     }
 }
 
-/// How much an entry counts as live, and as live and settled.
-fn weight(entry: &Entry) -> (usize, usize) {
+/// How much an entry counts as live, as live and settled, and as held by former replicas.
+fn weight(entry: &Entry) -> (usize, usize, usize) {
     let live = entry.phase == Phase::Live;
-    (usize::from(live), usize::from(live && entry.settled))
+    let moving = live && entry.has_former();
+    (usize::from(live), usize::from(live && entry.settled), usize::from(moving))
 }

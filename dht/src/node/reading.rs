@@ -40,7 +40,7 @@ pub(super) enum Asker {
 }
 
 /// A lookup in flight.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Running {
     lookup: Lookup,
     started_at_us: u64,

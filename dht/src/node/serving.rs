@@ -125,16 +125,18 @@ impl Node {
     /// Who owns a record, as far as we have to know it. What is left from when we were a replica
     /// may be out of date, so it is not told.
     pub(super) fn serve_lookup(&self, id: Id) -> Outcome {
-        let is_replica = self.is_replica(id);
-        let held = if is_replica { self.store.get(self.now_us, id) } else { None };
+        if !self.is_replica(id) {
+            return Outcome::NotReplica;
+        }
+        let held = self.store.get(self.now_us, id);
         if let Some(Record { claim, state: State::Live }) = held {
             return Outcome::Found(claim);
         }
+        // A replica that had no room for a record of its own still knows it.
         match (self.published_version(id), held) {
             (Some(version), _) => Outcome::Found(self.claim(version)),
             (None, Some(tombstone)) => Outcome::Gone(tombstone.claim),
-            (None, None) if is_replica => Outcome::NotHeld,
-            (None, None) => Outcome::NotReplica,
+            (None, None) => Outcome::NotHeld,
         }
     }
 

@@ -140,6 +140,12 @@ impl Membership {
         (away, self.absent.len() - away)
     }
 
+    /// How long the server with this locator has been dead or away, in µs; `None` when it is not.
+    pub(super) fn absent_for_us(&self, now_us: u64, locator: IpAddr) -> Option<u64> {
+        let absent = self.absent.get(&locator)?;
+        Some(now_us.saturating_sub(absent.since_us))
+    }
+
     /// Whether this node has been told to leave.
     pub(super) fn is_leaving(&self) -> bool {
         self.leaving
