@@ -2,7 +2,7 @@
 //! and what was wrong, with the seed that brings it back. Exit code 1 when anything was.
 //!
 //! ```text
-//! simulate matrix [--servers N,N] [--loss P,P] [--seed S] [--threads T]
+//! simulate matrix [--servers N,N] [--loss P,P] [--killed P,P] [--seed S] [--threads T]
 //! simulate storms [--servers N] [--lookups L] [--seed S]
 //! simulate churn [--seeds COUNT] [--first SEED] [--minutes M] [--threads T]
 //! ```
@@ -54,6 +54,7 @@ struct Options {
     what: String,
     servers: Vec<usize>,
     loss: Vec<u32>,
+    killed: Vec<u32>,
     seed: u64,
     seeds: u64,
     minutes: u64,
@@ -71,6 +72,7 @@ impl Options {
             what: what.clone(),
             servers: Vec::new(),
             loss: LOSS_PERCENT.to_vec(),
+            killed: KILLED_PERCENT.to_vec(),
             seed: 1,
             seeds: 10,
             minutes: 10,
@@ -85,6 +87,7 @@ impl Options {
             match name.as_str() {
                 "--servers" => options.servers = numbers(name, value)?,
                 "--loss" => options.loss = numbers(name, value)?,
+                "--killed" => options.killed = numbers(name, value)?,
                 "--seed" | "--first" => options.seed = number()?,
                 "--seeds" => options.seeds = number()?,
                 "--minutes" => options.minutes = number()?,
@@ -165,7 +168,7 @@ fn matrix(options: &Options) -> Vec<String> {
             let seed = options.seed ^ u64::from(*loss) << 8 ^ u64::from(killed) << 16;
             row.kill(killed, effort(*n, killed), seed)
         };
-        KILLED_PERCENT.map(cell)
+        options.killed.iter().map(|killed| cell(*killed)).collect::<Vec<Cell>>()
     });
     let mut cells: Vec<Cell> = rows.into_iter().flatten().collect();
     cells.sort_by_key(|c| (c.nodes, c.loss_percent, c.killed_percent));

@@ -61,8 +61,9 @@ impl Noticed {
         );
         println!("{text}");
         assert!(p99_us <= 500 * MS, "{text}");
-        // One that was suspect when it crashed is dead sooner.
-        assert!(first.is_some_and(|first| *first >= 1600 * MS), "{text}");
+        // With loss, one may be suspect already when it crashes, and is then dead sooner.
+        let first_us = if what.contains(" 0% loss") { 2 * SECOND } else { SECOND };
+        assert!(first.is_some_and(|first| *first >= first_us), "{text}");
         assert!(last.is_some_and(|last| *last <= 3 * SECOND), "{text}");
     }
 }
@@ -117,10 +118,10 @@ fn r13_so_are_crashes_in_a_large_cluster() {
     for loss_percent in [0, 5] {
         for clocks_differ_us in [0, 10 * MS, 100 * SECOND] {
             crashes(4, 100, 1, &losing(loss_percent), clocks_differ_us);
-            crashes(16, 30, 5, &losing(loss_percent), clocks_differ_us);
-            crashes(64, 10, 10, &losing(loss_percent), clocks_differ_us);
+            crashes(16, 20, 5, &losing(loss_percent), clocks_differ_us);
+            crashes(64, 5, 10, &losing(loss_percent), clocks_differ_us);
         }
-        crashes(250, 2, 20, &losing(loss_percent), 10 * MS);
+        crashes(250, 1, 20, &losing(loss_percent), 10 * MS);
         crashes(1000, 1, 20, &losing(loss_percent), 10 * MS);
     }
 }
@@ -162,17 +163,19 @@ fn a_node_sends_as_many_probes_whatever_the_number_of_nodes() {
 
 #[test]
 fn loss_kills_nobody() {
-    let (n, seconds) = if cfg!(debug_assertions) { (16, 20) } else { (64, 600) };
-    let mut network = Network::of(n, 1, Weather::fair());
-    network.weather = losing(20);
-    let before = network.delivered;
-    network.run(seconds * SECOND);
-    let rate = (network.delivered - before) / seconds / n as u64;
-    let spread = network.total(Counter::SuspicionsSpread);
-    println!("{n} nodes, 20% loss: {rate} datagrams/s each, {spread} suspicions spread");
-    assert_eq!(network.total(Counter::PeersDead), 0);
-    assert!(network.total(Counter::PeersVouchedFor) > 0);
-    assert!(rate < 400, "{rate} datagrams a second at each node");
+    let seconds = if cfg!(debug_assertions) { 15 } else { 600 };
+    for n in [2, 3, if cfg!(debug_assertions) { 16 } else { 64 }] {
+        let mut network = Network::of(n, 1, Weather::fair());
+        network.weather = losing(20);
+        let before = network.delivered;
+        network.run(seconds * SECOND);
+        let rate = (network.delivered - before) / seconds / n as u64;
+        let spread = network.total(Counter::SuspicionsSpread);
+        println!("{n} nodes, 20% loss: {rate} datagrams/s each, {spread} suspicions spread");
+        assert_eq!(network.total(Counter::PeersDead), 0);
+        assert_eq!(network.total(Counter::PeersVouchedFor) > 0, n > 2);
+        assert!(rate < 400, "{rate} datagrams a second at each node");
+    }
 }
 
 #[test]

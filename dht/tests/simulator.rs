@@ -174,11 +174,22 @@ fn the_model_notices_what_is_wrong() {
         network.run(SECOND);
         sessions.judge(&mut network);
     }
-    let mut copy = network.clone();
-    sessions.check_at_peace(&mut copy, &[0, 1, 2, 3, 4, 5]);
-    assert!(copy.faults.iter().any(|f| f.contains("flow 1")), "{:?}", copy.faults);
-    assert!(copy.faults.iter().any(|f| f.contains("publishes")), "{:?}", copy.faults);
     assert!(network.faults.iter().any(|f| f.contains("it never was")), "{:?}", network.faults);
+    let (mut copy, mut same_sessions) = (network.clone(), sessions.clone());
+    same_sessions.check_at_peace(&mut copy, &[0, 1, 2, 3, 4, 5]);
+    assert_eq!(same_sessions.tally.given_up, 1, "{:?}", copy.faults);
+    for what in ["flow 2 has copies at None", "3 publishes 3 sessions and has 2", "a replica of"] {
+        assert!(copy.faults.iter().any(|f| f.contains(what)), "{:?}", copy.faults);
+    }
+    // A session that is stored nowhere.
+    network.weather.loss_percent = 100;
+    sessions.begin(&mut network, 0, 15);
+    sessions.check_at_peace(&mut network, &[0, 1, 2, 3, 4, 5]);
+    assert!(
+        network.faults.iter().any(|f| f.contains("flow 15 has copies at None")),
+        "{:?}",
+        network.faults
+    );
 }
 
 // --- what it has found ---------------------------------------------------------------------------

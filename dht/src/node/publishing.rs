@@ -452,15 +452,22 @@ impl Node {
         let behind = claim.version.0 > self.unix_us();
         if claim.owner != self.own.locator && !(fresh && behind) {
             self.count(Counter::PublishesSuperseded);
-            return self.forget(id);
+            return self.recall(id);
         }
         if raises == RAISES_MAX || !self.observe(claim.version) {
             self.count(Counter::PublishesGivenUp);
-            return self.forget(id);
+            return self.recall(id);
         }
         self.count(Counter::PublishesRaised);
         self.change(id, |entry| entry.raise(claim.version));
         self.queue(id, true);
+    }
+
+    /// Another server has the flow: our claim is deleted wherever it is still held.
+    fn recall(&mut self, id: Id) {
+        let now_us = self.now_us;
+        self.change(id, |entry| entry.renew(entry.session, Phase::Withdrawn, now_us));
+        self.queue(id, false);
     }
 
     /// An operation was not answered, however often it was sent.

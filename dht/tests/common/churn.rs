@@ -2,6 +2,8 @@
 //! links break one way or both, clocks are wrong and the weather changes; from time to time there
 //! is peace, and then every record must be where it should.
 
+use std::time::Duration;
+
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
@@ -10,6 +12,8 @@ use super::{MS, Network, SECOND, Skew, Weather, address, config};
 
 /// How long peace may take to come, in seconds.
 const PEACE_S_MAX: u64 = 120;
+/// Longer than daemons are down.
+const LEASE_US: u64 = 10 * SECOND;
 /// Servers that others join by.
 const BOOTSTRAP: usize = 3;
 
@@ -112,6 +116,7 @@ impl Run {
 
     fn start(&mut self, n: usize) {
         let mut config = config(n);
+        config.lease = Duration::from_micros(LEASE_US);
         config.bootstrap = (0..BOOTSTRAP).map(address).collect();
         self.network.start_skewed(config, self.skews[n]);
         self.sessions.disturbed_us = self.network.now_us;
@@ -317,7 +322,7 @@ impl Run {
         self.sessions.disturbed_us = self.network.now_us;
         for (what, comes) in [
             ("all to know all", Network::is_complete as fn(&Network) -> bool),
-            ("all to be acknowledged", Network::is_settled),
+            ("all to be acknowledged", Network::is_tidy),
         ] {
             if !self.network.comes(PEACE_S_MAX, comes) {
                 let strangers = self.strangers();
@@ -327,8 +332,8 @@ impl Run {
             }
             self.sessions.look(&mut self.network);
         }
-        // Records that have to move do, and the last lookups end.
-        self.network.run(3 * SECOND);
+        // What earlier lives left behind ends with their leases, and the last lookups end.
+        self.network.run(LEASE_US + 10 * SECOND);
         self.sessions.look(&mut self.network);
         self.sessions.judge(&mut self.network);
         if self.sessions.questions() > 0 {

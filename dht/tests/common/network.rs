@@ -746,9 +746,13 @@ impl Network {
     pub fn is_settled(&self) -> bool {
         self.hosts().all(|host| {
             let gauges = host.node.gauges();
-            let waiting = [gauges.published_unacked, gauges.published_moving, gauges.withdrawing];
-            waiting == [0; 3]
+            gauges.published_unacked == 0 && gauges.withdrawing == 0
         })
+    }
+
+    /// The same, and no former replica holds anything any more.
+    pub fn is_tidy(&self) -> bool {
+        self.is_settled() && self.hosts().all(|host| host.node.gauges().published_moving == 0)
     }
 
     // --- lookups ----------------------------------------------------------------------------

@@ -407,7 +407,9 @@ impl Sessions {
         newest: &Session,
     ) {
         let calm_us = asked_us.saturating_sub(self.disturbed_us);
-        if PROMISES.never_denied || calm_us > REPAIR_US {
+        let calm = calm_us > REPAIR_US;
+        // Copies that should not be there answer at any time.
+        if PROMISES.never_denied || calm && PROMISES.exact_copies {
             network.fault(format!(
                 "flow {f} is answered with {:?} at {}, but is of {} since {:?}, acknowledged at \
                  {:?} us",

@@ -41,7 +41,7 @@ fn acknowledge(network: &mut Network, sessions: &mut Sessions) {
 /// All meet, all is acknowledged, every record is where it should be. Says how long it took, in ms.
 fn recover(network: &mut Network, sessions: &mut Sessions, nodes: usize) -> u64 {
     let started_us = network.now_us;
-    let meets = |network: &Network| network.is_complete() && network.is_settled();
+    let meets = |network: &Network| network.is_complete() && network.is_tidy();
     if !network.comes(120, meets) {
         network.fault("not all know all, or not all is acknowledged, after 120 s".into());
     }

@@ -134,16 +134,16 @@ impl Membership {
         self.absent.get(&locator).is_some_and(|absent| absent.absence == Absence::Dead)
     }
 
-    /// How many of the absent are away, and how many dead.
-    pub(super) fn absent(&self) -> (usize, usize) {
-        let away = self.absent.values().filter(|a| a.absence == Absence::Away).count();
-        (away, self.absent.len() - away)
-    }
-
     /// How long the server with this locator has been dead or away, in µs; `None` when it is not.
     pub(super) fn absent_for_us(&self, now_us: u64, locator: IpAddr) -> Option<u64> {
         let absent = self.absent.get(&locator)?;
         Some(now_us.saturating_sub(absent.since_us))
+    }
+
+    /// How many of the absent are away, and how many dead.
+    pub(super) fn absent(&self) -> (usize, usize) {
+        let away = self.absent.values().filter(|a| a.absence == Absence::Away).count();
+        (away, self.absent.len() - away)
     }
 
     /// Whether this node has been told to leave.

@@ -1,0 +1,6 @@
+//! See `holdfast_dht_fuzz::opened`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    holdfast_dht_fuzz::opened::run(bytes);
+});
