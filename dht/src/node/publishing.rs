@@ -533,11 +533,7 @@ impl Node {
                 self.count(Counter::RecordsRefreshed);
                 self.change(id, Entry::unsettle);
             }
-            (Phase::Live, true) => {
-                if !self.has_moved(id) {
-                    return self.release_former(id);
-                }
-            }
+            (Phase::Live, true) => return self.look_after_settled(id),
             (Phase::Withdrawn, true) if due => return self.forget(id),
             (Phase::Withdrawn, false) if due && self.is_given_up(entry) => {
                 for _ in 0..entry.missing() {
@@ -554,6 +550,15 @@ impl Node {
             _ => {}
         }
         self.queue(id, false);
+    }
+
+    /// Nothing is missing, but the record may have other replicas by now, or may still be held by
+    /// former ones.
+    fn look_after_settled(&mut self, id: Id) {
+        match self.has_moved(id) {
+            true => self.queue(id, false),
+            false => self.release_former(id),
+        }
     }
 
     /// Whether a deletion was tried for long enough: whoever has not heard of it by now has not
