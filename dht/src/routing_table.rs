@@ -514,6 +514,17 @@ impl RoutingTable {
         following.next().map(|index| &self.nodes[usize::from(*index)])
     }
 
+    /// The contact `farther` places behind our next neighbour in the ring of all nodes known, in
+    /// the order of their ids; `None` when there are not as many.
+    #[must_use]
+    pub fn farther(&self, farther: usize) -> Option<&Contact> {
+        if farther >= self.len() {
+            return None;
+        }
+        let own_place = self.place(self.own).ok()?;
+        Some(self.node_at((own_place + 1 + farther) % self.ids.len()))
+    }
+
     /// The `limit` contacts closest to an id, closest first.
     #[must_use]
     pub fn closest(&self, target: Id, limit: usize) -> SmallVec<[&Contact; 8]> {
@@ -1018,5 +1029,19 @@ mod tests {
         }
         assert!(table.next(after).is_none());
         assert_eq!(table.next(Some(Id(4))).map(|c| c.id), Some(Id(7)));
+    }
+
+    #[test]
+    fn the_nodes_are_a_ring() {
+        for (own, ring) in [(0, [3, 7, 9]), (5, [7, 9, 3]), (10, [3, 7, 9])] {
+            let mut table = RoutingTable::new(Id(own), own_address(), 20, 1, PATIENCE, PLAIN);
+            assert!(table.farther(0).is_none());
+            for id in [9, 3, 7] {
+                table.insert(contact(id, 0));
+            }
+            let found = (0..3).filter_map(|farther| table.farther(farther)).map(|c| c.id);
+            assert_eq!(found.collect::<Vec<_>>(), ring.map(Id), "from {own}");
+            assert!(table.farther(3).is_none());
+        }
     }
 }

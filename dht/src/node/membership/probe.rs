@@ -133,11 +133,9 @@ impl Node {
     /// all probe the one that is as many places farther. So in each slot each node is probed once,
     /// as far as clocks and tables agree, and each contact once in as many slots as there are.
     fn in_turn(&self, slot: u64) -> Option<&Contact> {
-        let contacts = self.table.contacts();
-        let len = contacts.len() as u64;
-        let own_place = contacts.partition_point(|contact| contact.id < self.own.id) as u64;
+        let len = self.table.len() as u64;
         let farther = slot.checked_rem(len)? * stride(len) % len;
-        contacts.get(((own_place + farther) % len) as usize)
+        self.table.farther(farther as usize)
     }
 
     /// Pings a suspect, or one that may be.

@@ -11,9 +11,9 @@ use crate::stats::Counter;
 
 /// Messages to all contacts that wait.
 const BROADCASTS_MAX: usize = 256;
-/// Datagrams sent at once, and pause after them in µs.
+/// Datagrams sent in this time, in µs, at most.
 const PORTION: usize = 256;
-const PAUSE_US: u64 = 2_000;
+const PORTION_US: u64 = 2_000;
 /// When a LEAVE is sent to each contact, in µs from the beginning, and a SUSPECT: nobody confirms
 /// them, and some may be lost.
 const LEAVE_ROUNDS_US: [u64; 3] = [0, 30_000, 60_000];
@@ -46,8 +46,9 @@ impl Broadcast {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Broadcasts {
     queue: VecDeque<Broadcast>,
-    /// When the next portion may be sent.
-    at_us: u64,
+    /// When the next portion may be sent, and what is left of this one.
+    portion_at_us: u64,
+    portion: usize,
     /// When we last refuted a suspicion, and whether there was another since.
     refuted_at_us: Option<u64>,
     refute: bool,
@@ -57,8 +58,9 @@ impl Broadcasts {
     /// When there is next something to send, in µs.
     pub(super) fn next_at_us(&self) -> Option<u64> {
         let refute = self.refute.then(|| self.refuted_at_us.map_or(0, |at_us| at_us + REFUTE_US));
-        let portion = self.queue.iter().map(|b| b.at_us.max(self.at_us)).min();
-        [refute, portion].into_iter().flatten().min()
+        let portion_at_us = if self.portion > 0 { 0 } else { self.portion_at_us };
+        let broadcast = self.queue.iter().map(|b| b.at_us.max(portion_at_us)).min();
+        [refute, broadcast].into_iter().flatten().min()
     }
 }
 
@@ -74,12 +76,16 @@ impl Node {
         self.spread();
     }
 
-    /// Sends the next portion of what goes to all contacts, if it is time.
+    /// Sends what goes to all contacts, as far as it is time and the portion allows.
     pub(in crate::node) fn spread(&mut self) {
         self.refute_if_due();
         let now_us = self.now_us;
-        let mut budget = PORTION;
-        while now_us >= self.membership.broadcasts.at_us {
+        let broadcasts = &mut self.membership.broadcasts;
+        if now_us >= broadcasts.portion_at_us {
+            broadcasts.portion_at_us = now_us + PORTION_US;
+            broadcasts.portion = PORTION;
+        }
+        while self.membership.broadcasts.portion > 0 {
             let queue = &mut self.membership.broadcasts.queue;
             let Some(place) = queue.iter().position(|b| b.at_us <= now_us) else {
                 return;
@@ -93,10 +99,7 @@ impl Node {
             };
             broadcast.after = Some(contact.id);
             let (to, message) = (contact.address, broadcast.message.clone());
-            budget -= 1;
-            if budget == 0 {
-                self.membership.broadcasts.at_us = now_us + PAUSE_US;
-            }
+            self.membership.broadcasts.portion -= 1;
             self.send(to, 0, message);
         }
     }
@@ -132,7 +135,8 @@ impl Node {
         if std::mem::replace(&mut self.membership.leaving, true) {
             return;
         }
-        self.membership.broadcasts = Broadcasts::default();
+        self.membership.broadcasts.queue.clear();
+        self.membership.broadcasts.refute = false;
         for after_us in LEAVE_ROUNDS_US {
             self.broadcast(Message::Leave, None, after_us);
         }
