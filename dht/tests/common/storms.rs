@@ -80,7 +80,7 @@ pub fn all_restart(nodes: usize, a_server: usize, seed: u64) -> Storm {
 /// A worker asks one node a million times as fast as it can.
 pub fn many_lookups(nodes: usize, lookups: usize, seed: u64) -> Storm {
     // More than a node takes on at once.
-    const BURST: usize = 100_000;
+    const BURST: usize = 200_000;
     const BURST_EVERY_US: u64 = 10 * MS;
     let (mut network, sessions) = cluster(nodes, 64, seed);
     let mut rng = Pcg64::seed_from_u64(seed);
@@ -99,7 +99,6 @@ pub fn many_lookups(nodes: usize, lookups: usize, seed: u64) -> Storm {
                 Resolution::TimedOut => timed_out += 1,
             }
         }
-        in_flight_max = in_flight_max.max(network.node(0).gauges().lookups_in_flight);
     };
     while asked < lookups {
         // Half of them of flows that nobody knows, each another one.
@@ -111,6 +110,7 @@ pub fn many_lookups(nodes: usize, lookups: usize, seed: u64) -> Storm {
             })
             .collect();
         network.ask_all(0, flows);
+        in_flight_max = in_flight_max.max(network.node(0).gauges().lookups_in_flight);
         asked += burst;
         network.run(BURST_EVERY_US);
         count(&mut network);
