@@ -191,6 +191,10 @@ impl Parameters {
         let full = n < self.full_tables_max;
         config.k = if full { self.k } else { PAPER.k };
         config.bucket_bits = if full { self.bucket_bits } else { PAPER.bucket_bits };
+        if full && self.full_tables_max < usize::MAX {
+            // Who shall know all looks for them more often than it needs to.
+            config.refresh_interval = Duration::from_secs(4);
+        }
         config.probe_interval = Duration::from_secs(60);
         config.dead_after = Duration::from_secs(3600);
         config
