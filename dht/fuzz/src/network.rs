@@ -23,7 +23,7 @@ const PORT: u16 = 7000;
 /// How long a datagram is on its way, in µs.
 const DELAY_US: u64 = 100;
 /// Events of one input at most: then it ends.
-const EVENTS_MAX: usize = 30_000;
+const EVENTS_MAX: usize = 10_000;
 /// Datagrams and requests that are remembered.
 const REMEMBERED_MAX: usize = 32;
 /// Ticks that a node may want in one moment, and datagrams that it may send after one event.
@@ -131,6 +131,7 @@ fn config(shape: Shape, n: usize) -> Config {
     config.tombstone_ttl = ms(100);
     config.lookup_timeout = ms(50);
     config.dead_after = ms(300);
+    config.probe_interval = ms(100);
     config.refresh_interval = ms(1000);
     config.failures_max = 2;
     config

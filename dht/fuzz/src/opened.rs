@@ -2,7 +2,7 @@
 //! work, while others come from members' addresses: copies, altered copies, and whatever an input
 //! makes of the protocol. `network` checks what the nodes do about it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use holdfast_dht::batch::{Header, Outcome, Request, Writer};
 use holdfast_dht::message::{Contacts, DATAGRAM_MAX, Datagram, Life, Message, Sender};
@@ -16,6 +16,8 @@ use super::network::{EPOCH_US, MEMBERS, Network, Shape};
 
 /// Flows that sessions are on.
 const FLOWS: usize = 16;
+/// A server that is no member.
+const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 /// How long the nodes have to find each other, in µs.
 const MEETING_US: u64 = 30_000;
 
@@ -51,7 +53,7 @@ fn step(network: &mut Network, input: &mut Input<'_>) {
             network.run(match time {
                 0..=127 => time * 50,
                 128..=239 => (time - 127) * 5_000,
-                240.. => (time - 239) * 250_000,
+                240.. => (time - 239) * 125_000,
             });
         }
         1..=3 => announce(network, n, what == 3, input),
@@ -120,7 +122,7 @@ fn source(network: &Network, input: &mut Input<'_>) -> SocketAddr {
     match choice {
         0..=239 => member,
         240..=247 => SocketAddr::new(member.ip(), input.u16()),
-        248.. => SocketAddr::new(IpAddr::from([192, 0, 2, 1]), member.port()),
+        248.. => SocketAddr::new(STRANGER, member.port()),
     }
 }
 
@@ -188,7 +190,12 @@ fn contacts<const N: usize>(network: &Network, input: &mut Input<'_>) -> Contact
 }
 
 fn claim(network: &Network, input: &mut Input<'_>) -> Claim {
-    Claim { version: version(network, input), owner: source(network, input).ip() }
+    let version = version(network, input);
+    let owner = match input.byte() {
+        member @ 0..=191 => network.address(usize::from(member)).ip(),
+        192.. => STRANGER,
+    };
+    Claim { version, owner }
 }
 
 fn life(network: &Network, input: &mut Input<'_>) -> Life {
