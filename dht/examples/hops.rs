@@ -104,16 +104,21 @@ fn measure(network: &mut Network, parameters: Parameters, servers: usize, lookup
     let full = servers.min(parameters.full_tables_max);
     let mut rng = Pcg64::seed_from_u64(servers as u64);
     let mut point = joined(network, parameters, servers, full);
-    let mut network = network.clone();
     let sessions = lookups.min(2000);
-    for s in 0..sessions {
-        network.publish(rng.random_range(0..full), flow(s));
-    }
+    let publish = |s: usize| {
+        let n = rng.random_range(0..full);
+        (n, flow(s), network.publish(n, flow(s)))
+    };
+    let published: Vec<_> = (0..sessions).map(publish).collect();
     network.until("all to be acknowledged", 60, |network| network.is_settled());
     let mut times_us: Vec<u64> = Vec::new();
     while point.lookups < lookups {
-        ask_some(&mut network, &mut point, &mut times_us, full, sessions, &mut rng);
+        ask_some(network, &mut point, &mut times_us, full, sessions, &mut rng);
     }
+    for (n, flow, version) in published {
+        network.withdraw(n, flow, version);
+    }
+    network.until("all to be deleted", 60, |network| network.is_settled());
     point.take(times_us);
     point.print(parameters, started.elapsed());
     point
