@@ -350,12 +350,15 @@ impl Node {
         for contact in self.table.closest(key.target, width + CANDIDATES_MORE) {
             lookup.learn(candidate(contact.id, contact.address, contact.is_suspect()));
         }
+        // With very many servers we are not always one of those that can hold the record.
+        let mut own = placement.is_plain();
         for replica in self.table.replicas(key.target, REPLICAS_MAX) {
-            if replica.slot != Slot::OWN {
-                lookup.learn(candidate(replica.id, replica.address, replica.suspect));
+            match replica.slot {
+                Slot::OWN => own = true,
+                _ => lookup.learn(candidate(replica.id, replica.address, replica.suspect)),
             }
         }
-        if matches!(key.goal, Goal::Owner | Goal::Survey) {
+        if own && matches!(key.goal, Goal::Owner | Goal::Survey) {
             lookup.learn(Candidate {
                 id: self.own.id,
                 address: self.config.listen,

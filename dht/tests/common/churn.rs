@@ -13,7 +13,7 @@ use super::{MS, Network, SECOND, Skew, Weather, address, config};
 /// How long peace may take to come, in seconds.
 const PEACE_S_MAX: u64 = 120;
 /// Longer than daemons are down.
-const LEASE_US: u64 = 10 * SECOND;
+pub const LEASE_US: u64 = 10 * SECOND;
 /// Servers that others join by.
 const BOOTSTRAP: usize = 3;
 

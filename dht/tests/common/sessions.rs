@@ -13,6 +13,8 @@ use super::{ID_KEY, MS, Network, Resolved, SECOND, flow, locator, number};
 
 /// After a server or a link has come or gone, this long the others may repair.
 pub const REPAIR_US: u64 = 10 * SECOND;
+/// What a server published is believed until it is known to be dead and its lease has ended.
+pub const GHOST_US: u64 = super::churn::LEASE_US + REPAIR_US;
 
 /// Promises that are checked. Each is on once the core keeps it; what is off is only counted.
 #[derive(Debug, Clone, Copy)]
@@ -391,7 +393,7 @@ impl Sessions {
                 ));
             }
         } else if let Some(lost_us) = session.lost_us
-            && lost_us + REPAIR_US < asked_us
+            && lost_us + GHOST_US < asked_us
         {
             self.judge_lost(network, r, f, owner);
         }
