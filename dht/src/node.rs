@@ -389,6 +389,10 @@ impl Node {
             self.count(Counter::OtherIncarnation);
             return self.check_soon(sender.id);
         }
+        // One server has one way: it cannot use up those of others by changing its port.
+        if self.table.get(sender.id).is_some_and(|contact| contact.address != from) {
+            return self.count(Counter::OtherPort);
+        }
         let Some(link) = self.links.of(from) else {
             return self.count(Counter::PeersRefused);
         };

@@ -71,6 +71,7 @@ counters! {
     OperationsRefused "operations_refused" "Operations not queued because too many wait for that peer; they are tried again later.",
     ResultsDropped "results_dropped" "Results dropped because too many wait for that peer; it asks again.",
     OtherIncarnation "other_incarnation" "Batches dropped: meant for an earlier incarnation of ours.",
+    OtherPort "other_port" "Batches dropped: the sender's control socket is known by another port; it is looked into.",
     FindNodesReceived "find_nodes_received" "FIND_NODE requests served.",
     FindValuesReceived "find_values_received" "FIND_VALUE requests served.",
     StoresStale "stores_stale" "STORE or DELETE refused: a newer record or tombstone is held.",

@@ -1,5 +1,5 @@
-//! Answers the requests of other nodes: at most one answer to each, and never a larger datagram
-//! than was asked for.
+//! Answers the requests of other nodes: at most one answer to each, and nothing to anybody who
+//! did not ask.
 
 use std::net::SocketAddr;
 
