@@ -1,14 +1,18 @@
 //! Any bytes as a datagram that was opened: as a batch, and as a control message. Reading ends, says
-//! no more than the bytes have room for, and what was read is written back as the same.
+//! what another reader says too, and what was read is written back as the same.
 
-use holdfast_dht::batch::{Header, Item, MAGIC, Outcome, Reader, VERSION, Writer};
+use std::net::IpAddr;
+
+use holdfast_dht::batch::{Header, Item, MAGIC, Outcome, Reader, Request, VERSION, Writer};
 use holdfast_dht::message::{DATAGRAM_MAX, Datagram};
+use holdfast_dht::{Claim, Id};
+use holdfast_handoff::Version;
 
 use super::Tally;
 
-/// Bytes of a batch ahead of its groups, and of a group ahead of its items.
+/// Bytes of a batch ahead of its groups.
 const HEADER_LEN: usize = 29;
-const GROUP_LEN: usize = 6;
+/// Items of a group at most, which may take no bytes.
 const GROUP_ITEMS_MAX: usize = 255;
 
 /// Reads the bytes as they are, and behind a batch's first bytes.
@@ -42,8 +46,8 @@ fn read_batch(bytes: &[u8], tally: &mut Tally) {
         Some(Err(_)) => "batch without a header",
         Some(Ok((header, reader))) => {
             let (items, whole) = items(reader, bytes.len());
-            let fit = fit(&items, bytes.len());
-            assert!(fit, "{} items from {} bytes", items.len(), bytes.len());
+            let (expected, as_expected) = read_plainly(&bytes[HEADER_LEN..]);
+            assert_eq!((&items, whole), (&expected, as_expected));
             writes_back(&header, &items);
             for item in &items {
                 tally.add(name(item), 1);
@@ -70,26 +74,76 @@ fn items(mut reader: Reader<'_>, len: usize) -> (Vec<Item>, bool) {
     (items, end.is_none())
 }
 
-/// Whether so many bytes have room for these items.
-fn fit(items: &[Item], len: usize) -> bool {
-    let (mut needed, mut done) = (HEADER_LEN, 0);
-    for item in items {
-        match item {
-            Item::Request(_, holdfast_dht::batch::Request::Lookup(_)) => needed += 16,
-            Item::Request(..) => needed += 24,
-            Item::Result(_, Outcome::Done) => done += 1,
-            Item::Result(_, Outcome::Stale(_) | Outcome::Found(_) | Outcome::Gone(_)) => {
-                needed += 1 + 8 + 5;
-            }
-            Item::Result(..) => needed += 1,
+/// The groups of a batch, read as plainly as possible: the items, and whether it ends as it should.
+fn read_plainly(groups: &[u8]) -> (Vec<Item>, bool) {
+    let (mut rest, mut items) = (groups, Vec::new());
+    while !rest.is_empty() {
+        let Some([kind, count, number @ ..]) = take::<6>(&mut rest) else {
+            return (items, false);
+        };
+        if count == 0 {
+            return (items, false);
+        }
+        let first = u32::from_be_bytes(number);
+        for place in 0..count {
+            let Some(item) = item(kind, first.wrapping_add(place.into()), &mut rest) else {
+                return (items, false);
+            };
+            items.push(item);
         }
     }
-    needed + done_len(done) <= len
+    (items, true)
 }
 
-/// Bytes that this many operations take at least that were carried out.
-const fn done_len(done: usize) -> usize {
-    done.div_ceil(GROUP_ITEMS_MAX) * GROUP_LEN
+fn item(kind: u8, number: u32, rest: &mut &[u8]) -> Option<Item> {
+    if kind == 5 {
+        return Some(Item::Result(number, outcome(rest)?));
+    }
+    if kind == 6 {
+        return Some(Item::Result(number, Outcome::Done));
+    }
+    let id = Id(u128::from_be_bytes(take(rest)?));
+    if kind == 1 {
+        return Some(Item::Request(number, Request::Lookup(id)));
+    }
+    let version = Version(u64::from_be_bytes(take(rest)?));
+    let request = match kind {
+        2 => Request::Store(id, version),
+        3 => Request::Delete(id, version),
+        4 => Request::Release(id, version),
+        _ => return None,
+    };
+    Some(Item::Request(number, request))
+}
+
+fn outcome(rest: &mut &[u8]) -> Option<Outcome> {
+    let [code] = take(rest)?;
+    let mut claim = || {
+        let version = Version(u64::from_be_bytes(take(rest)?));
+        let owner = match take(rest)? {
+            [4] => IpAddr::from(take::<4>(rest)?),
+            [6] => IpAddr::from(take::<16>(rest)?),
+            _ => return None,
+        };
+        Some(Claim { version, owner })
+    };
+    Some(match code {
+        0 => Outcome::Done,
+        1 => Outcome::Full,
+        2 => Outcome::Ahead,
+        3 => Outcome::Stale(claim()?),
+        4 => Outcome::Found(claim()?),
+        5 => Outcome::Gone(claim()?),
+        6 => Outcome::NotHeld,
+        7 => Outcome::NotReplica,
+        _ => return None,
+    })
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, left) = rest.split_first_chunk()?;
+    *rest = left;
+    Some(*taken)
 }
 
 /// The items are the same in the batches that we write of them.
@@ -118,7 +172,6 @@ fn write(writer: &mut Writer<'_>, item: &Item) -> bool {
 }
 
 const fn name(item: &Item) -> &'static str {
-    use holdfast_dht::batch::Request;
     match item {
         Item::Request(_, Request::Lookup(..)) => "LOOKUP",
         Item::Request(_, Request::Store(..)) => "STORE",
