@@ -15,6 +15,12 @@ mod sync {
     #[derive(Debug, Default)]
     pub struct Line(pub [AtomicU64; 8]);
 
+    pub fn matching_words(line: &Line, mask: u64, wanted: u64) -> u32 {
+        let is_it = |word: &AtomicU64| word.load(Ordering::Relaxed) & mask == wanted;
+        let words = line.0.iter().enumerate();
+        words.map(|(index, word)| u32::from(is_it(word)) << (2 * index)).sum()
+    }
+
     /// loom takes sequentially consistent accesses for acquire and release, and knows only
     /// fences as more.
     pub fn settle_fence() {
