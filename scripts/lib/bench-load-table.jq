@@ -8,6 +8,7 @@ def line($run; $rate):
         "  " + ($run + " " * 11)[:11] + ($rate + " " * 9)[:9]
         + (.offered_mpps | number(4) | cell(9)) + (.forwarded_mpps | number(4) | cell(11))
         + (.lost_percent | number(4) | cell(9)) + (.latency_us | latencies)
+        + (.cpu_percent.worker_waited | number(2) | cell(10))
         + (if .generator_limited then "  (the generator was at its limit)" else "" end)
     end;
 def by_kind($kind): .latency_us_by_kind[$kind]
@@ -17,13 +18,13 @@ def names: ["mix", "hits", "redirects", "misses"];
 . as $all
 | "holdfastd, IPv\(.family), \(.sessions) sessions, \(.redirected_sessions) redirects, \(.churn_per_second) opened and closed per second, frames of \(.frame_bytes) bytes",
   "",
-  "                                                           latency in us",
-  "  run        rate       offered  forwarded   lost %      p50      p90      p99    p99.9      max",
+  "                                                           latency in us                                        worker",
+  "  run        rate       offered  forwarded   lost %      p50      p90      p99    p99.9      max  waited %",
   (names[] | . as $run | $all[$run] // empty
    | line($run; "fixed"),
      (if $run == "mix" then by_kind("hits"), by_kind("redirects"), by_kind("misses") else empty end),
      (if (.steps | length) > 0 then .highest | line($run; "highest") else empty end)),
   "",
-  "  Mpps; highest: the greatest rate tried with at most \(.loss_percent_max) % lost.",
+  "  Mpps; highest: the greatest rate tried with at most \(.loss_percent_max) % lost; waited: for its CPU, while others had it.",
   "  \(.note)",
   (if (.faults | length) > 0 then "  FAULTS:", (.faults[] | "    \(.)") else "  Every packet is accounted for." end)

@@ -34,6 +34,8 @@ pub struct Stats {
     pub dht_counters: Values,
     /// The uplink's Ethernet address.
     pub uplink_mac: String,
+    /// The daemon's process.
+    pub pid: u64,
 }
 
 /// What of a port's counters means that a frame was lost.
@@ -79,6 +81,7 @@ impl Stats {
             dht_gauges: values(&all["dht"]["gauges"], "dht.gauges")?,
             dht_counters: values(&all["dht"]["counters"], "dht.counters")?,
             uplink_mac,
+            pid: all["pid"].as_u64().context("no pid in holdfastctl's answer")?,
         })
     }
 }
@@ -123,7 +126,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_read() {
-        let json = br#"{"totals": {"local_hit": 3}, "table": {"local": 2},
+        let json = br#"{"pid": 7, "totals": {"local_hit": 3}, "table": {"local": 2},
             "ports": [{"role": "uplink", "mac": "02:00:00:00:00:0a", "rx_missed": 1,
                        "rx_errors": 2, "rx_no_mbuf": 3, "tx_errors": 4}],
             "dht": {"gauges": {"joined": 1}, "counters": {}, "distributions": {}}}"#;

@@ -15,6 +15,7 @@ use crate::generator::Generator;
 use crate::pace::Pace;
 
 const START: Duration = Duration::from_secs(30);
+const END: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_secs(180);
 /// Handshakes under way at once: fewer than any ring holds, so that none is lost to a full one.
 const WINDOW: u64 = 256;
@@ -44,6 +45,15 @@ pub fn wait_for_start(doors: [&Door; 3], near: &Daemon, far: &Daemon) -> Result<
         }
         Ok(None)
     })
+}
+
+/// Waits until both daemons have left their host ports, for a while.
+pub fn wait_for_end(generator: &Generator) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < END && (generator.host.is_up()? || generator.far_host.is_up()?) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// Opens the sessions of both daemons, waits until they are published, and lets near learn its

@@ -6,6 +6,7 @@
 
 mod args;
 mod books;
+mod cpu_time;
 mod daemon;
 mod door;
 mod flows;
@@ -45,16 +46,20 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let eal = Eal::init(&args.eal()).context("starting DPDK")?;
-    let (result, faults) = run(&eal, &args)?;
+    let (generator, result, faults) = run(&eal, &args)?;
     print_line(&result)?;
     for fault in &faults {
         say(&format!("FAULT: {fault}"));
     }
+    say("finished");
+    // DPDK's memif driver may crash in the process whose peer goes away while it polls: the
+    // daemons go first.
+    install::wait_for_end(&generator)?;
     Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Returns the result, and what must never be in words.
-fn run(eal: &Eal, args: &Args) -> Result<(Value, Vec<String>)> {
+/// Returns the generator, the result, and what must never be in words.
+fn run(eal: &Eal, args: &Args) -> Result<(Generator, Value, Vec<String>)> {
     let near = daemon(args, &args.near_control);
     let far = daemon(args, &args.far_control);
     let doors = [
@@ -89,7 +94,7 @@ fn run(eal: &Eal, args: &Args) -> Result<(Value, Vec<String>)> {
         result[name.as_str()] = outcome;
     }
     result["faults"] = json!(faults);
-    Ok((result, faults))
+    Ok((generator, result, faults))
 }
 
 /// A run at its fixed rate, then the search for its highest.
@@ -139,7 +144,8 @@ fn measured(
     let outcome = measure(generator, draw, near, plan)?;
     let summary = outcome.summary();
     say(&format!(
-        "{:<9} at {:>8}/s for {} s: offered {} forwarded {} Mpps, lost {} %, p50 {} p99 {} us",
+        "{:<9} at {:>8}/s for {} s: offered {} forwarded {} Mpps, lost {} %, p50 {} p99 {} us, \
+         worker waited {} % for its CPU",
         plan.run.as_str(),
         plan.rate,
         plan.seconds,
@@ -148,6 +154,7 @@ fn measured(
         summary["lost_percent"],
         summary["latency_us"]["p50"],
         summary["latency_us"]["p99"],
+        summary["cpu_percent"]["worker_waited"],
     ));
     faults.extend(outcome.faults());
     Ok(outcome)

@@ -8,6 +8,7 @@ use holdfast_dpdk::{PortStats, tsc};
 use serde_json::{Value, json};
 
 use crate::books;
+use crate::cpu_time::Threads;
 use crate::daemon::{Daemon, Stats, Values, growth, nonzero};
 use crate::door::{BURST, Door, Sent};
 use crate::flows::Class;
@@ -52,6 +53,7 @@ pub struct Outcome {
     late: u64,
     foreign: u64,
     first_wrong: Option<String>,
+    cpu_percent: Value,
     latency_us: Value,
     latency_us_by_kind: Value,
     near: Value,
@@ -101,7 +103,10 @@ pub fn measure(
     generator.begin()?;
     let before = near.stats()?;
     let own_before = Own::read(generator)?;
+    let threads = Threads::of_daemon(before.pid)?;
+    let cpu_before = threads.read()?;
     let (ticks, skipped) = send(generator, draw, plan);
+    let cpu = threads.read()?;
     drain(generator, own_before.data);
     let after = near.stats()?;
     let own = Own::read(generator)?;
@@ -109,9 +114,11 @@ pub fn measure(
     let values = accounts(&before, &after, &own_before, &own);
     let tally = &generator.tally;
     let (opened, closed) = (own.handshakes.churn_open, own.handshakes.churn_closed);
+    let seconds = ticks as f64 / generator.hz() as f64;
     Ok(Outcome {
         plan,
-        seconds: ticks as f64 / generator.hz() as f64,
+        seconds,
+        cpu_percent: cpu.since(&cpu_before, seconds),
         offered: own.data.offered - own_before.data.offered,
         refused: own.data.refused - own_before.data.refused,
         delivered: tally.delivered.iter().sum(),
@@ -286,6 +293,7 @@ impl Outcome {
             "generator_limited": self.generator_limited(),
             "latency_us": self.latency_us,
             "latency_us_by_kind": self.latency_us_by_kind,
+            "cpu_percent": self.cpu_percent,
             "dropped": merged(json!({"ring_full": self.refused}), self.drops.clone()),
             "seconds": (self.seconds * 1e3).round() / 1e3,
         })
