@@ -253,6 +253,16 @@ load_wait_for() {
     done
 }
 
+# load_last_words NAME: why it ended, if it said so, without a backtrace.
+load_last_words() {
+    local log=$OUT/load-$1.log
+    if grep -q '^Error: ' "$log"; then
+        sed -n '/^Error: /,/^$/p' "$log" | sed '/^Stack backtrace:/,$d' | tr '\n' ' '
+    else
+        tail -n 2 "$log" | tr '\n' ' '
+    fi
+}
+
 load_show_progress() {
     # Not the lock: it outlives this shell for a moment.
     (exec {LOCK}>&- && exec tail -n +1 -F --pid="$LOAD_PID" "$OUT/load-generator.log" 2>/dev/null) |
@@ -421,18 +431,18 @@ bench_load() {
     load_start_generator
     load_show_progress
     # The daemons' memifs want the generator's socket to be there.
-    load_wait_for ready || die "the generator does not start: $(tail -n 3 "$OUT/load-generator.log")"
+    load_wait_for ready || die "the generator does not start: $(load_last_words generator)"
     load_start_daemon far
     load_start_daemon near
     load_wait_for finished || true
     for name in near far; do
         kill -0 "$(cat "$LOAD_DIR/$name.pid")" 2>/dev/null ||
-            die "$name ended: $(tail -n 3 "$OUT/load-$name.log")"
+            die "$name ended: $(load_last_words "$name"); the generator: $(load_last_words generator)"
     done
     load_stop near far
     wait "$LOAD_PID" || status=$?
-    jq -e 'has("faults")' "$LOAD_DIR/result.json" >/dev/null 2>&1 ||
-        die "packet-load gave no result (exit code $status): $(tail -n 3 "$OUT/load-generator.log")"
+    jq -se 'length == 1 and (.[0] | has("faults"))' "$LOAD_DIR/result.json" >/dev/null 2>&1 ||
+        die "packet-load gave no result (exit code $status): $(load_last_words generator)"
     load_write_result
     say "done after $(seconds_since "$start") s"
     jq -r -f "$SCRIPTS/lib/bench-load-table.jq" "$LOAD_RESULT"

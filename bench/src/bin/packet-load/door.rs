@@ -14,7 +14,7 @@ use crate::frames::{Frames, Segment};
 /// Frames that are sent or received at once.
 pub const BURST: usize = 32;
 /// Mbufs of a door: what two rings of descriptors hold, and bursts.
-const MBUFS: u32 = 16_383;
+const MBUFS: u32 = 8_191;
 /// Descriptors of each queue of a NIC. Of a memif its own arguments decide.
 const DESCRIPTORS: u16 = 1024;
 

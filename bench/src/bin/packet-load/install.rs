@@ -157,7 +157,9 @@ fn learn_redirects(generator: &mut Generator, args: &Args, near: &Daemon) -> Res
             generator.send_data(Flow { class: Class::Redirect, index }, tsc());
         });
         if table(&near.stats()?, "redirect")? >= wanted {
-            ensure!(generator.tally.wrong() == 0, "{:?}", generator.tally.first_wrong);
+            let wrong = generator.tally.wrong();
+            let first = generator.tally.first_wrong.as_deref().unwrap_or("-");
+            ensure!(wrong == 0, "{wrong} wrong packets while redirects were learnt: {first}");
             return Ok(());
         }
     }
