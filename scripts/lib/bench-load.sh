@@ -23,6 +23,8 @@ load: packets through holdfastd, offered, forwarded, lost, and latencies, while 
                        two NICs or virtual functions, cabled together or through a switch and
                        bound to vfio-pci: the uplink of the daemon under test, and the
                        generator's port; without them the uplink is a memif, like the host port
+  --ring N             slots of each memif and descriptors of a NIC's queue, a power of two
+                       (4096): where others use the CPUs, more of them ride out a pause
   --cpus G,W,S         CPUs of the generator, the worker under test and all the rest (0,1,2;
                        with two CPUs 0,1,0)
   --dry-run            print configurations and commands, check them, and start nothing
@@ -35,10 +37,11 @@ END
 
 LOAD_NAMESPACE=hfload
 LOAD_FAMILY=4 LOAD_QUICK=0 LOAD_DRY_RUN=0 LOAD_SESSIONS='' LOAD_REDIRECTS=''
-LOAD_UPLINK='' LOAD_GENERATOR='' LOAD_CPUS=''
+LOAD_UPLINK='' LOAD_GENERATOR='' LOAD_CPUS='' LOAD_RING=4096
 LOAD_ARGS=()
+LOAD_PACKETS_MAX=16384 # parked
 # MiB of DPDK memory of the daemon under test, the other one, and the generator.
-LOAD_NEAR_MIB=192 LOAD_FAR_MIB=64 LOAD_GENERATOR_MIB=160
+LOAD_NEAR_MIB='' LOAD_FAR_MIB='' LOAD_GENERATOR_MIB=160
 LOAD_DIR='' LOAD_HUGE=off LOAD_PAGES_BEFORE='' LOAD_PAGES_SET=''
 
 load_options() {
@@ -73,6 +76,11 @@ load_options() {
                 ;;
             --uplink) LOAD_UPLINK=$(load_pci --uplink "$2") || exit 1 ;;
             --generator) LOAD_GENERATOR=$(load_pci --generator "$2") || exit 1 ;;
+            --ring)
+                { is_count "$2" 256 8192 && ((($2 & ($2 - 1)) == 0)); } ||
+                    die "--ring is a power of two from 256 to 8192, not '$2'"
+                LOAD_RING=$2
+                ;;
             --cpus)
                 [[ $2 =~ ^[0-9]{1,3},[0-9]{1,3},[0-9-]{1,7}$ ]] || die "--cpus is G,W,S as in 0,1,2-7, not '$2'"
                 LOAD_CPUS=$2
@@ -115,6 +123,10 @@ load_check_options() {
         LOAD_ARGS=(--seconds 1 --step-seconds 0.5 --steps 5 --churn 5000 ${LOAD_ARGS[@]+"${LOAD_ARGS[@]}"})
     fi
     : "${LOAD_SESSIONS:=1000000}" "${LOAD_REDIRECTS:=$((LOAD_SESSIONS / 10))}"
+    # Both ports' descriptors, what is parked, and some under way; 4 KiB each with small pages.
+    LOAD_MBUFS=$((4 * LOAD_RING + LOAD_PACKETS_MAX + 8192))
+    LOAD_MBUFS_FAR=$((4 * LOAD_RING + 8192))
+    LOAD_NEAR_MIB=$((LOAD_MBUFS / 250 + 64)) LOAD_FAR_MIB=$((LOAD_MBUFS_FAR / 250 + 64))
     if ((LOAD_FAMILY == 4)); then
         LOAD_NEAR=10.99.0.1 LOAD_FAR=10.99.0.2 LOAD_MEMBERS=10.99.0.0/24 LOAD_SERVICE=192.168.0.1
         LOAD_RESULT=$OUT/load.json
@@ -128,10 +140,11 @@ load_socket_text() { # ADDRESS PORT
     if [[ $1 == *:* ]]; then echo "[$1]:$2"; else echo "$1:$2"; fi
 }
 
-# The generator is the server of each memif, so that it can be there before the daemons. A ring
-# has 2^10 slots, as many as a NIC's queue has descriptors here.
+# The generator is the server of each memif, so that it can be there before the daemons.
 load_memif() { # NUMBER ROLE ID
-    echo "net_memif$1,role=$2,id=$3,socket=$LOAD_DIR/memif.sock,socket-abstract=no,rsize=10,bsize=2048"
+    local bits=0
+    while ((1 << bits < LOAD_RING)); do bits=$((bits + 1)); done
+    echo "net_memif$1,role=$2,id=$3,socket=$LOAD_DIR/memif.sock,socket-abstract=no,rsize=$bits,bsize=2048"
 }
 
 # --- the daemons -----------------------------------------------------------------------
@@ -141,13 +154,13 @@ load_memif() { # NUMBER ROLE ID
 # balance within the run; the table has room for them.
 load_config() { # near|far
     local locator=$LOAD_NEAR uplink host cores=$LOAD_CPU_WORKER idle=busy mib=$LOAD_NEAR_MIB
-    local mbufs=32768 packets_max=16384 capacity=$((2 * LOAD_SESSIONS + LOAD_REDIRECTS + 500000))
+    local mbufs=$LOAD_MBUFS packets_max=$LOAD_PACKETS_MAX capacity=$((2 * LOAD_SESSIONS + LOAD_REDIRECTS + 500000))
     uplink=$(load_memif 0 client 0)
     host=$(load_memif 1 client 1)
     [[ -z $LOAD_UPLINK ]] || uplink=$LOAD_UPLINK
     if [[ $1 == far ]]; then
         locator=$LOAD_FAR cores=${LOAD_CPU_REST%%[-,]*} idle=adaptive mib=$LOAD_FAR_MIB
-        mbufs=8192 packets_max=2048 capacity=$((2 * LOAD_REDIRECTS + 100000))
+        mbufs=$LOAD_MBUFS_FAR packets_max=2048 capacity=$((2 * LOAD_REDIRECTS + 100000))
         # Nobody reads what it sends to the network, and nothing comes from there.
         uplink=net_null0,no-rx=1
         host=$(load_memif 1 client 2)
@@ -166,6 +179,8 @@ mbufs_per_worker = $mbufs
 
 [uplink]
 device = "$uplink"
+rx_descriptors = $LOAD_RING
+tx_descriptors = $LOAD_RING
 
 [host_port]
 device = "$host"
@@ -396,8 +411,8 @@ load_write_result() {
     local mode=memif
     [[ -z $LOAD_UPLINK ]] || mode=nic
     jq --argjson machine "$(machine)" --argjson family "$LOAD_FAMILY" --arg mode "$mode" --arg huge "$LOAD_HUGE" \
-        --arg cpus "$LOAD_CPUS" --argjson limits "$(load_limits)" '
-        {machine: ($machine + {huge_pages: $huge, cpus: $cpus, uplink: $mode}), family: $family,
+        --arg cpus "$LOAD_CPUS" --argjson ring "$LOAD_RING" --argjson limits "$(load_limits)" '
+        {machine: ($machine + {huge_pages: $huge, cpus: $cpus, uplink: $mode, ring: $ring}), family: $family,
          note: "Information, not a comparison: generator and daemon share a machine, and where CPUs are few the DHT cores run on the generator'"'"'s. Two processes on two cores vary fivefold.",
          limits: $limits} + .' "$LOAD_DIR/result.json" >"$LOAD_RESULT.new"
     mv "$LOAD_RESULT.new" "$LOAD_RESULT"
@@ -408,7 +423,7 @@ load_limits() {
     sed -n '/^\[\(sessions\|parking\|admission\)\]/,/^$/p' "$LOAD_DIR/near.toml" |
         jq -Rn '[inputs | select(test("^[a-z]"))
                  | capture("^(?<key>[a-z_]+) = (?<value>.*)$")
-                 | {key, value: (.value | gsub("[\"_]"; ""))}] | from_entries'
+                 | {key, value: (.value | gsub("[\"_]"; "") | tonumber? // .)}] | from_entries'
 }
 
 bench_load() {
