@@ -279,9 +279,9 @@ load_last_words() {
 }
 
 load_show_progress() {
-    # Not the lock: it outlives this shell for a moment.
-    (exec {LOCK}>&- && exec tail -n +1 -F --pid="$LOAD_PID" "$OUT/load-generator.log" 2>/dev/null) |
-        sed -un 's/^packet-load: /  /p' >&2 &
+    # Without the lock: these may outlive this shell.
+    tail -n +1 -F --pid="$LOAD_PID" "$OUT/load-generator.log" 2>/dev/null {LOCK}>&- |
+        sed -un 's/^packet-load: /  /p' >&2 {LOCK}>&- &
 }
 
 # --- huge pages --------------------------------------------------------------------------
@@ -319,8 +319,13 @@ load_return_pages() {
 # --- beginning and end ---------------------------------------------------------------------
 
 load_network_up() {
-    local length=32
+    local length=32 pid
     ((LOAD_FAMILY == 4)) || length=128
+    # What a run left that was killed itself; with the lock held no other one is running.
+    for pid in $(ip netns pids "$LOAD_NAMESPACE" 2>/dev/null); do
+        warn "process $pid is left of a run before: ended"
+        kill -KILL "$pid" 2>/dev/null || true
+    done
     ip netns delete "$LOAD_NAMESPACE" 2>/dev/null || true
     ip netns add "$LOAD_NAMESPACE"
     ip -n "$LOAD_NAMESPACE" link set lo up
