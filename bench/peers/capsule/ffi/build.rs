@@ -14,7 +14,6 @@ const FUNCTIONS: &[&str] = &[
     "numa_node_of_cpu",
     "rte_eal_(init|cleanup)",
     "rte_eth_(allmulticast|promiscuous)_(disable|enable)",
-    "rte_eth_add_(rx|tx)_callback",
     "rte_eth_dev_(adjust_nb_rx_tx_desc|close|configure|get_port_by_name)",
     "rte_eth_dev_(info_get|socket_id|start|stop)",
     "rte_eth_(macaddr_get|rx_queue_setup|tx_queue_setup|stats_get)",
@@ -58,9 +57,7 @@ fn main() {
         .derive_default(true)
         .generate_comments(false)
         // capsule writes `rte_eth_rx_mq_mode::…`, and wants Default of what holds one.
-        .rustified_enum("rte_eth_rx_mq_mode")
-        // Both packed and aligned, which Rust cannot express; only pointers to them are used.
-        .opaque_type("rte_(arp_ipv4|arp_hdr|l2tpv2_.*)");
+        .rustified_enum("rte_eth_rx_mq_mode");
     for function in FUNCTIONS {
         builder = builder.allowlist_function(function);
     }
@@ -68,7 +65,6 @@ fn main() {
         builder = builder.allowlist_var(variable);
     }
     builder
-        .allowlist_type("rte_cpuset_t")
         .generate()
         .expect("bindgen binds wrapper.h")
         .write_to_file(out.join("bindings.rs"))

@@ -1,6 +1,7 @@
 //! The interface that capsule 0.1.5 expects of `capsule-ffi`, on DPDK 22.11: bindings made
 //! at build time, the names that DPDK has renamed since 19.11, and a kernel NIC interface
-//! that is not there. It exists to measure capsule; holdfast never links it.
+//! that is not there; capsule's `pcap-dump` is not served. It exists to measure capsule; holdfast
+//! never links it.
 
 #![allow(
     non_camel_case_types,
