@@ -25,6 +25,7 @@ use zerocopy::IntoBytes;
 
 use crate::frame::Frame;
 
+const LINK_HEADER: usize = size_of::<Ethernet>();
 /// Ethernet header and one 802.1Q tag.
 pub(crate) const LINK_HEADER_MAX: usize = 18;
 /// Hops a tunnel packet may take.
@@ -133,7 +134,7 @@ impl Tunnel {
         let inner = Inner::read(frame.data(), headers, entropy);
         match &self.0 {
             Header::Gue4(header) => push(frame, headers, header, ETHERTYPE_IPV4, mtu, |outer| {
-                inner.write_ipv4(outer, size_of::<Ipv4>() + GUE_LENGTH);
+                inner.write_ipv4(outer, header, size_of::<Ipv4>() + GUE_LENGTH);
                 inner.write_gue(&mut outer[size_of::<Ipv4>()..]);
             }),
             Header::Gue6(header) => push(frame, headers, header, ETHERTYPE_IPV6, mtu, |outer| {
@@ -142,7 +143,7 @@ impl Tunnel {
             }),
             Header::Ipip4(header) => push(frame, headers, header, ETHERTYPE_IPV4, mtu, |outer| {
                 outer[9] = inner.protocol;
-                inner.write_ipv4(outer, size_of::<Ipv4>());
+                inner.write_ipv4(outer, header, size_of::<Ipv4>());
             }),
             Header::Ipip6(header) => push(frame, headers, header, ETHERTYPE_IPV6, mtu, |outer| {
                 outer[6] = inner.protocol;
@@ -181,11 +182,11 @@ impl Inner {
     /// What differs in an outer IPv4 header of a packet whose other headers, this one included,
     /// have `length` bytes. The template's checksum is the sum of what does not differ.
     #[inline(always)]
-    fn write_ipv4(&self, outer: &mut [u8], length: usize) {
+    fn write_ipv4(&self, outer: &mut [u8], template: &[u8], length: usize) {
         let total_length = (length + self.length) as u16;
         outer[1] = self.class;
         outer[2..4].copy_from_slice(&total_length.to_be_bytes());
-        let constant = u16::from_be_bytes([outer[10], outer[11]]);
+        let constant = u16::from_be_bytes([template[10], template[11]]);
         let protocol = if length == size_of::<Ipv4>() { self.protocol } else { 0 };
         let total = u32::from(constant)
             + u32::from(self.class)
@@ -229,21 +230,32 @@ fn push<F: Frame, const N: usize>(
     if N + headers.packet_length() > mtu {
         return Err(EncapError::TooBig);
     }
-    let (mut link, link_length) = link_header(frame.data(), headers.network_offset as usize);
-    turn_round(&mut link);
-    link[link_length - 2..link_length].copy_from_slice(&ethertype.to_be_bytes());
-    frame.prepend(N).ok_or(EncapError::NoHeadroom)?;
-    let front = frame.data_mut();
-    if link_length == size_of::<Ethernet>() {
-        // Nearly always: lengths that are known are written without a call.
-        front[..size_of::<Ethernet>()].copy_from_slice(&link[..size_of::<Ethernet>()]);
+    // Lengths that are known are written without a call.
+    if headers.network_offset as usize == LINK_HEADER {
+        push_behind::<F, N, LINK_HEADER>(frame, template, ethertype, fill)
     } else {
-        front[..link_length].copy_from_slice(&link[..link_length]);
+        push_behind::<F, N, LINK_HEADER_MAX>(frame, template, ethertype, fill)
     }
-    if let Some(outer) = front[link_length..].first_chunk_mut::<N>() {
-        *outer = *template;
-        fill(outer);
-    }
+}
+
+#[inline(always)]
+fn push_behind<F: Frame, const N: usize, const LINK: usize>(
+    frame: &mut F,
+    template: &[u8; N],
+    ethertype: u16,
+    fill: impl FnOnce(&mut [u8; N]),
+) -> Result<(), EncapError> {
+    // The packet that `headers` describes is there, so neither is ever missing.
+    let link = *frame.data().first_chunk::<LINK>().ok_or(EncapError::NoHeadroom)?;
+    frame.prepend(N).ok_or(EncapError::NoHeadroom)?;
+    let front = frame.data_mut().split_first_chunk_mut::<LINK>();
+    let (new_link, rest) = front.ok_or(EncapError::NoHeadroom)?;
+    let outer = rest.first_chunk_mut::<N>().ok_or(EncapError::NoHeadroom)?;
+    *new_link = link;
+    turn_round(new_link);
+    new_link[LINK - 2..].copy_from_slice(&ethertype.to_be_bytes());
+    *outer = *template;
+    fill(outer);
     Ok(())
 }
 
@@ -251,8 +263,8 @@ fn push<F: Frame, const N: usize>(
 #[inline(always)]
 fn turn_round(link: &mut [u8]) {
     if let Some(addresses) = link.first_chunk_mut::<12>() {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = *addresses;
-        *addresses = [g, h, i, j, k, l, a, b, c, d, e, f];
+        let (destination, source) = addresses.split_at_mut(6);
+        destination.swap_with_slice(source);
     }
 }
 

@@ -37,6 +37,9 @@ use crate::too_big;
 
 /// Frames that wait to be sent out of one port, at most.
 const OUT_MAX: usize = 4 * BURST;
+/// Segments whose lines of the table are asked for together: closely, so that the walks through
+/// the page table overlap, and before the whole burst is classified.
+const GROUP: usize = 16;
 /// Answers of the DHT core taken in a turn, at most, so that packets never wait for them.
 const ANSWERS_PER_TURN: usize = 64;
 /// Time between two turns of housekeeping, in microseconds.
@@ -193,8 +196,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         busy
     }
 
-    /// A burst from the network: classify and locate all, then look up, decide and act one by
-    /// one, when what was asked of the memory has come.
+    /// A burst from the network: classify all, ask for the table's lines in groups, then look up,
+    /// decide and act one by one, when memory has answered.
     fn poll_uplink(&mut self, now: Now) -> bool {
         let mut burst = ArrayVec::<_, BURST>::new();
         self.uplink.receive(&mut burst);
@@ -203,20 +206,39 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
         self.counters.add(Counter::UplinkReceived, burst.len() as u64);
 
-        let mut frames = ArrayVec::<_, BURST>::new();
-        let mut arrivals = ArrayVec::<_, BURST>::new();
+        let mut frames = ArrayVec::<U::Frame, BURST>::new();
+        let mut arrivals = ArrayVec::<Arrival, BURST>::new();
+        let mut asked = 0;
         for frame in burst {
             self.classify(frame, &mut frames, &mut arrivals);
+            if arrivals.len() == asked + GROUP {
+                self.prefetch(&arrivals[asked..]);
+                asked += GROUP;
+            }
         }
+        self.prefetch(&arrivals[asked..]);
         for (frame, arrival) in frames.into_iter().zip(&arrivals) {
-            let found = self.shared.table.find(&arrival.at);
-            let verdict = match arrival.way {
-                Way::Direct => self.verdict(arrival, found, now),
-                way => self.verdict_tunnelled(arrival, found, way, now),
-            };
-            self.act(verdict, frame, arrival, now);
+            self.decide(frame, arrival, now);
         }
         true
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, arrivals: &[Arrival]) {
+        for arrival in arrivals {
+            self.shared.table.prefetch(&arrival.at);
+        }
+    }
+
+    /// Looks a segment up and acts on what is known of its flow.
+    #[inline(always)]
+    fn decide(&mut self, frame: U::Frame, arrival: &Arrival, now: Now) {
+        let found = self.shared.table.find(&arrival.at);
+        let verdict = match arrival.way {
+            Way::Direct => self.verdict(arrival, found, now),
+            way => self.verdict_tunnelled(arrival, found, way, now),
+        };
+        self.act(verdict, frame, arrival, now);
     }
 
     /// Reads a frame from the network. A service's segment joins the arrivals; anything else goes
@@ -456,7 +478,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 if flags.contains(TcpFlags::SYN) {
                     self.clamp_mss(frame);
                 }
-                segments.push((self.shared.table.locate(&key), flags));
+                let at = self.shared.table.locate(&key);
+                self.shared.table.prefetch(&at);
+                segments.push((at, flags));
             }
         }
         for (at, flags) in &segments {

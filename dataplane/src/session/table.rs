@@ -328,23 +328,26 @@ impl SessionTable {
         flow.hash(&self.hash_key)
     }
 
-    /// Hashes a flow and asks for its bucket's line. To be done for a whole burst, and best for
-    /// the next one too, before the first [`SessionTable::find`].
+    /// Finds out where a flow is looked for.
     #[inline(always)]
     #[must_use]
     pub fn locate(&self, key: &SessionKey) -> Located {
-        match *key {
-            SessionKey::V4(word) => {
-                let at = self.v4.locate_v4(word);
-                prefetch(self.v4.line(at.home));
-                Located(AtFamily::V4(at))
-            }
+        Located(match *key {
+            SessionKey::V4(word) => AtFamily::V4(self.v4.locate_v4(word)),
             SessionKey::V6 { client, tail } => {
-                let at = self.v6.locate_v6(KeyV6 { client, tail });
-                prefetch(self.v6.line(at.home));
-                Located(AtFamily::V6(at))
+                AtFamily::V6(self.v6.locate_v6(KeyV6 { client, tail }))
             }
-        }
+        })
+    }
+
+    /// Asks memory for the line of a flow's bucket. To be done for many flows, one close after
+    /// the other, before the first [`SessionTable::find`].
+    #[inline(always)]
+    pub fn prefetch(&self, at: &Located) {
+        prefetch(match &at.0 {
+            AtFamily::V4(at) => self.v4.line(at.home),
+            AtFamily::V6(at) => self.v6.line(at.home),
+        });
     }
 
     /// [`SessionTable::locate`] for a flow; `None` when it is of no service of ours.
@@ -384,23 +387,27 @@ impl SessionTable {
         }
     }
 
-    /// Looks up as many as there are: `found` gets each one's index and entry, in order. Each is
-    /// located [`AHEAD`] others before it is looked at.
+    /// Looks up as many as there are: `found` gets each one's index and entry, in order. Each line
+    /// is asked for while that of [`AHEAD`] flows before it is looked at.
     #[inline(always)]
     pub fn find_all(&self, keys: &[SessionKey], mut found: impl FnMut(usize, Option<Entry>)) {
-        let mut located = ArrayVec::<Located, AHEAD>::new();
+        let ask = |key| {
+            let at = self.locate(key);
+            self.prefetch(&at);
+            at
+        };
         let (first, rest) = keys.split_at(AHEAD.min(keys.len()));
-        located.extend(first.iter().map(|key| self.locate(key)));
+        let mut located: ArrayVec<Located, AHEAD> = first.iter().map(ask).collect();
         let mut index = 0;
+        // One is asked for, one looked at: memory has no more to do at once than it can.
         for (key, at) in rest.iter().zip((0..AHEAD).cycle()) {
-            let next = self.locate(key);
+            let next = ask(key);
             found(index, self.find(&located[at]));
             located[at] = next;
             index += 1;
         }
-        let oldest = rest.len() % AHEAD;
-        let (second, first) = located.split_at(oldest.min(located.len()));
-        for at in first.iter().chain(second) {
+        let (newest, oldest) = located.split_at(rest.len() % AHEAD);
+        for at in oldest.iter().chain(newest) {
             found(index, self.find(at));
             index += 1;
         }
