@@ -89,7 +89,7 @@ impl Keys {
         self.bytes.is_empty()
     }
 
-    fn parts(&self) -> (*const u8, u32, u32) {
+    pub(crate) fn parts(&self) -> (*const u8, u32, u32) {
         (self.bytes.as_ptr(), self.key_bytes as u32, self.len() as u32)
     }
 }

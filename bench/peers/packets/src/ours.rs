@@ -1,15 +1,28 @@
-//! The session table under the benches: the one place that knows its interface.
+//! The session table and the worker under the benches: the one place that knows their interface.
 
 use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use anyhow::Result;
 use arrayvec::ArrayVec;
-use holdfast_dataplane::session::Session;
+use holdfast_dataplane::admission::AdmissionLimits;
+use holdfast_dataplane::classify::{Classifier, Services};
+use holdfast_dataplane::idle::IdleStrategy;
+use holdfast_dataplane::parking::ParkingLimits;
+use holdfast_dataplane::port::DpdkPort;
+use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::{Insert, SessionTable};
+use holdfast_dataplane::session::{Session, State};
+use holdfast_dataplane::stats::WorkerCounters;
 use holdfast_dataplane::time::Tick;
+use holdfast_dataplane::worker::{Settings, Shared, Worker};
+use holdfast_handoff::{CoreEnd, Doorbell, Version, rings};
 use holdfast_net::{FlowKey, HashKey};
+
+use crate::flows::{SERVICE_PORT, SERVICE_V4, SERVICE_V6};
+use crate::frames::Tunnel;
 
 /// Lookups that are under way at the same time.
 pub const AHEAD: usize = 32;
@@ -22,6 +35,21 @@ pub type Key = FlowKey;
 #[must_use]
 pub fn key(flow: &FlowKey) -> Key {
     *flow
+}
+
+/// Our locator.
+pub const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// The first of the owners that flows are redirected to.
+pub const FIRST_OWNER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// UDP port of tunnels.
+pub const TUNNEL_PORT: u16 = 6080;
+/// Frames that may wait for an answer.
+const PARKED_MAX: usize = 1024;
+
+/// A session of the host's own.
+#[must_use]
+pub fn local() -> Session {
+    Session::Local { state: State::Established, version: Version(1), published: true }
 }
 
 /// The session that the benches put in: a redirect to one of a few owners.
@@ -87,10 +115,84 @@ impl Ours {
         (0..).zip(keys).map(insert).filter(|&inserted| inserted).count()
     }
 
+    /// Puts one session in; whether it took it.
+    pub fn put(&self, flow: &FlowKey, session: Session) -> bool {
+        matches!(self.0.insert(flow, session, Tick(1)), Insert::Inserted(_))
+    }
+
     /// Removes all, one by one; how many were there.
     pub fn remove(&self, keys: &[Key]) -> usize {
         let remove =
             |key: &&Key| self.0.lookup(key).is_some_and(|found| self.0.remove(found.handle));
         keys.iter().filter(remove).count()
     }
+}
+
+/// How our worker sends redirected packets on, and in which ways it can.
+#[must_use]
+pub fn tunnels() -> Vec<Tunnel> {
+    vec![Tunnel::Gue { port: TUNNEL_PORT }]
+}
+
+/// What workers share: no limit is met, and no session ends.
+///
+/// # Errors
+/// When the settings are refused.
+pub fn shared(table: &Ours, tunnel: Tunnel) -> Result<Shared> {
+    let services = [
+        SocketAddr::from((SERVICE_V4, SERVICE_PORT)),
+        SocketAddr::from((SERVICE_V6, SERVICE_PORT)),
+    ];
+    let long_ms = 24 * 3_600_000;
+    let Tunnel::Gue { port } = tunnel else {
+        anyhow::bail!("no such tunnel");
+    };
+    let settings = Settings {
+        classifier: Classifier {
+            services: Services::new(services)?,
+            locator: LOCAL.into(),
+            tunnel_port: port,
+        },
+        members: vec!["10.0.0.0/24".parse()?],
+        uplink_mtu: 1500,
+        half_open_max: 1 << 20,
+        timeouts: Timeouts {
+            half_open_ms: long_ms,
+            established_ms: long_ms,
+            linger_ms: long_ms,
+            redirect_ms: long_ms,
+        },
+        parking: ParkingLimits {
+            packets_max: PARKED_MAX,
+            packets_per_flow_max: 8,
+            timeout_us: 60_000_000,
+            grace_us: 0,
+        },
+        admission: AdmissionLimits {
+            per_second: u32::MAX,
+            burst: u32::MAX,
+            per_source_per_second: u32::MAX,
+            per_source_burst: u32::MAX,
+            negative_us: 1,
+        },
+        idle: IdleStrategy::Busy,
+    };
+    Ok(Shared { settings: Arc::new(settings), table: Arc::clone(&table.0), clock: Arc::default() })
+}
+
+/// A worker, and the DHT core's end of its rings. Keep the poll: the doorbell rings it.
+///
+/// # Errors
+/// When there is no file descriptor for the doorbell.
+pub fn worker(
+    shared: Shared,
+    place: (usize, usize),
+    uplink: DpdkPort,
+    host: DpdkPort,
+) -> Result<(Worker<DpdkPort, DpdkPort>, CoreEnd, mio::Poll)> {
+    let poll = mio::Poll::new()?;
+    let waker = mio::Waker::new(poll.registry(), mio::Token(0))?;
+    let (end, core) = rings(2 * PARKED_MAX, 1024, Arc::new(Doorbell::new(waker)));
+    let counters = Arc::new(WorkerCounters::default());
+    Ok((Worker::new(shared, place, counters, end, uplink, host), core, poll))
 }
