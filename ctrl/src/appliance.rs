@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use holdfast_dataplane::admission::AdmissionLimits;
-use holdfast_dataplane::classify::{Classifier, Services};
+use holdfast_dataplane::classify::Classifier;
+use holdfast_dataplane::encap;
 use holdfast_dataplane::idle::IdleStrategy;
 use holdfast_dataplane::parking::ParkingLimits;
 use holdfast_dataplane::port::DpdkPort;
+use holdfast_dataplane::service::Services;
 use holdfast_dataplane::session::Session;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::{Insert, SessionTable};
@@ -27,7 +29,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use tracing::{info, warn};
 
 use crate::commands::Commands;
-use crate::config::{ClusterKey, Config, Idle, Secret};
+use crate::config::{ClusterKey, Config, Encapsulation, Idle, Secret};
 use crate::kernel_sockets;
 use crate::lifecycle::Shutdown;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
@@ -223,7 +225,7 @@ fn work(
     cpus.set(usize::from(cpu));
     sched_setaffinity(None, &cpus).with_context(|| format!("pinning a worker to core {cpu}"))?;
     let _registration = eal.register_thread().context("registering a worker with DPDK")?;
-    worker.run(|| clock.at(dpdk::tsc()), stop);
+    worker.run(clock, stop);
     Ok(())
 }
 
@@ -235,16 +237,15 @@ fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<S
             services: Services::new(config.service_sockets())?,
             locator: config.node.locator,
             tunnel_port: config.tunnel.port,
+            encapsulation: match config.tunnel.encapsulation {
+                Encapsulation::Gue => encap::Encapsulation::Gue,
+                Encapsulation::Ipip => encap::Encapsulation::Ipip,
+                Encapsulation::Rewrite => encap::Encapsulation::Rewrite,
+            },
         },
         members: config.cluster.members.clone(),
         uplink_mtu: ports.uplink_mtu()?,
         half_open_max: config.sessions.half_open_max as u64,
-        timeouts: Timeouts {
-            half_open_ms: milliseconds(config.sessions.half_open_timeout),
-            established_ms: milliseconds(config.sessions.established_idle),
-            linger_ms: milliseconds(config.sessions.linger),
-            redirect_ms: milliseconds(config.sessions.redirect_idle),
-        },
         parking: ParkingLimits {
             packets_max: config.parking.packets_max,
             packets_per_flow_max: config.parking.packets_per_flow_max,
@@ -263,12 +264,22 @@ fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<S
             Idle::Adaptive => IdleStrategy::Adaptive,
         },
     };
+    let timeouts = Timeouts {
+        half_open_ms: milliseconds(config.sessions.half_open_timeout),
+        established_ms: milliseconds(config.sessions.established_idle),
+        linger_ms: milliseconds(config.sessions.linger),
+        redirect_ms: milliseconds(config.sessions.redirect_idle),
+    };
+    let services = settings.classifier.services.clone();
     let hash_key = HashKey(random_words()?);
-    Ok(Shared {
-        settings: Arc::new(settings),
-        table: Arc::new(SessionTable::new(config.sessions.capacity, hash_key)),
-        clock,
-    })
+    let table = SessionTable::new(services, config.sessions.capacity, &timeouts, hash_key)
+        .context("allocating the session table: lower sessions.capacity")?;
+    info!(
+        capacity = config.sessions.capacity,
+        page_kib = table.page_bytes() / 1024,
+        "the session table is there"
+    );
+    Ok(Shared { settings: Arc::new(settings), table: Arc::new(table), clock })
 }
 
 /// Two random words from the kernel.
@@ -334,11 +345,14 @@ fn adopt_kernel_sessions(
     kernel_sockets::sessions(is_service, |flow, state| {
         let version = shared.clock.next();
         let session = Session::Local { state, version, published: false };
-        match shared.table.insert(&flow, session, now) {
-            Insert::Inserted(handle) => {
+        let Some(at) = shared.table.locate_flow(&flow) else {
+            return;
+        };
+        match shared.table.insert(&at, session, now) {
+            Insert::Inserted(entry) => {
                 adopted += 1;
                 if core.announce(Announcement::Publish { flow, version }).is_ok() {
-                    shared.table.set_published(handle, true);
+                    shared.table.set_published(&entry);
                 }
             }
             // A worker has learnt it meanwhile.

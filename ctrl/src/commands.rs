@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use holdfast_dataplane::session::{Listed, Session};
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
+use holdfast_dataplane::time::Tick;
 use holdfast_dht::{self as dht, HandleError};
 use holdfast_dpdk::{self as dpdk, Port};
 use holdfast_net::FlowKey;
@@ -63,6 +64,8 @@ impl Commands {
             ("local", gauges.local),
             ("half_open", gauges.half_open),
             ("redirect", gauges.redirects),
+            ("displaced", gauges.displaced),
+            ("page_bytes", table.page_bytes() as u64),
         ];
         let cores = config.workers.cores.iter();
         let workers = cores.zip(counters).map(|(core, counters)| WorkerStats {
@@ -90,9 +93,13 @@ impl Commands {
             return SessionsReply::default();
         };
         let table = &self.appliance.table;
+        let now = self.now();
         let mut reply = SessionsReply::default();
         for bucket in 0..table.buckets() {
-            table.visit(bucket, |_, listed| {
+            table.visit(bucket, |entry| {
+                let Some(listed) = table.listed(&entry, now) else {
+                    return;
+                };
                 let entry = self.entry(&listed);
                 if !matches(request, &entry) {
                     return;
@@ -107,8 +114,12 @@ impl Commands {
         reply
     }
 
+    /// The time as the table keeps it.
+    fn now(&self) -> Tick {
+        self.appliance.clock.at(dpdk::tsc()).tick()
+    }
+
     fn entry(&self, listed: &Listed) -> SessionEntry {
-        let now = self.appliance.clock.at(dpdk::tsc()).tick();
         let (kind, state, owner, version) = match listed.session {
             Session::Local { state, version, .. } => (
                 SessionKind::Local,
@@ -125,7 +136,7 @@ impl Commands {
             state: state.to_owned(),
             owner,
             version,
-            idle_ms: now.ms_since(listed.last_seen),
+            idle_ms: listed.idle_ms,
         }
     }
 
@@ -150,8 +161,8 @@ impl Commands {
     }
 
     fn lookup(&self, flow: FlowKey) -> Result<LookupReply, ProtocolError> {
-        let table = self.appliance.table.lookup(&flow).map(|found| {
-            self.entry(&Listed { flow, session: found.session, last_seen: found.last_seen })
+        let table = self.appliance.table.lookup(&flow, self.now()).map(|found| {
+            self.entry(&Listed { flow, session: found.session, idle_ms: found.idle_ms })
         });
         let report = self.appliance.dht.lookup(flow).map_err(unavailable)?;
         let dht = LookupReport {

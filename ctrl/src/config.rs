@@ -254,6 +254,25 @@ pub struct Tunnel {
 pub enum Encapsulation {
     /// Generic UDP encapsulation.
     Gue,
+    /// IP in IP.
+    Ipip,
+    /// No outer header: the destination is rewritten.
+    Rewrite,
+}
+
+const ENCAPSULATIONS: &[(&str, Encapsulation)] = &[
+    ("gue", Encapsulation::Gue),
+    ("ipip", Encapsulation::Ipip),
+    ("rewrite", Encapsulation::Rewrite),
+];
+
+impl Encapsulation {
+    /// The name in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let of = ENCAPSULATIONS.iter().find(|(_, encapsulation)| *encapsulation == self);
+        of.map_or("", |(name, _)| name)
+    }
 }
 
 /// `[dht]`
@@ -365,9 +384,13 @@ impl Config {
                 format!("{} seals, {} opens as well", sealing.id, opening.id)
             }
         };
+        let tunnel = match self.tunnel.encapsulation {
+            Encapsulation::Gue => format!("gue, UDP port {}", self.tunnel.port),
+            other => other.name().to_owned(),
+        };
         format!(
             "  locator    {}\n  uplink     {}\n  host port  {}\n  workers    {} on cores {cores}\n  \
-             services   {services}\n  sessions   {}\n  tunnel     gue, UDP port {}\n  \
+             services   {services}\n  sessions   {}\n  tunnel     {tunnel}\n  \
              dht        {}, joins {bootstrap}, {} replicas among {}, lease {}\n  members    {members}\n  \
              keys       {keys}\n  control    {}\n",
             self.node.locator,
@@ -375,7 +398,6 @@ impl Config {
             self.host_port.device,
             self.workers.cores.len(),
             self.sessions.capacity,
-            self.tunnel.port,
             self.dht.listen,
             self.dht.replicas,
             self.dht.spread,
@@ -568,8 +590,8 @@ fn services(reader: &mut Reader<'_>) -> Vec<Service> {
 fn sessions(reader: &mut Reader<'_>) -> Sessions {
     let mut section = reader.section("sessions");
     let sessions = Sessions {
-        capacity: section.number("capacity", 1_000_000, 1024..=1 << 28),
-        half_open_max: section.number("half_open_max", 65_536, 1..=1 << 28),
+        capacity: section.number("capacity", 1_000_000, 1024..=1 << 27),
+        half_open_max: section.number("half_open_max", 65_536, 1..=1 << 27),
         // As Linux's connection tracking: a kernel may hold a silent socket for this long.
         established_idle: section.duration(
             "established_idle",
@@ -621,12 +643,7 @@ fn admission(reader: &mut Reader<'_>) -> Admission {
 fn tunnel(reader: &mut Reader<'_>) -> Tunnel {
     let mut section = reader.section("tunnel");
     let tunnel = Tunnel {
-        encapsulation: section.text(
-            "encapsulation",
-            "\"gue\"; \"ipip\" and \"rewrite\" are not there yet",
-            ("gue", Encapsulation::Gue),
-            |text| (text == "gue").then_some(Encapsulation::Gue),
-        ),
+        encapsulation: section.choice("encapsulation", ENCAPSULATIONS),
         port: section.number("port", GUE_PORT, 1..=65535),
     };
     section.finish();
@@ -809,6 +826,33 @@ fn check_services(reader: &mut Reader<'_>, config: &Config) {
     if sockets > SERVICES_MAX {
         let right = format_args!("{sockets} ports in all: expected at most {SERVICES_MAX}");
         reader.refuse("service", right);
+    }
+    if config.tunnel.encapsulation == Encapsulation::Rewrite {
+        check_rewritable(reader, config);
+    }
+}
+
+/// A rewritten packet shows its service's port and not its address, and its address is written
+/// over the service's.
+fn check_rewritable(reader: &mut Reader<'_>, config: &Config) {
+    let mut ports = Vec::new();
+    for (index, service) in config.services.iter().enumerate() {
+        let key = format!("service[{index}].address");
+        let is_sound = reader.sound(&[&key, "node.locator", "tunnel.encapsulation"]);
+        if service.address.is_ipv4() != config.node.locator.is_ipv4() && is_sound {
+            reader.refuse(
+                &key,
+                "expected the address family of node.locator: tunnel.encapsulation is \"rewrite\"",
+            );
+        }
+        let key = format!("service[{index}].ports");
+        if service.ports.iter().any(|port| ports.contains(port)) && reader.sound(&[&key]) {
+            reader.refuse(
+                &key,
+                "expected ports of no other service: tunnel.encapsulation is \"rewrite\"",
+            );
+        }
+        ports.extend(&service.ports);
     }
 }
 

@@ -1,64 +1,29 @@
 //! Tells a service's TCP and the cluster's tunnel packets from everything else. Never looks at
 //! sessions, never changes a frame.
+//!
+//! Nearly all packets are TCP with plain headers: those are read by [`Classifier::plain_tcp`], in a
+//! few instructions. What it does not know goes the whole way, through [`Packet`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-use arrayvec::ArrayVec;
 use holdfast_net::headers::{
-    Gue, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPV4, PROTOCOL_IPV6, TcpFlags, Udp,
+    Gue, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP, TcpFlags, Udp,
 };
-use holdfast_net::{FlowKey, Malformed, Network, Packet, Transport};
-use thiserror::Error;
+use holdfast_net::{Headers, Malformed, Network, Packet, Transport};
 use zerocopy::FromBytes;
 
-/// Service sockets, at most.
-pub const SERVICES_MAX: usize = 64;
-
-/// The sockets of the services that this server announces: what the appliance is for. All else
-/// passes through it.
-#[derive(Debug, Clone, Default)]
-pub struct Services(ArrayVec<SocketAddr, SERVICES_MAX>);
-
-/// More service sockets than [`SERVICES_MAX`].
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("at most {SERVICES_MAX} pairs of service address and port are possible")]
-pub struct TooManyServices;
-
-impl Services {
-    /// The set of these sockets.
-    ///
-    /// # Errors
-    /// [`TooManyServices`].
-    pub fn new(sockets: impl IntoIterator<Item = SocketAddr>) -> Result<Services, TooManyServices> {
-        let mut services = Services::default();
-        for socket in sockets {
-            services.0.try_push(socket).map_err(|_| TooManyServices)?;
-        }
-        Ok(services)
-    }
-
-    /// Whether this socket is a service's.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr, port: u16) -> bool {
-        self.0.iter().any(|socket| socket.port() == port && socket.ip() == address)
-    }
-
-    /// Whether this address is a service's, whatever the port.
-    #[must_use]
-    pub fn has_address(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|socket| socket.ip() == address)
-    }
-}
+use crate::encap::Encapsulation;
+use crate::service::{Services, SessionKey};
 
 /// A TCP segment of a service's flow, or an ICMP error about one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// Its flow.
-    pub flow: FlowKey,
+    pub key: SessionKey,
     /// Its control bits; an ICMP error's are all clear.
     pub flags: TcpFlags,
     /// Where its headers are.
-    pub packet: Packet,
+    pub headers: Headers,
 }
 
 /// What a frame from the uplink is.
@@ -81,6 +46,13 @@ pub enum FromUplink {
         /// Its source: the locator of the server that sent it.
         sender: IpAddr,
     },
+    /// A segment to a service whose destination was rewritten to our locator: turn it back.
+    Rewritten {
+        /// What it is once it is turned back.
+        segment: Segment,
+        /// The service's address.
+        service: IpAddr,
+    },
 }
 
 /// What a frame from the host is.
@@ -101,31 +73,60 @@ pub struct Classifier {
     pub locator: IpAddr,
     /// UDP destination port of tunnels.
     pub tunnel_port: u16,
+    /// How strays travel. GUE is taken always, the others only when they are the form: they look
+    /// like the host's own traffic.
+    pub encapsulation: Encapsulation,
+}
+
+/// Which way a segment goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToService,
+    FromService,
 }
 
 impl Classifier {
     /// Reads a frame from the uplink.
+    #[inline(always)]
     #[must_use]
     pub fn read_uplink(&self, frame: &[u8]) -> FromUplink {
+        match self.plain_tcp(frame, Direction::ToService) {
+            Some(segment) => FromUplink::Segment(segment),
+            None => self.read_uplink_whole(frame),
+        }
+    }
+
+    #[inline(never)]
+    fn read_uplink_whole(&self, frame: &[u8]) -> FromUplink {
         let packet = match Packet::from_ethernet(frame) {
             Ok(Some(packet)) => packet,
             Ok(None) => return FromUplink::Other,
             Err(malformed) => return FromUplink::Malformed(malformed),
         };
         let destination = packet.network.destination();
+        let tunnel = FromUplink::Tunnel { outer: packet, sender: packet.network.source() };
         match packet.transport {
-            Transport::Tcp { .. } => match self.inbound_segment(packet) {
+            Transport::Tcp { .. } => match self.segment(&packet, Direction::ToService) {
                 Some(segment) => FromUplink::Segment(segment),
-                None => FromUplink::Other,
+                None => self.rewritten(&packet).unwrap_or(FromUplink::Other),
             },
             Transport::Udp { destination_port, .. }
                 if destination_port == self.tunnel_port && destination == self.locator =>
             {
-                FromUplink::Tunnel { outer: packet, sender: packet.network.source() }
+                tunnel
+            }
+            // Otherwise it is the host's own business.
+            Transport::Other(PROTOCOL_IPV4 | PROTOCOL_IPV6)
+                if self.encapsulation == Encapsulation::Ipip && destination == self.locator =>
+            {
+                tunnel
             }
             Transport::Other(PROTOCOL_ICMP | PROTOCOL_ICMPV6) => {
                 match self.icmp_error(frame, packet) {
-                    Some(segment) => FromUplink::IcmpError(segment),
+                    Some((segment, service)) if self.is_rewritten(&packet) => {
+                        FromUplink::Rewritten { segment, service }
+                    }
+                    Some((segment, _)) => FromUplink::IcmpError(segment),
                     None => FromUplink::Other,
                 }
             }
@@ -135,88 +136,278 @@ impl Classifier {
     }
 
     /// Reads a frame from the host.
+    #[inline(always)]
     #[must_use]
     pub fn read_host(&self, frame: &[u8]) -> FromHost {
+        match self.plain_tcp(frame, Direction::FromService) {
+            Some(segment) => FromHost::Segment(segment),
+            None => self.read_host_whole(frame),
+        }
+    }
+
+    #[inline(never)]
+    fn read_host_whole(&self, frame: &[u8]) -> FromHost {
         let Ok(Some(packet)) = Packet::from_ethernet(frame) else {
             return FromHost::Other;
         };
-        let Transport::Tcp { source_port, destination_port, flags } = packet.transport else {
-            return FromHost::Other;
-        };
-        if !self.services.contains(packet.network.source(), source_port) {
-            return FromHost::Other;
+        match self.segment(&packet, Direction::FromService) {
+            Some(segment) => FromHost::Segment(segment),
+            None => FromHost::Other,
         }
-        let flow = match packet.network {
-            Network::Ipv4 { source, destination } => {
-                FlowKey::tcp_v4(destination, destination_port, source, source_port)
-            }
-            Network::Ipv6 { source, destination } => {
-                FlowKey::tcp_v6(destination, destination_port, source, source_port)
-            }
-        };
-        FromHost::Segment(Segment { flow, flags, packet })
     }
 
-    /// The flow of the service's segment that an ICMP error is about: the quoted one, reversed
-    /// (R9).
-    #[must_use]
-    pub fn icmp_error(&self, frame: &[u8], packet: Packet) -> Option<Segment> {
-        let quoted = packet.quoted_tcp(frame)?;
-        let service = SocketAddr::new(quoted.network.source(), quoted.source_port);
-        let client = SocketAddr::new(quoted.network.destination(), quoted.destination_port);
-        if !self.services.contains(service.ip(), service.port()) {
+    /// The service's segment in an untagged frame with neither IP options nor extension headers.
+    /// `None` says nothing: it may be something else, or need the whole way.
+    #[inline(always)]
+    fn plain_tcp(&self, frame: &[u8], direction: Direction) -> Option<Segment> {
+        match frame.get(12..15)? {
+            [0x08, 0x00, 0x45] => self.plain_tcp_v4(frame, direction),
+            [0x86, 0xdd, 0x60..=0x6f] => self.plain_tcp_v6(frame, direction),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn plain_tcp_v4(&self, frame: &[u8], direction: Direction) -> Option<Segment> {
+        let (head, _) = frame.split_first_chunk::<54>()?;
+        let total_length = usize::from(u16::from_be_bytes([head[16], head[17]]));
+        let is_fragment = (head[20] & 0x3f) | head[21] != 0;
+        let tcp_length = usize::from(head[46] >> 4) * 4;
+        let is_plain = head[23] == PROTOCOL_TCP
+            && !is_fragment
+            && tcp_length >= 20
+            && 20 + tcp_length <= total_length
+            && 14 + total_length <= frame.len();
+        if !is_plain {
             return None;
         }
-        let flow = FlowKey::tcp(client, service)?;
-        Some(Segment { flow, flags: TcpFlags(0), packet })
+        let source = [head[26], head[27], head[28], head[29]];
+        let destination = [head[30], head[31], head[32], head[33]];
+        let source_port = u16::from_be_bytes([head[34], head[35]]);
+        let destination_port = u16::from_be_bytes([head[36], head[37]]);
+        let services = &self.services;
+        let key = match direction {
+            Direction::ToService => {
+                services.key_v4(source, source_port, destination, destination_port)?
+            }
+            Direction::FromService => {
+                services.key_v4(destination, destination_port, source, source_port)?
+            }
+        };
+        let end = 14 + total_length as u32;
+        let headers =
+            Headers { network_offset: 14, transport_offset: 34, end, is_ipv6: false, is_tcp: true };
+        Some(Segment { key, flags: TcpFlags(head[47]), headers })
+    }
+
+    #[inline(always)]
+    fn plain_tcp_v6(&self, frame: &[u8], direction: Direction) -> Option<Segment> {
+        let (head, _) = frame.split_first_chunk::<74>()?;
+        let payload_length = usize::from(u16::from_be_bytes([head[18], head[19]]));
+        let tcp_length = usize::from(head[66] >> 4) * 4;
+        let is_plain = head[20] == PROTOCOL_TCP
+            && tcp_length >= 20
+            && tcp_length <= payload_length
+            && 54 + payload_length <= frame.len();
+        if !is_plain {
+            return None;
+        }
+        let source = *head[22..].first_chunk::<16>()?;
+        let destination = *head[38..].first_chunk::<16>()?;
+        let source_port = u16::from_be_bytes([head[54], head[55]]);
+        let destination_port = u16::from_be_bytes([head[56], head[57]]);
+        let services = &self.services;
+        let key = match direction {
+            Direction::ToService => {
+                services.key_v6(source, source_port, destination, destination_port)?
+            }
+            Direction::FromService => {
+                services.key_v6(destination, destination_port, source, source_port)?
+            }
+        };
+        let end = 54 + payload_length as u32;
+        let headers =
+            Headers { network_offset: 14, transport_offset: 54, end, is_ipv6: true, is_tcp: true };
+        Some(Segment { key, flags: TcpFlags(head[67]), headers })
+    }
+
+    /// The flow of the service's segment that an ICMP error is about, the quoted one, reversed
+    /// (R9), and the service's address.
+    fn icmp_error(&self, frame: &[u8], packet: Packet) -> Option<(Segment, IpAddr)> {
+        let quoted = packet.quoted_tcp(frame)?;
+        let ports = (quoted.source_port, quoted.destination_port);
+        let key = self.key(&quoted.network, ports, Direction::FromService)?;
+        let segment = Segment { key, flags: TcpFlags(0), headers: packet.headers() };
+        Some((segment, quoted.network.source()))
     }
 
     /// What a tunnel may bring in the packet at `inner` of `frame`: a client's segment to a
     /// service, or an ICMP error about a service's segment.
     #[must_use]
     pub fn inside(&self, frame: &[u8], inner: Packet) -> Option<Segment> {
-        self.inbound_segment(inner).or_else(|| self.icmp_error(frame, inner))
+        let segment = self.segment(&inner, Direction::ToService);
+        segment.or_else(|| self.icmp_error(frame, inner).map(|(segment, _)| segment))
     }
 
-    /// The client's segment to a service in `packet`, if that is what it is.
-    #[must_use]
-    pub fn inbound_segment(&self, packet: Packet) -> Option<Segment> {
+    /// The service's segment in `packet`, if that is what it is.
+    fn segment(&self, packet: &Packet, direction: Direction) -> Option<Segment> {
         let Transport::Tcp { source_port, destination_port, flags } = packet.transport else {
             return None;
         };
-        if !self.services.contains(packet.network.destination(), destination_port) {
+        let key = self.key(&packet.network, (source_port, destination_port), direction)?;
+        Some(Segment { key, flags, headers: packet.headers() })
+    }
+
+    fn key(
+        &self,
+        network: &Network,
+        (source_port, destination_port): (u16, u16),
+        direction: Direction,
+    ) -> Option<SessionKey> {
+        let services = &self.services;
+        match (*network, direction) {
+            (Network::Ipv4 { source, destination }, Direction::ToService) => {
+                services.key_v4(source, source_port, destination, destination_port)
+            }
+            (Network::Ipv4 { source, destination }, Direction::FromService) => {
+                services.key_v4(destination, destination_port, source, source_port)
+            }
+            (Network::Ipv6 { source, destination }, Direction::ToService) => {
+                services.key_v6(source, source_port, destination, destination_port)
+            }
+            (Network::Ipv6 { source, destination }, Direction::FromService) => {
+                services.key_v6(destination, destination_port, source, source_port)
+            }
+        }
+    }
+
+    /// Whether a packet to a service may come with our locator as destination, and this does.
+    fn is_rewritten(&self, packet: &Packet) -> bool {
+        self.encapsulation == Encapsulation::Rewrite && packet.network.destination() == self.locator
+    }
+
+    /// The segment to a service that `packet` was before its destination was rewritten to our
+    /// locator, if that is what happened to it: the port tells the service.
+    fn rewritten(&self, packet: &Packet) -> Option<FromUplink> {
+        if !self.is_rewritten(packet) {
             return None;
         }
-        let flow = match packet.network {
-            Network::Ipv4 { source, destination } => {
-                FlowKey::tcp_v4(source, source_port, destination, destination_port)
-            }
-            Network::Ipv6 { source, destination } => {
-                FlowKey::tcp_v6(source, source_port, destination, destination_port)
-            }
+        let Transport::Tcp { source_port, destination_port, flags } = packet.transport else {
+            return None;
         };
-        Some(Segment { flow, flags, packet })
+        let service = self.services.address_of_port(destination_port, self.locator.is_ipv4())?;
+        let network = match (packet.network, service) {
+            (Network::Ipv4 { source, .. }, IpAddr::V4(service)) => {
+                Network::Ipv4 { source, destination: service.octets() }
+            }
+            (Network::Ipv6 { source, .. }, IpAddr::V6(service)) => {
+                Network::Ipv6 { source, destination: service.octets() }
+            }
+            _ => return None,
+        };
+        let key = self.key(&network, (source_port, destination_port), Direction::ToService)?;
+        let segment = Segment { key, flags, headers: packet.headers() };
+        Some(FromUplink::Rewritten { segment, service })
     }
 }
 
-/// The IP packet inside a GUE packet (draft-ietf-intarea-gue-09 §3): version 0, no control
-/// message; extension fields are skipped.
+/// The IP packet inside a tunnel packet: behind a GUE header (draft-ietf-intarea-gue-09 §3:
+/// version 0, no control message; extension fields are skipped) or directly behind the outer IP
+/// header (RFC 2003, RFC 2473, RFC 4213).
 ///
 /// # Errors
 /// [`Malformed`] when there is none.
 pub fn tunnelled(frame: &[u8], outer: &Packet) -> Result<Packet, Malformed> {
     let bytes = frame.get(..outer.end).ok_or(Malformed::Length)?;
-    let gue_offset = outer.transport_offset + size_of::<Udp>();
-    let rest = bytes.get(gue_offset..).ok_or(Malformed::Truncated)?;
-    let (gue, _) = Gue::ref_from_prefix(rest).map_err(|_| Malformed::Truncated)?;
-    if gue.version_control_hlen >> 5 != 0 {
-        return Err(Malformed::Version);
-    }
-    let extensions = usize::from(gue.version_control_hlen & 0x1f) * 4;
-    let inner = Packet::from_ip(bytes, gue_offset + size_of::<Gue>() + extensions)?;
-    let protocol = match inner.network {
+    let (inner_offset, protocol) = match outer.transport {
+        Transport::Other(protocol) => (outer.transport_offset, protocol),
+        _ => {
+            let gue_offset = outer.transport_offset + size_of::<Udp>();
+            let rest = bytes.get(gue_offset..).ok_or(Malformed::Truncated)?;
+            let (gue, _) = Gue::ref_from_prefix(rest).map_err(|_| Malformed::Truncated)?;
+            if gue.version_control_hlen >> 5 != 0 {
+                return Err(Malformed::Version);
+            }
+            let extensions = usize::from(gue.version_control_hlen & 0x1f) * 4;
+            (gue_offset + size_of::<Gue>() + extensions, gue.protocol)
+        }
+    };
+    let inner = Packet::from_ip(bytes, inner_offset)?;
+    let expected = match inner.network {
         Network::Ipv4 { .. } => PROTOCOL_IPV4,
         Network::Ipv6 { .. } => PROTOCOL_IPV6,
     };
-    if gue.protocol == protocol { Ok(inner) } else { Err(Malformed::Version) }
+    if protocol == expected { Ok(inner) } else { Err(Malformed::Version) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    fn classifier() -> Classifier {
+        let services = ["192.168.0.1:80", "[2001:db8::80]:80"];
+        Classifier {
+            services: Services::new(services.map(|s| s.parse().expect("a socket"))).expect("few"),
+            locator: [10, 0, 0, 1].into(),
+            tunnel_port: 6080,
+            encapsulation: Encapsulation::Gue,
+        }
+    }
+
+    fn segment(v6: bool, tag: bool, reverse: bool, payload: &[u8]) -> Vec<u8> {
+        let ethernet = PacketBuilder::ethernet2([1; 6], [2; 6]);
+        let vlan = 7.try_into().expect("a VLAN id");
+        let (mut v4, mut v6s) = ([[20, 1, 1, 1], [192, 168, 0, 1]], [[3; 16], [0; 16]]);
+        v6s[1] = "2001:db8::80".parse::<std::net::Ipv6Addr>().expect("an address").octets();
+        let mut ports = [1234, 80];
+        if reverse {
+            (v4, v6s, ports) = ([v4[1], v4[0]], [v6s[1], v6s[0]], [80, 1234]);
+        }
+        let ip = match (tag, v6) {
+            (false, false) => ethernet.ipv4(v4[0], v4[1], 60),
+            (false, true) => ethernet.ipv6(v6s[0], v6s[1], 60),
+            (true, false) => ethernet.single_vlan(vlan).ipv4(v4[0], v4[1], 60),
+            (true, true) => ethernet.single_vlan(vlan).ipv6(v6s[0], v6s[1], 60),
+        };
+        let mut frame = Vec::new();
+        ip.tcp(ports[0], ports[1], 1, 2).ack(3).write(&mut frame, payload).expect("fits");
+        frame
+    }
+
+    proptest! {
+        /// The short way says what the long one says, or nothing: for sound segments, for those
+        /// with a byte changed, and for those cut short.
+        #[test]
+        fn the_short_way_agrees_with_the_long_one(
+            v6: bool, tag: bool, reverse: bool,
+            payload in proptest::collection::vec(any::<u8>(), 0..32),
+            change in proptest::option::of((any::<prop::sample::Index>(), any::<u8>())),
+            cut in proptest::option::of(any::<prop::sample::Index>()),
+        ) {
+            let mut frame = segment(v6, tag, reverse, &payload);
+            if let Some((at, value)) = change {
+                let at = at.index(frame.len());
+                frame[at] = value;
+            }
+            if let Some(cut) = cut {
+                frame.truncate(cut.index(frame.len()));
+            }
+            let classifier = classifier();
+            let short = classifier.plain_tcp(&frame, Direction::ToService);
+            let long = classifier.read_uplink_whole(&frame);
+            if let Some(short) = short {
+                prop_assert_eq!(long, FromUplink::Segment(short));
+            } else if change.is_none() && cut.is_none() && !tag && !reverse {
+                prop_assert!(false, "a plain segment goes the long way");
+            }
+            let short = classifier.plain_tcp(&frame, Direction::FromService);
+            if let Some(short) = short {
+                prop_assert_eq!(classifier.read_host_whole(&frame), FromHost::Segment(short));
+            } else if change.is_none() && cut.is_none() && !tag && reverse {
+                prop_assert!(false, "a plain segment goes the long way");
+            }
+        }
+    }
 }

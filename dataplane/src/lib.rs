@@ -14,6 +14,7 @@ pub mod idle;
 pub mod mss;
 pub mod parking;
 pub mod port;
+pub mod service;
 pub mod session;
 pub mod stats;
 pub mod time;

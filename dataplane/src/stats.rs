@@ -66,6 +66,7 @@ counters! {
     TunnelSent "tunnel_sent" "Segments encapsulated and sent to their owner."
     TooBigAnswered "too_big_answered" "Segments too big for the tunnel, answered with the MTU that fits (R11)."
     TunnelTooBig "tunnel_too_big" "Segments too big for the tunnel that were dropped unanswered: without DF, or above the limit of answers."
+    TunnelOtherFamily "tunnel_other_family" "Segments dropped because their owner's locator is of the other address family, which a rewritten packet cannot reach."
     TunnelNoHeadroom "tunnel_no_headroom" "Segments dropped because the frame has no room in front for the tunnel header."
     TunnelReceived "tunnel_received" "Tunnelled segments taken from members and given to the host (R6)."
     TunnelStranger "tunnel_stranger" "Tunnel packets dropped because their source is no member of the cluster (R6)."
@@ -91,8 +92,11 @@ counters! {
     WithdrawDeferred "withdraw_deferred" "Withdrawals put off because the ring to the DHT core was full; the sweep repeats them."
     TableFull "table_full" "Sessions or redirects that found no room in the table."
     TableContended "table_contended" "Table updates given up because another worker changed the entry; the next packet repeats them."
+    OwnersFull "owners_full" "Segments dropped because there is no number left for their owner: more owners than a cluster has servers."
     Turns "turns" "Turns of the worker's loop that found something to do."
     TurnsIdle "turns_idle" "Turns that found nothing to do."
+    CyclesBusy "cycles_busy" "Cycles of the time stamp counter spent in turns that found something to do."
+    CyclesIdle "cycles_idle" "Cycles of the time stamp counter spent in turns that found nothing to do, and waiting after them."
 }
 
 /// One worker's counters: written by it alone, read by anyone.

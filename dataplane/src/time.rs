@@ -28,11 +28,8 @@ impl Now {
 }
 
 impl Tick {
-    /// Milliseconds from `earlier` to this; 0 when it is not earlier.
-    #[must_use]
-    pub const fn ms_since(self, earlier: Tick) -> u64 {
-        self.0.saturating_sub(earlier.0) as u64 * (TICK_US / 1000)
-    }
+    /// Milliseconds of a tick.
+    pub const MS: u64 = TICK_US / 1000;
 }
 
 /// The time-stamp counter as a clock: reading it is no system call.

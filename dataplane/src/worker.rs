@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrayvec::ArrayVec;
+use holdfast_dpdk::tsc;
 use holdfast_handoff::{
     Announcement, Answer, Clock, Resolution, Resolve, Version, WorkerEnd, unix_us,
 };
 use holdfast_net::headers::TcpFlags;
-use holdfast_net::{FlowKey, Packet};
+use holdfast_net::{FlowKey, Headers, Packet};
 use ipnet::IpNet;
 
 use crate::admission::{Admission, AdmissionLimits, Refusal, TokenBucket, source_prefix};
@@ -24,12 +25,14 @@ use crate::idle::{Idle, IdleStrategy};
 use crate::mss;
 use crate::parking::{self, Park, Parking, ParkingLimits};
 use crate::port::{BURST, Port};
-use crate::session::expiry::{self, Sweep, Timeouts};
+use crate::session::expiry::{self, Sweep};
+use crate::session::owners::OwnerId;
 use crate::session::state::Event;
-use crate::session::table::{Found, Insert, Replace, SessionTable};
+use crate::session::table::{Entry, Insert, Located, SessionTable};
+use crate::session::word::Kind;
 use crate::session::{Session, State};
 use crate::stats::{Counter, WorkerCounters};
-use crate::time::{Now, Tick};
+use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
 
 /// Frames that wait to be sent out of one port, at most.
@@ -59,8 +62,6 @@ pub struct Settings {
     pub uplink_mtu: usize,
     /// Half-open sessions that are published; those above wait for their handshake (R3).
     pub half_open_max: u64,
-    /// How long entries of the table may be idle.
-    pub timeouts: Timeouts,
     /// Limits of the parking, per worker.
     pub parking: ParkingLimits,
     /// Limits on lookups, per worker.
@@ -92,17 +93,33 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     parking: Parking<U::Frame>,
     admission: Admission,
     sweep: Sweep,
+    /// The tunnels to owners, by their numbers, made when they are first used.
+    tunnels: Box<[Option<Tunnel>]>,
     /// Dead owners, and the bucket that the search for redirects to them has come to.
-    dead_owners: ArrayVec<(IpAddr, usize), DEAD_OWNERS_MAX>,
+    dead_owners: ArrayVec<(OwnerId, usize), DEAD_OWNERS_MAX>,
     too_big_answers: TokenBucket,
     housekeeping_next: Now,
 }
 
-/// A client's segment that came in a burst, and the member that tunnelled it, if one did.
-struct Arrival<F> {
-    frame: F,
-    segment: Segment,
-    sender: Option<IpAddr>,
+/// A client's segment that came in a burst: where its session is in the table, its control bits
+/// (none of an ICMP error), where its headers are, and how it came.
+#[derive(Clone, Copy)]
+struct Arrival {
+    at: Located,
+    flags: TcpFlags,
+    headers: Headers,
+    way: Way,
+}
+
+/// How a client's segment came.
+#[derive(Clone, Copy)]
+enum Way {
+    /// As it is.
+    Direct,
+    /// In a tunnel, from the member with this locator.
+    Tunnelled(IpAddr),
+    /// With its destination rewritten: by whom cannot be told.
+    Rewritten,
 }
 
 /// What becomes of a client's segment.
@@ -111,7 +128,7 @@ enum Verdict {
     /// To the host's kernel.
     Host,
     /// Into the tunnel to its owner.
-    Tunnel(IpAddr),
+    Tunnel(OwnerId),
     /// Wait until its owner is known.
     Park,
     /// Drop, for this reason.
@@ -139,6 +156,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             parking: Parking::new(shared.settings.parking),
             admission: Admission::new(shared.settings.admission),
             sweep: Sweep::new(&shared.table, index, count),
+            tunnels: vec![None; OwnerId::COUNT].into(),
             dead_owners: ArrayVec::new(),
             too_big_answers: TokenBucket::full(TOO_BIG_BURST),
             housekeeping_next: Now::default(),
@@ -146,12 +164,17 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// Turns until `stop` is set. `now` reads the clock that all workers share.
-    pub fn run(mut self, now: impl Fn() -> Now, stop: &AtomicBool) {
+    /// Turns until `stop` is set. All workers share `clock`.
+    pub fn run(mut self, clock: TscClock, stop: &AtomicBool) {
         let mut idle = Idle::new(self.shared.settings.idle);
+        let mut began = tsc();
         while !stop.load(Ordering::Relaxed) {
-            let busy = self.turn(now());
+            let busy = self.turn(clock.at(began));
             idle.after_turn(busy);
+            let ended = tsc();
+            let cycles = if busy { Counter::CyclesBusy } else { Counter::CyclesIdle };
+            self.counters.add(cycles, ended.saturating_sub(began));
+            began = ended;
         }
     }
 
@@ -170,7 +193,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         busy
     }
 
-    /// A burst from the network: classify all, look up all, then decide and act one by one.
+    /// A burst from the network: classify and locate all, then look up, decide and act one by
+    /// one, when what was asked of the memory has come.
     fn poll_uplink(&mut self, now: Now) -> bool {
         let mut burst = ArrayVec::<_, BURST>::new();
         self.uplink.receive(&mut burst);
@@ -179,47 +203,64 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
         self.counters.add(Counter::UplinkReceived, burst.len() as u64);
 
+        let mut frames = ArrayVec::<_, BURST>::new();
         let mut arrivals = ArrayVec::<_, BURST>::new();
-        let mut flows = ArrayVec::<_, BURST>::new();
         for frame in burst {
-            if let Some(arrival) = self.arrival(frame) {
-                flows.push(arrival.segment.flow);
-                arrivals.push(arrival);
-            }
+            self.classify(frame, &mut frames, &mut arrivals);
         }
-        let mut found = ArrayVec::new();
-        self.shared.table.lookup_batch(&flows, &mut found);
-
-        for (arrival, found) in arrivals.into_iter().zip(found) {
-            let Arrival { frame, segment, sender } = arrival;
-            let verdict = match sender {
-                None => self.verdict(&segment, found, now),
-                Some(sender) => self.verdict_tunnelled(&segment, found, sender, now),
+        for (frame, arrival) in frames.into_iter().zip(&arrivals) {
+            let found = self.shared.table.find(&arrival.at);
+            let verdict = match arrival.way {
+                Way::Direct => self.verdict(arrival, found, now),
+                way => self.verdict_tunnelled(arrival, found, way, now),
             };
-            self.act(verdict, frame, &segment, now);
+            self.act(verdict, frame, arrival, now);
         }
         true
     }
 
-    /// Reads a frame from the network. What is no service's segment goes its way at once.
-    fn arrival(&mut self, frame: U::Frame) -> Option<Arrival<U::Frame>> {
-        match self.shared.settings.classifier.read_uplink(frame.data()) {
-            FromUplink::Segment(segment) => Some(Arrival { frame, segment, sender: None }),
+    /// Reads a frame from the network. A service's segment joins the arrivals; anything else goes
+    /// its way at once.
+    #[inline(always)]
+    fn classify(
+        &mut self,
+        frame: U::Frame,
+        frames: &mut ArrayVec<U::Frame, BURST>,
+        arrivals: &mut ArrayVec<Arrival, BURST>,
+    ) {
+        let read = self.shared.settings.classifier.read_uplink(frame.data());
+        let (frame, segment, way) = match read {
+            FromUplink::Segment(segment) => (frame, segment, Way::Direct),
             FromUplink::IcmpError(segment) => {
                 self.count(Counter::IcmpError);
-                Some(Arrival { frame, segment, sender: None })
+                (frame, segment, Way::Direct)
             }
-            FromUplink::Tunnel { outer, sender } => self.take_out_of_tunnel(frame, outer, sender),
-            FromUplink::Other => self.pass(frame, Counter::Passed),
-            FromUplink::Malformed(_) => self.pass(frame, Counter::MalformedPassed),
-            FromUplink::Fragment => self.pass(frame, Counter::FragmentPassed),
-        }
+            FromUplink::Tunnel { outer, sender } => {
+                match self.take_out_of_tunnel(frame, outer, sender) {
+                    Some((frame, segment)) => (frame, segment, Way::Tunnelled(sender)),
+                    None => return,
+                }
+            }
+            FromUplink::Rewritten { segment, service } => {
+                match self.turn_back(frame, &segment, service) {
+                    Some(frame) => (frame, segment, Way::Rewritten),
+                    None => return,
+                }
+            }
+            FromUplink::Other => return self.pass(frame, Counter::Passed),
+            FromUplink::Malformed(_) => return self.pass(frame, Counter::MalformedPassed),
+            FromUplink::Fragment => return self.pass(frame, Counter::FragmentPassed),
+        };
+        let Segment { key, flags, headers } = segment;
+        let at = self.shared.table.locate(&key);
+        // Both have as much room as the burst.
+        frames.push(frame);
+        arrivals.push(Arrival { at, flags, headers, way });
     }
 
-    fn pass<T>(&mut self, frame: U::Frame, counter: Counter) -> Option<T> {
+    fn pass(&mut self, frame: U::Frame, counter: Counter) {
         self.count(counter);
         self.send_host(frame);
-        None
     }
 
     /// R6: a tunnel packet is taken only from a member, and only with a service's segment inside.
@@ -228,7 +269,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         mut frame: U::Frame,
         outer: Packet,
         sender: IpAddr,
-    ) -> Option<Arrival<U::Frame>> {
+    ) -> Option<(U::Frame, Segment)> {
         if !self.is_member(sender) {
             return self.refuse(Counter::TunnelStranger);
         }
@@ -242,7 +283,21 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             return self.refuse(Counter::TunnelMalformed);
         };
         self.count(Counter::TunnelReceived);
-        Some(Arrival { frame, segment: Segment { packet, ..segment }, sender: Some(sender) })
+        Some((frame, Segment { headers: packet.headers(), ..segment }))
+    }
+
+    /// R6: a segment whose destination another server rewrote is the service's again.
+    fn turn_back(
+        &mut self,
+        mut frame: U::Frame,
+        segment: &Segment,
+        service: IpAddr,
+    ) -> Option<U::Frame> {
+        if encap::turn_back(&mut frame, &segment.headers, service).is_none() {
+            return self.refuse(Counter::TunnelMalformed);
+        }
+        self.count(Counter::TunnelReceived);
+        Some(frame)
     }
 
     fn refuse<T>(&self, counter: Counter) -> Option<T> {
@@ -251,103 +306,120 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// R2, R4, R5: what becomes of a segment that came from the network as it is.
-    fn verdict(&mut self, segment: &Segment, found: Option<Found>, now: Now) -> Verdict {
-        let is_syn =
-            segment.flags.contains(TcpFlags::SYN) && !segment.flags.contains(TcpFlags::ACK);
+    #[inline(always)]
+    fn verdict(&mut self, arrival: &Arrival, found: Option<Entry>, now: Now) -> Verdict {
+        let is_syn = arrival.flags.0 & (TcpFlags::SYN.0 | TcpFlags::ACK.0) == TcpFlags::SYN.0;
         if is_syn {
-            self.supersede(&segment.flow, found);
+            self.supersede(&arrival.at, found);
             self.count(Counter::SynToHost);
             return Verdict::Host;
         }
-        match found {
-            Some(found) => match found.session {
-                Session::Local { .. } => {
-                    self.count(Counter::LocalHit);
-                    self.hear_client(segment, found, now);
-                    Verdict::Host
-                }
-                Session::Redirect { owner } => {
-                    self.count(Counter::RedirectHit);
-                    self.shared.table.touch(&found, now.tick());
-                    Verdict::Tunnel(owner)
-                }
-            },
+        match found.map(|entry| (entry, entry.kind())) {
+            Some((entry, Kind::Local(state))) => {
+                self.count(Counter::LocalHit);
+                self.hear_client(arrival, &entry, state, now);
+                Verdict::Host
+            }
+            Some((entry, Kind::Redirect(owner))) => {
+                self.count(Counter::RedirectHit);
+                self.shared.table.touch(&entry, now.tick());
+                Verdict::Tunnel(owner)
+            }
             None => {
                 self.count(Counter::Miss);
-                self.verdict_on_stray(&segment.flow, now)
+                self.verdict_on_stray(&arrival.at, now)
             }
         }
     }
 
     /// R6: a segment out of a tunnel goes to the host, whatever we know of it. It is never looked
     /// up and never tunnelled again, so loops cannot happen.
+    #[inline(never)]
     fn verdict_tunnelled(
         &mut self,
-        segment: &Segment,
-        found: Option<Found>,
-        sender: IpAddr,
+        arrival: &Arrival,
+        found: Option<Entry>,
+        way: Way,
         now: Now,
     ) -> Verdict {
-        match found {
-            Some(found) if matches!(found.session, Session::Local { .. }) => {
-                self.hear_client(segment, found, now);
+        match (found.map(|entry| (entry, entry.kind())), way) {
+            (Some((entry, Kind::Local(state))), _) => {
+                self.hear_client(arrival, &entry, state, now);
             }
-            _ => {
-                let not_mine = Announcement::NotMine { flow: segment.flow, sender };
-                let sent = self.core.announce(not_mine).is_ok();
+            (_, Way::Tunnelled(sender)) => {
+                let flow = self.shared.table.flow(&arrival.at);
+                let sent = flow.is_some_and(|flow| {
+                    self.core.announce(Announcement::NotMine { flow, sender }).is_ok()
+                });
                 self.count(if sent { Counter::NotMineSent } else { Counter::NotMineUnsent });
             }
+            (_, Way::Direct | Way::Rewritten) => self.count(Counter::NotMineUnsent),
         }
         Verdict::Host
     }
 
     /// What a client's segment means to our session. An ICMP error means nothing to it (R9), and
     /// nor does a segment without any control bit, which no TCP sends.
-    fn hear_client(&mut self, segment: &Segment, found: Found, now: Now) {
-        if segment.flags != TcpFlags(0) {
-            self.advance(&segment.flow, found, Event::from_client(segment.flags), now);
+    #[inline(always)]
+    fn hear_client(&mut self, arrival: &Arrival, entry: &Entry, state: State, now: Now) {
+        if arrival.flags != TcpFlags(0) {
+            self.advance(&arrival.at, entry, state, Event::from_client(arrival.flags), now);
         }
     }
 
     /// R2: a SYN supersedes what was known of the flow's earlier life.
-    fn supersede(&mut self, flow: &FlowKey, found: Option<Found>) {
-        self.admission.forget(flow, self.shared.table.hash(flow));
-        if let Some(found) = found
-            && matches!(found.session, Session::Redirect { .. })
-            && self.shared.table.remove(found.handle)
+    #[inline(never)]
+    fn supersede(&mut self, at: &Located, found: Option<Entry>) {
+        let table = &self.shared.table;
+        if let Some(flow) = table.flow(at) {
+            self.admission.forget(&flow, table.hash(&flow));
+        }
+        if let Some(entry) = found
+            && matches!(entry.kind(), Kind::Redirect(_))
+            && table.remove(&entry)
         {
             self.count(Counter::RedirectSuperseded);
         }
     }
 
     /// R5: nothing is known of the flow. Ask for its owner, unless somebody asks too much.
-    fn verdict_on_stray(&mut self, flow: &FlowKey, now: Now) -> Verdict {
+    #[inline(never)]
+    fn verdict_on_stray(&mut self, at: &Located, now: Now) -> Verdict {
         let Shared { table, .. } = &self.shared;
-        if self.admission.is_nobodys(flow, table.hash(flow), now) {
+        let Some(flow) = table.flow(at) else {
+            return Verdict::Host;
+        };
+        if self.admission.is_nobodys(&flow, table.hash(&flow), now) {
             self.count(Counter::NegativeHit);
             return Verdict::Host;
         }
-        if self.parking.is_waiting(flow) {
+        if self.parking.is_waiting(&flow) {
             return Verdict::Park;
         }
-        match self.admission.admit(table.hash(&source_prefix(flow)), now) {
+        match self.admission.admit(table.hash(&source_prefix(&flow)), now) {
             Ok(()) => Verdict::Park,
             Err(Refusal::Worker) => Verdict::Drop(Counter::LookupRefusedWorker),
             Err(Refusal::Source) => Verdict::Drop(Counter::LookupRefusedSource),
         }
     }
 
-    fn act(&mut self, verdict: Verdict, frame: U::Frame, segment: &Segment, now: Now) {
+    #[inline(always)]
+    fn act(&mut self, verdict: Verdict, frame: U::Frame, arrival: &Arrival, now: Now) {
         match verdict {
             Verdict::Host => self.send_host(frame),
-            Verdict::Tunnel(owner) => self.send_tunnel(frame, segment, owner, now),
-            Verdict::Park => self.park(frame, segment.flow, now),
+            Verdict::Tunnel(owner) => self.send_tunnel(frame, arrival, owner, now),
+            Verdict::Park => {
+                if let Some(flow) = self.shared.table.flow(&arrival.at) {
+                    self.park(frame, flow, now);
+                }
+            }
             // Dropping the frame gives its buffer back.
             Verdict::Drop(counter) => self.count(counter),
         }
     }
 
     /// R5: the packet waits; the first of its flow asks.
+    #[inline(never)]
     fn park(&mut self, frame: U::Frame, flow: FlowKey, now: Now) {
         match self.parking.park(flow, frame, now) {
             Park::Joined => self.count(Counter::Parked),
@@ -377,22 +449,19 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
         self.counters.add(Counter::HostReceived, burst.len() as u64);
 
-        let mut segments = ArrayVec::<Segment, BURST>::new();
-        let mut flows = ArrayVec::<_, BURST>::new();
+        let mut segments = ArrayVec::<_, BURST>::new();
         for frame in &mut burst {
             let read = self.shared.settings.classifier.read_host(frame.data());
-            if let FromHost::Segment(segment) = read {
-                if segment.flags.contains(TcpFlags::SYN) {
-                    self.clamp_mss(frame, &segment.packet);
+            if let FromHost::Segment(Segment { key, flags, .. }) = read {
+                if flags.contains(TcpFlags::SYN) {
+                    self.clamp_mss(frame);
                 }
-                flows.push(segment.flow);
-                segments.push(segment);
+                segments.push((self.shared.table.locate(&key), flags));
             }
         }
-        let mut found = ArrayVec::new();
-        self.shared.table.lookup_batch(&flows, &mut found);
-        for (segment, found) in segments.iter().zip(found) {
-            self.learn_from_host(segment, found, now);
+        for (at, flags) in &segments {
+            let found = self.shared.table.find(at);
+            self.learn_from_host(at, *flags, found, now);
         }
         for frame in burst {
             self.send_uplink(frame);
@@ -401,42 +470,49 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// R11: the client's segments are to fit a tunnel, should their session move.
-    fn clamp_mss(&self, frame: &mut U::Frame, packet: &Packet) {
+    #[inline(never)]
+    fn clamp_mss(&self, frame: &mut U::Frame) {
         let Settings { classifier, uplink_mtu, .. } = &*self.shared.settings;
-        let overhead = encap::overhead(classifier.locator);
-        let limit = mss::limit(&packet.network, *uplink_mtu, overhead);
-        if mss::clamp(frame.data_mut(), packet, limit) {
+        let Ok(Some(packet)) = Packet::from_ethernet(frame.data()) else {
+            return;
+        };
+        let limit = mss::limit(&packet.network, *uplink_mtu, self.overhead(classifier.locator));
+        if mss::clamp(frame.data_mut(), &packet, limit) {
             self.count(Counter::MssClamped);
         }
     }
 
+    /// Bytes that a tunnel to a locator adds.
+    fn overhead(&self, locator: IpAddr) -> usize {
+        encap::overhead(self.shared.settings.classifier.encapsulation, locator.is_ipv4())
+    }
+
     /// R3, R7, R8: what a service sends tells the truth about its session.
-    fn learn_from_host(&mut self, segment: &Segment, found: Option<Found>, now: Now) {
-        let Segment { flow, flags, .. } = segment;
-        let event = Event::from_host(*flags);
+    #[inline(always)]
+    fn learn_from_host(&mut self, at: &Located, flags: TcpFlags, found: Option<Entry>, now: Now) {
+        let event = Event::from_host(flags);
         if flags.contains(TcpFlags::SYN.and(TcpFlags::ACK)) {
-            return self.open(flow, found, now);
+            return self.open(at, found, now);
         }
-        match found {
-            Some(found) if matches!(found.session, Session::Local { .. }) => {
-                self.advance(flow, found, event, now);
-            }
+        match found.map(|entry| (entry, entry.kind())) {
+            Some((entry, Kind::Local(state))) => self.advance(at, &entry, state, event, now),
             // A host resets what it does not hold: that is no session (R7).
             _ if event == Event::HostRst => {}
-            other => {
+            _ => {
                 self.count(Counter::SessionLearnt);
-                self.enter(flow, other, State::Established.after(event), true, now.tick());
+                self.enter(at, found, State::Established.after(event), true, now.tick());
             }
         }
     }
 
     /// R3: the host answered SYN-ACK. A retransmitted one changes nothing; one for a flow that
     /// had got further begins a new session on the same 5-tuple, with a newer version (R12).
-    fn open(&mut self, flow: &FlowKey, found: Option<Found>, now: Now) {
-        if let Some(found) = found
-            && matches!(found.session, Session::Local { state: State::HalfOpen, .. })
+    #[inline(never)]
+    fn open(&mut self, at: &Located, found: Option<Entry>, now: Now) {
+        if let Some(entry) = found
+            && entry.kind() == Kind::Local(State::HalfOpen)
         {
-            return self.shared.table.touch(&found, now.tick());
+            return self.shared.table.touch(&entry, now.tick());
         }
         self.count(Counter::SessionOpened);
         let within_limit =
@@ -444,14 +520,15 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         if !within_limit {
             self.count(Counter::HalfOpenOverLimit);
         }
-        self.enter(flow, found, State::HalfOpen, within_limit, now.tick());
+        self.enter(at, found, State::HalfOpen, within_limit, now.tick());
     }
 
     /// Puts a local session into the table, in the place of what was there, and publishes it.
+    #[inline(never)]
     fn enter(
         &mut self,
-        flow: &FlowKey,
-        mut found: Option<Found>,
+        at: &Located,
+        mut found: Option<Entry>,
         state: State,
         publish: bool,
         now: Tick,
@@ -460,64 +537,81 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         // Marked as published only once the DHT core has been told.
         let session = Session::Local { state, version, published: false };
         for _ in 0..ATTEMPTS {
-            match self.place(flow, found, session, now) {
-                Replace::Replaced(handle) => {
-                    if publish && self.publish(flow, version) {
-                        self.shared.table.set_published(handle, true);
-                    }
-                    return;
+            let table = &self.shared.table;
+            let entered = match found {
+                None => match table.insert(at, session, now) {
+                    Insert::Inserted(entry) => Some(entry),
+                    Insert::Exists(_) => None,
+                    Insert::Full => return self.count(Counter::TableFull),
+                },
+                Some(old) => self.replace(&old, session, now),
+            };
+            if let Some(entry) = entered {
+                if publish {
+                    self.publish(at, &entry, version);
                 }
-                Replace::Gone => found = self.shared.table.lookup(flow),
-                Replace::Full => return self.count(Counter::TableFull),
+                return;
             }
+            found = self.shared.table.find(at);
         }
         self.count(Counter::TableContended);
     }
 
-    /// Replaces what was found of a flow, or inserts a session where nothing was.
-    fn place(&self, flow: &FlowKey, found: Option<Found>, session: Session, now: Tick) -> Replace {
-        let table = &self.shared.table;
-        let Some(old) = found else {
-            return match table.insert(flow, session, now) {
-                Insert::Inserted(handle) => Replace::Replaced(handle),
-                Insert::Exists(_) => Replace::Gone,
-                Insert::Full => Replace::Full,
-            };
-        };
-        let outcome = table.replace(flow, old.handle, session, now);
-        if matches!(outcome, Replace::Replaced(_))
-            && matches!(old.session, Session::Redirect { .. })
-        {
+    fn replace(&self, old: &Entry, session: Session, now: Tick) -> Option<Entry> {
+        let entry = self.shared.table.replace(old, session, now)?;
+        if matches!(old.kind(), Kind::Redirect(_)) {
             self.count(Counter::RedirectSuperseded);
         }
-        outcome
+        Some(entry)
     }
 
-    fn publish(&mut self, flow: &FlowKey, version: Version) -> bool {
-        let queued = self.core.announce(Announcement::Publish { flow: *flow, version }).is_ok();
+    /// Tells the DHT core of a session, and notes that.
+    fn publish(&mut self, at: &Located, entry: &Entry, version: Version) {
+        let Some(flow) = self.shared.table.flow(at) else {
+            return;
+        };
+        if self.announce(flow, version) {
+            self.shared.table.set_published(entry);
+        }
+    }
+
+    fn announce(&mut self, flow: FlowKey, version: Version) -> bool {
+        let queued = self.core.announce(Announcement::Publish { flow, version }).is_ok();
         self.count(if queued { Counter::PublishQueued } else { Counter::PublishDeferred });
         queued
     }
 
     /// Moves a local session on by `event`, and publishes it if that waited for the handshake.
-    fn advance(&mut self, flow: &FlowKey, found: Found, event: Event, now: Now) {
-        let mut found = found;
+    #[inline(always)]
+    fn advance(&mut self, at: &Located, entry: &Entry, state: State, event: Event, now: Now) {
+        let next = state.after(event);
+        if next == state {
+            return self.shared.table.touch(entry, now.tick());
+        }
+        self.move_on(at, *entry, event, now);
+    }
+
+    #[inline(never)]
+    fn move_on(&mut self, at: &Located, mut entry: Entry, event: Event, now: Now) {
         for _ in 0..ATTEMPTS {
-            let Session::Local { state, version, published } = found.session else {
+            let Kind::Local(state) = entry.kind() else {
                 return;
             };
             let next = state.after(event);
             if next == state {
-                return self.shared.table.touch(&found, now.tick());
+                return self.shared.table.touch(&entry, now.tick());
             }
-            if self.shared.table.transition(found.handle, state, next, now.tick()) {
-                if !published && !next.is_lingering() && self.publish(flow, version) {
-                    self.shared.table.set_published(found.handle, true);
+            if let Some(entry) = self.shared.table.transition(&entry, next, now.tick()) {
+                if entry.is_unpublished()
+                    && !next.is_lingering()
+                    && let Some(version) = self.shared.table.version(&entry)
+                {
+                    self.publish(at, &entry, version);
                 }
                 return;
             }
-            match self.shared.table.lookup(flow) {
-                Some(newer) => found = newer,
+            match self.shared.table.find(at) {
+                Some(newer) => entry = newer,
                 None => return,
             }
         }
@@ -556,10 +650,13 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             Resolution::Owner { locator, .. } if self.is_member(locator) => {
                 self.count(Counter::ResolvedOwner);
+                let Some(owner) = self.shared.table.owners().number(locator) else {
+                    return self.release(flow, Verdict::Drop(Counter::OwnersFull), now);
+                };
                 if self.install(flow, Session::Redirect { owner: locator }, now) {
                     self.count(Counter::RedirectInstalled);
                 }
-                self.release(flow, Verdict::Tunnel(locator), now);
+                self.release(flow, Verdict::Tunnel(owner), now);
             }
             Resolution::Owner { .. } => {
                 self.release(flow, Verdict::Drop(Counter::ResolvedStranger), now);
@@ -582,7 +679,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
 
     /// Puts what a lookup said into the table, unless the flow got there meanwhile.
     fn install(&mut self, flow: &FlowKey, session: Session, now: Now) -> bool {
-        match self.shared.table.insert(flow, session, now.tick()) {
+        let table = &self.shared.table;
+        let Some(at) = table.locate_flow(flow) else {
+            return false;
+        };
+        match table.insert(&at, session, now.tick()) {
             Insert::Inserted(_) => true,
             Insert::Exists(_) => false,
             Insert::Full => {
@@ -594,9 +695,12 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
 
     /// Lets a flow's parked packets go: where the table says by now, else by `otherwise`.
     fn release(&mut self, flow: &FlowKey, otherwise: Verdict, now: Now) {
-        let verdict = match self.shared.table.lookup(flow).map(|found| found.session) {
-            Some(Session::Local { .. }) => Verdict::Host,
-            Some(Session::Redirect { owner }) => Verdict::Tunnel(owner),
+        let Some(at) = self.shared.table.locate_flow(flow) else {
+            return;
+        };
+        let verdict = match self.shared.table.find(&at).map(|entry| entry.kind()) {
+            Some(Kind::Local(_)) => Verdict::Host,
+            Some(Kind::Redirect(owner)) => Verdict::Tunnel(owner),
             None => otherwise,
         };
         for frame in self.parking.release(flow).into_iter().flatten() {
@@ -609,16 +713,21 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 Verdict::Tunnel(_) => self.count(Counter::ReleasedTunnel),
                 Verdict::Park | Verdict::Drop(_) => {}
             }
-            self.act(verdict, frame, &segment, now);
+            let Segment { flags, headers, .. } = segment;
+            self.act(verdict, frame, &Arrival { at, flags, headers, way: Way::Direct }, now);
         }
     }
 
     /// R6: an owner says that it does not hold a flow. The next packet asks again.
     fn not_mine(&mut self, flow: &FlowKey, owner: IpAddr) {
         self.count(Counter::NotMineReceived);
-        if let Some(found) = self.shared.table.lookup(flow)
-            && found.session == (Session::Redirect { owner })
-            && self.shared.table.remove(found.handle)
+        let table = &self.shared.table;
+        let (Some(at), Some(owner)) = (table.locate_flow(flow), table.owners().known(owner)) else {
+            return;
+        };
+        if let Some(entry) = table.find(&at)
+            && entry.kind() == Kind::Redirect(owner)
+            && table.remove(&entry)
         {
             self.count(Counter::RedirectDropped);
         }
@@ -628,6 +737,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// housekeeping goes on with it.
     fn owner_dead(&mut self, owner: IpAddr) {
         self.count(Counter::OwnerDead);
+        // Without a number it never was a redirect's owner.
+        let Some(owner) = self.shared.table.owners().known(owner) else {
+            return;
+        };
         self.dead_owners.retain(|(dead, _)| *dead != owner);
         // Full: redirects to this one end when they are idle.
         let _ = self.dead_owners.try_push((owner, 0));
@@ -640,9 +753,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         for (owner, next) in &mut self.dead_owners {
             let end = (*next + ORPHANS_SLICE).min(table.buckets());
             for bucket in *next..end {
-                table.visit(bucket, |handle, listed| {
-                    let orphan = listed.session == Session::Redirect { owner: *owner };
-                    if orphan && table.remove(handle) {
+                table.visit(bucket, |entry| {
+                    if entry.kind() == Kind::Redirect(*owner) && table.remove(&entry) {
                         self.counters.count(Counter::RedirectOrphaned);
                     }
                 });
@@ -664,10 +776,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
         self.drop_orphans();
         let mut due = ArrayVec::new();
-        let Shared { settings, table, .. } = &self.shared;
-        self.sweep.slice(table, &settings.timeouts, now.tick(), &mut due);
+        self.sweep.slice(&self.shared.table, now.tick(), &mut due);
         for due in due {
-            self.session_due(due);
+            self.session_due(due, now.tick());
         }
     }
 
@@ -685,31 +796,36 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// R8: an entry whose time has come leaves the table, and its record the DHT.
-    fn session_due(&mut self, due: expiry::Due) {
-        let (handle, listed) = match due {
-            expiry::Due::Expire(handle, listed) => (handle, listed),
-            expiry::Due::Publish(handle, listed) => {
-                if let Session::Local { version, .. } = listed.session
-                    && self.publish(&listed.flow, version)
-                {
-                    self.shared.table.set_published(handle, true);
-                }
-                return;
+    fn session_due(&mut self, due: expiry::Due, now: Tick) {
+        let (expiry::Due::Expire(entry) | expiry::Due::Publish(entry)) = due;
+        let Some(listed) = self.shared.table.listed(&entry, now) else {
+            return;
+        };
+        if matches!(due, expiry::Due::Publish(_)) {
+            if let Some(version) = self.shared.table.version(&entry)
+                && self.announce(listed.flow, version)
+            {
+                self.shared.table.set_published(&entry);
             }
+            return;
+        }
+        let counter = match entry.kind() {
+            Kind::Redirect(_) => Counter::RedirectExpired,
+            Kind::Local(state) if state.is_lingering() => Counter::SessionClosed,
+            Kind::Local(_) => Counter::SessionExpired,
         };
-        let counter = match listed.session {
-            Session::Redirect { .. } => Counter::RedirectExpired,
-            Session::Local { state, .. } if state.is_lingering() => Counter::SessionClosed,
-            Session::Local { .. } => Counter::SessionExpired,
-        };
-        if let Session::Local { version, published: true, .. } = listed.session {
+        if entry.is_published() {
+            // Without a version it has changed since it was found due.
+            let Some(version) = self.shared.table.version(&entry) else {
+                return;
+            };
             let withdraw = Announcement::Withdraw { flow: listed.flow, version };
             if self.core.announce(withdraw).is_err() {
                 return self.count(Counter::WithdrawDeferred);
             }
             self.count(Counter::WithdrawQueued);
         }
-        if self.shared.table.remove(handle) {
+        if self.shared.table.remove_idle(&entry) {
             self.count(counter);
         }
     }
@@ -736,26 +852,54 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    fn send_tunnel(&mut self, mut frame: U::Frame, segment: &Segment, owner: IpAddr, now: Now) {
-        let Settings { classifier, uplink_mtu, .. } = &*self.shared.settings;
-        let tunnel =
-            Tunnel { local: classifier.locator, remote: owner, port: classifier.tunnel_port };
-        let entropy = self.shared.table.hash(&segment.flow) as u16;
-        match encap::encapsulate(&mut frame, &segment.packet, tunnel, entropy, *uplink_mtu) {
+    #[inline(always)]
+    fn send_tunnel(&mut self, mut frame: U::Frame, arrival: &Arrival, owner: OwnerId, now: Now) {
+        let Arrival { at, headers, .. } = arrival;
+        let mtu = self.shared.settings.uplink_mtu;
+        let Some(tunnel) = self.tunnel(owner) else {
+            return self.count(Counter::OwnersFull);
+        };
+        match tunnel.encapsulate(&mut frame, headers, at.entropy(), mtu) {
             Ok(()) => {
                 self.count(Counter::TunnelSent);
                 self.send_uplink(frame);
             }
-            Err(EncapError::TooBig) => self.answer_too_big(frame, &segment.packet, tunnel, now),
-            Err(EncapError::NoHeadroom) => self.count(Counter::TunnelNoHeadroom),
+            Err(error) => self.not_sent(frame, error, owner, now),
+        }
+    }
+
+    /// The tunnel to an owner.
+    #[inline(always)]
+    fn tunnel(&mut self, owner: OwnerId) -> Option<&Tunnel> {
+        let place = self.tunnels.get_mut(usize::from(owner.0))?;
+        if place.is_none() {
+            let Settings { classifier, .. } = &*self.shared.settings;
+            let Classifier { encapsulation, locator, tunnel_port, .. } = classifier;
+            let remote = self.shared.table.owners().locator(owner)?;
+            *place = Some(Tunnel::new(*encapsulation, *locator, remote, *tunnel_port));
+        }
+        place.as_ref()
+    }
+
+    #[cold]
+    fn not_sent(&mut self, frame: U::Frame, error: EncapError, owner: OwnerId, now: Now) {
+        match error {
+            EncapError::TooBig => self.answer_too_big(frame, owner, now),
+            EncapError::NoHeadroom => self.count(Counter::TunnelNoHeadroom),
+            EncapError::OtherFamily => self.count(Counter::TunnelOtherFamily),
         }
     }
 
     /// R11: the tunnel is no black hole. The sender learns what fits, and TCP sends it again.
-    fn answer_too_big(&mut self, mut frame: U::Frame, packet: &Packet, tunnel: Tunnel, now: Now) {
-        let mtu = self.shared.settings.uplink_mtu.saturating_sub(encap::overhead(tunnel.remote));
+    fn answer_too_big(&mut self, mut frame: U::Frame, owner: OwnerId, now: Now) {
+        let Shared { settings, table, .. } = &self.shared;
+        let remote = table.owners().locator(owner).unwrap_or(settings.classifier.locator);
+        let mtu = settings.uplink_mtu.saturating_sub(self.overhead(remote));
         let may = self.too_big_answers.take(now, TOO_BIG_PER_SECOND, TOO_BIG_BURST);
-        if may && too_big::answer(&mut frame, packet, mtu).is_some() {
+        let packet = Packet::from_ethernet(frame.data()).ok().flatten();
+        let answered =
+            packet.filter(|_| may).and_then(|packet| too_big::answer(&mut frame, &packet, mtu));
+        if answered.is_some() {
             self.count(Counter::TooBigAnswered);
             self.send_uplink(frame);
         } else {

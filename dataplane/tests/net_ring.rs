@@ -20,7 +20,7 @@ use holdfast_dpdk::{
 };
 use holdfast_handoff::{Announcement, Answer, Clock, CoreEnd, Doorbell, rings};
 use holdfast_net::HashKey;
-use support::{ACK, FIN_ACK, Net, RST, SYN, SYN_ACK, inside, nets, owner, settings};
+use support::{ACK, FIN_ACK, Net, RST, SYN, SYN_ACK, TIMEOUTS, inside, nets, owner, settings};
 
 const WORKERS: u16 = 2;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -203,9 +203,12 @@ fn fixtures_through_two_workers() {
 fn play_all(eal: &Eal, index: usize, pool: &Mempool, net: &Net) {
     let (uplink, uplink_queues) = Far::new(eal, &format!("u{index}"), pool);
     let (host, host_queues) = Far::new(eal, &format!("h{index}"), pool);
+    let settings = settings(net, 16);
+    let services = settings.classifier.services.clone();
+    let table = SessionTable::new(services, 64, &TIMEOUTS, HashKey([5, 6])).unwrap();
     let shared = Shared {
-        settings: Arc::new(settings(net, 16)),
-        table: Arc::new(SessionTable::new(64, HashKey([5, 6]))),
+        settings: Arc::new(settings),
+        table: Arc::new(table),
         clock: Arc::new(Clock::default()),
     };
     let poll = mio::Poll::new().unwrap();
@@ -228,7 +231,7 @@ fn play_all(eal: &Eal, index: usize, pool: &Mempool, net: &Net) {
             scope.spawn(move || {
                 let _registration = eal.register_thread().unwrap();
                 let worker = Worker::new(shared, place, counters, end, uplink, host);
-                worker.run(|| clock.at(tsc()), stop);
+                worker.run(clock, stop);
             });
         }
         // A failed row must not leave the workers turning for ever.

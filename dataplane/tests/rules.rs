@@ -15,7 +15,7 @@ fn both(dialogue: impl Fn(Net)) {
 }
 
 fn local_state(bench: &Bench, port: u16) -> Option<State> {
-    match bench.table.lookup(&bench.net.flow(port))?.session {
+    match bench.session(port)? {
         Session::Local { state, .. } => Some(state),
         Session::Redirect { .. } => None,
     }
@@ -29,7 +29,7 @@ fn r2_a_syn_goes_to_the_host_and_supersedes_a_redirect() {
         bench.uplink_brings(&net.client_segment(1000, SYN, b""));
         assert_eq!(bench.host_gets(), Some(net.client_segment(1000, SYN, b"")));
         assert_eq!(bench.asks(), None);
-        assert_eq!(bench.table.lookup(&net.flow(1000)), None);
+        assert_eq!(bench.session(1000), None);
         assert_eq!(bench.count(Counter::RedirectSuperseded), 1);
     });
 }
@@ -80,7 +80,7 @@ fn r3_half_open_sessions_end_by_themselves() {
         bench.host_sends(&net.host_segment(1, SYN_ACK, b""));
         let Some(Announcement::Publish { version, .. }) = bench.announces() else { panic!() };
         bench.pass_ms(11_000);
-        assert_eq!(bench.table.lookup(&net.flow(1)), None);
+        assert_eq!(bench.session(1), None);
         assert_eq!(bench.announces(), Some(Announcement::Withdraw { flow: net.flow(1), version }));
     });
 }
@@ -302,7 +302,7 @@ fn r7_what_the_host_sends_proves_a_session() {
         assert_eq!(local_state(&bench, 1000), Some(State::Established));
         bench.host_sends(&net.host_segment(2000, RST, b""));
         assert_eq!(bench.announces(), None, "a RST proves the opposite");
-        assert_eq!(bench.table.lookup(&net.flow(2000)), None);
+        assert_eq!(bench.session(2000), None);
         assert!(bench.uplink_gets().is_some() && bench.uplink_gets().is_some());
     });
 }
@@ -346,7 +346,7 @@ fn r8_fin_both_ways_lingers_and_withdraws_with_its_version() {
             bench.announces(),
             Some(Announcement::Withdraw { flow: net.flow(1000), version })
         );
-        assert_eq!(bench.table.lookup(&net.flow(1000)), None);
+        assert_eq!(bench.session(1000), None);
     });
 }
 
@@ -434,7 +434,7 @@ fn r13_redirects_to_a_dead_owner_are_dropped_and_no_others() {
         assert_eq!(bench.count(Counter::RedirectOrphaned), 0);
         bench.core_says(Answer::OwnerDead { owner: net.other });
         bench.pass_ms(200);
-        assert_eq!(bench.table.lookup(&net.flow(1000)), None);
+        assert_eq!(bench.session(1000), None);
         assert_eq!(local_state(&bench, 2000), Some(State::Established));
 
         let stray = net.client_segment(1000, ACK, b"anybody?");

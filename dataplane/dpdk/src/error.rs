@@ -28,6 +28,13 @@ pub enum Error {
         argument: String,
     },
 
+    /// The kernel does not give that much memory.
+    #[error("{mib} MiB of memory are not to be had")]
+    Memory {
+        /// How much was asked for, in MiB.
+        mib: usize,
+    },
+
     /// No port has this name or index.
     #[error("no DPDK port {wanted:?}; there are: {}", list(.known))]
     UnknownPort {

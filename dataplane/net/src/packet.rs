@@ -113,7 +113,45 @@ pub struct Packet {
     pub transport: Transport,
 }
 
+/// Where the headers of a checked IP packet are, and nothing of what they say: what the packet
+/// path carries along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Headers {
+    /// As [`Packet::network_offset`].
+    pub network_offset: u32,
+    /// As [`Packet::transport_offset`].
+    pub transport_offset: u32,
+    /// As [`Packet::end`].
+    pub end: u32,
+    /// Whether it is IPv6.
+    pub is_ipv6: bool,
+    /// Whether it carries TCP.
+    pub is_tcp: bool,
+}
+
+impl Headers {
+    /// Length of the IP packet in bytes.
+    #[inline]
+    #[must_use]
+    pub fn packet_length(&self) -> usize {
+        (self.end - self.network_offset) as usize
+    }
+}
+
 impl Packet {
+    /// Where its headers are.
+    #[must_use]
+    pub fn headers(&self) -> Headers {
+        // A frame is shorter than 4 GiB: an IP packet's length is at most 65,575 bytes.
+        Headers {
+            network_offset: self.network_offset as u32,
+            transport_offset: self.transport_offset as u32,
+            end: self.end as u32,
+            is_ipv6: matches!(self.network, Network::Ipv6 { .. }),
+            is_tcp: matches!(self.transport, Transport::Tcp { .. }),
+        }
+    }
+
     /// Reads an Ethernet frame with at most one 802.1Q tag.
     ///
     /// `Ok(None)`: not IP (ARP, LLDP, doubly tagged …), nothing is wrong with it.

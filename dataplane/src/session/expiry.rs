@@ -5,15 +5,18 @@ use std::ops::Range;
 
 use arrayvec::ArrayVec;
 
-use super::table::{Handle, SessionTable};
-use super::{Listed, Session, State};
+use super::State;
+use super::table::{Entry, SessionTable};
+use super::word::Kind;
 use crate::time::Tick;
 
 /// Entries that one slice can find due; what it finds beyond that waits for the next sweep.
 pub const DUE_MAX: usize = 64;
 
-/// Buckets in a slice.
-const SLICE: usize = 32;
+/// Slices of a whole sweep, at most: with one a millisecond a sweep takes four seconds.
+const SLICES: usize = 4096;
+/// Buckets in a slice, at least.
+const SLICE_MIN: usize = 128;
 
 /// How long an entry may be idle, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,14 +32,13 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// How long an entry like this may be idle.
+    /// How long a local session in this state may be idle, in milliseconds.
     #[must_use]
-    pub fn of(&self, session: &Session) -> u64 {
-        match session {
-            Session::Redirect { .. } => self.redirect_ms,
-            Session::Local { state: State::HalfOpen, .. } => self.half_open_ms,
-            Session::Local { state, .. } if state.is_lingering() => self.linger_ms,
-            Session::Local { .. } => self.established_ms,
+    pub fn of_local(&self, state: State) -> u64 {
+        match state {
+            State::HalfOpen => self.half_open_ms,
+            state if state.is_lingering() => self.linger_ms,
+            _ => self.established_ms,
         }
     }
 }
@@ -45,9 +47,9 @@ impl Timeouts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
     /// It was idle for too long: withdraw and remove it.
-    Expire(Handle, Listed),
+    Expire(Entry),
     /// Its publication was put off: try again.
-    Publish(Handle, Listed),
+    Publish(Entry),
 }
 
 /// Where a worker's sweep has come to.
@@ -55,6 +57,7 @@ pub enum Due {
 pub struct Sweep {
     share: Range<usize>,
     next: usize,
+    slice: usize,
 }
 
 impl Sweep {
@@ -63,31 +66,23 @@ impl Sweep {
     pub fn new(table: &SessionTable, worker: usize, workers: usize) -> Sweep {
         let buckets = table.buckets();
         let share = buckets * worker / workers..buckets * (worker + 1) / workers;
-        Sweep { next: share.start, share }
+        let slice = share.len().div_ceil(SLICES).max(SLICE_MIN).min(share.len());
+        Sweep { next: share.start, share, slice }
     }
 
     /// Looks at the next slice and gathers what is due.
-    pub fn slice(
-        &mut self,
-        table: &SessionTable,
-        timeouts: &Timeouts,
-        now: Tick,
-        due: &mut ArrayVec<Due, DUE_MAX>,
-    ) {
-        for _ in 0..SLICE.min(self.share.len()) {
-            table.visit(self.next, |handle, listed| {
-                let idle_ms = now.ms_since(listed.last_seen);
-                let found = if idle_ms >= timeouts.of(&listed.session) {
-                    Some(Due::Expire(handle, listed))
-                } else if wants_publishing(&listed.session) {
-                    Some(Due::Publish(handle, listed))
+    pub fn slice(&mut self, table: &SessionTable, now: Tick, due: &mut ArrayVec<Due, DUE_MAX>) {
+        for _ in 0..self.slice {
+            table.visit(self.next, |entry| {
+                let found = if table.is_due(&entry, now) {
+                    Due::Expire(entry)
+                } else if wants_publishing(&entry) {
+                    Due::Publish(entry)
                 } else {
-                    None
+                    return;
                 };
-                if let Some(found) = found {
-                    // Full: it is found again on the next round.
-                    let _ = due.try_push(found);
-                }
+                // Full: it is found again on the next round.
+                let _ = due.try_push(found);
             });
             self.next += 1;
             if self.next == self.share.end {
@@ -99,6 +94,7 @@ impl Sweep {
 
 /// Half-open sessions above the limit wait for their handshake (R3), all others only for room in
 /// the ring.
-fn wants_publishing(session: &Session) -> bool {
-    matches!(session, Session::Local { state, published: false, .. } if *state != State::HalfOpen && !state.is_lingering())
+fn wants_publishing(entry: &Entry) -> bool {
+    let is_open = |state: State| state != State::HalfOpen && !state.is_lingering();
+    entry.is_unpublished() && matches!(entry.kind(), Kind::Local(state) if is_open(state))
 }

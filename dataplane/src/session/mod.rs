@@ -1,15 +1,18 @@
 //! Sessions: their states, their table, and the sweep that ends them.
 
+pub mod bucket;
 pub mod expiry;
+pub mod owners;
 pub mod state;
+mod sync;
 pub mod table;
+pub mod word;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use holdfast_handoff::Version;
 use holdfast_net::FlowKey;
 
-use crate::time::Tick;
 pub use state::State;
 
 /// What the table knows of a flow.
@@ -38,19 +41,7 @@ pub struct Listed {
     pub flow: FlowKey,
     /// What is known of it.
     pub session: Session,
-    /// When its last packet was seen.
-    pub last_seen: Tick,
-}
-
-/// A locator as two words; IPv4 as a mapped address, which no locator is.
-fn address_to_words(address: IpAddr) -> [u64; 2] {
-    let bits = match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(v6) => v6.to_bits(),
-    };
-    [(bits >> 64) as u64, bits as u64]
-}
-
-fn address_from_words(words: [u64; 2]) -> IpAddr {
-    Ipv6Addr::from_bits(u128::from(words[0]) << 64 | u128::from(words[1])).to_canonical()
+    /// How long ago its last packet was seen, in milliseconds and to within a part of the
+    /// timeout of its state.
+    pub idle_ms: u64,
 }

@@ -1,97 +1,130 @@
 //! The session table: fixed capacity, shared by all workers, lock-free for readers and writers.
 //! Never allocates after start, never evicts, never stalls: a full table is an outcome.
 //!
-//! Two arrays. A *bucket* is one cache line of eight words; a word that is not 0 publishes an
-//! *entry* (also one cache line) under sixteen bits of the flow's hash:
+//! A table of *buckets*, each one cache line ([`super::bucket`] draws it), for each address
+//! family. A hit reads one line, and so does a miss but for a few in a hundred.
 //!
-//! ```text
-//! word    tag 16 | generation 16 | entry index + 1  32
-//! entry   flow key 5 words | meta | value 2 words
-//! meta    generation 16 | state 8 | flags 8 | last seen 32
-//! ```
+//! *Exact in few bits.* The key of an IPv4 flow is 54 bits ([`SessionKey`]). It is split: the low
+//! bits, combined by exclusive or with a keyed hash of the others, choose the bucket, and only the
+//! others are stored. Bucket and stored bits together give the whole key back, so an entry fits
+//! one word beside its state, its time stamp and its owner, and no two flows are ever taken for
+//! each other. Flows that differ only in the low bits, as all of one client do, never meet in one
+//! bucket. An IPv6 entry keeps its whole key, in three words.
 //!
-//! An entry is written while nobody can see it, then published by one compare-and-swap of a free
-//! word in one of the flow's two buckets; it is taken away by swapping the word back to 0. What
-//! identifies a session (flow, owner, version) never changes while it is published; state, flags
-//! and last-seen stamp share the meta word and change by compare-and-swap. An entry is reused
-//! under another generation: a reader that was overtaken sees that the word or the generation
-//! has changed and looks again.
+//! *Where entries lie.* In their home bucket, or in the first of some more that had room when
+//! they came. They are never moved. What of an entry is seldom needed, its version, lies
+//! outside of the line.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering, fence};
+use std::hash::Hasher;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
-use holdfast_dpdk::prefetch;
+use holdfast_dpdk::{Line, Lines, prefetch, prefetch_write};
 use holdfast_handoff::Version;
 use holdfast_net::{FlowKey, HashKey};
+use siphasher::sip::SipHasher13;
 
-use super::{Listed, Session, State, address_from_words, address_to_words};
+use super::bucket::{self, KeyV6, Layout, META, REMAINDER_BITS, STATE, V4, V6};
+use super::expiry::Timeouts;
+use super::owners::Owners;
+use super::sync::settle_fence;
+use super::word::{self, Ageing, Kind, PUBLICATION, PUBLISHED, VERSIONED};
+use super::{Listed, Session, State};
+use crate::service::{KEY_BITS_V4, Services, SessionKey};
 use crate::time::Tick;
 
-const SLOTS: usize = 8;
-/// Looks at a flow's buckets before a lookup that is overtaken every time counts as a miss.
-const ATTEMPTS: usize = 8;
+/// Entries that a table can have, at most.
+pub const CAPACITY_MAX: usize = 1 << 27;
 
-const STATE_REDIRECT: u8 = 0;
-const FLAG_UNPUBLISHED: u64 = 1 << 32;
+/// Part of the slots that the capacity may fill, in percent.
+const LOAD_MAX_PERCENT: usize = 80;
+/// So many low bits of an IPv4 key the bucket's index must hold, for the others to fit a word.
+const INDEX_BITS_MIN_V4: u32 = KEY_BITS_V4 - REMAINDER_BITS;
+/// As many buckets as an entry has to choose from, so that all differ.
+const INDEX_BITS_MIN_V6: u32 = V6::PROBES.ilog2();
+const WORDS: u32 = bucket::WORDS as u32;
 
-#[repr(align(64))]
-#[derive(Default)]
-struct Bucket([AtomicU64; SLOTS]);
-
-#[repr(align(64))]
-#[derive(Default)]
-struct Entry {
-    key: [AtomicU64; 5],
-    meta: AtomicU64,
-    value: [AtomicU64; 2],
-}
-
-/// A published entry as it was when it was looked up. Using it after the entry has gone does no
-/// harm: it is then refused.
+/// An entry as a lookup saw it. Using it after the entry has changed or gone does no harm: it is
+/// then refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Handle {
+pub struct Entry {
     place: Place,
     word: u64,
 }
 
+/// Family, bucket and position in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    bucket: usize,
-    slot: usize,
+struct Place(u32);
+
+impl Place {
+    const V6: u32 = 1 << 31;
+
+    #[inline(always)]
+    fn new<L: Layout>(bucket: u32, position: usize) -> Place {
+        let family = if L::IS_V6 { Place::V6 } else { 0 };
+        Place(family | (bucket * WORDS + position as u32))
+    }
+
+    #[inline(always)]
+    fn is_v6(self) -> bool {
+        self.0 & Place::V6 != 0
+    }
+
+    #[inline(always)]
+    fn position(self) -> usize {
+        (self.0 % WORDS) as usize
+    }
+
+    #[inline(always)]
+    fn bucket(self) -> u32 {
+        (self.0 & !Place::V6) / WORDS
+    }
 }
 
-/// What a lookup found.
+impl Entry {
+    /// What it is.
+    #[inline(always)]
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        word::kind(self.word)
+    }
+
+    /// Whether it is a local session of which the DHT core has been told.
+    #[inline]
+    #[must_use]
+    pub fn is_published(&self) -> bool {
+        word::is_published(self.word)
+    }
+
+    /// Whether it is a local session of which the DHT core could be told and has not been.
+    #[inline]
+    #[must_use]
+    pub fn is_unpublished(&self) -> bool {
+        word::is_versioned(self.word) && !word::is_published(self.word)
+    }
+}
+
+/// What a lookup by flow found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// For changing the entry.
-    pub handle: Handle,
+    pub entry: Entry,
     /// What it says.
     pub session: Session,
-    /// When its last packet was seen.
-    pub last_seen: Tick,
+    /// How long ago its last packet was seen, in milliseconds and to within a part of the
+    /// timeout of its state.
+    pub idle_ms: u64,
 }
 
 /// How an insertion ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Insert {
     /// The entry is in the table.
-    Inserted(Handle),
+    Inserted(Entry),
     /// The flow was already there; nothing was changed.
-    Exists(Found),
-    /// There is no room; nothing was changed.
-    Full,
-}
-
-/// How a replacement ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replace {
-    /// The new entry is in the table, in the place of the old one.
-    Replaced(Handle),
-    /// The old entry has gone; nothing was changed.
-    Gone,
-    /// There is no room for the new one beside the old one; nothing was changed.
+    Exists(Entry),
+    /// There is no room, neither in all nor near the flow's bucket; nothing was changed.
     Full,
 }
 
@@ -104,46 +137,118 @@ pub struct Gauges {
     pub half_open: u64,
     /// Redirects.
     pub redirects: u64,
+    /// Entries outside of their home bucket, which a hit needs more than one line for.
+    pub displaced: u64,
     /// Entries that the table can hold.
     pub capacity: u64,
 }
 
+/// Where a flow is looked for: its buckets.
+#[derive(Debug, Clone, Copy)]
+struct At<K> {
+    key: K,
+    home: u32,
+    step: u32,
+    /// Which of a bucket's counters its passing by is counted in.
+    counter: u32,
+}
+
+/// A flow's place in the table, found out by hashing it: what [`SessionTable::locate`] makes and
+/// all else takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Located(AtFamily);
+
+#[derive(Debug, Clone, Copy)]
+enum AtFamily {
+    V4(At<u64>),
+    V6(At<KeyV6>),
+}
+
+impl Located {
+    /// 16 bits that are the same for all packets of the flow and spread flows evenly.
+    #[inline]
+    #[must_use]
+    pub fn entropy(&self) -> u16 {
+        match &self.0 {
+            AtFamily::V4(at) => (at.home ^ at.step) as u16,
+            AtFamily::V6(at) => (at.home ^ at.step) as u16,
+        }
+    }
+}
+
 /// The table.
 pub struct SessionTable {
-    buckets: Box<[Bucket]>,
-    entries: Box<[Entry]>,
-    free: ArrayQueue<u32>,
+    services: Services,
+    owners: Owners,
+    ageing: Ageing,
+    v4: Family,
+    v6: Family,
+    capacity: u64,
     hash_key: HashKey,
     local: CachePadded<AtomicI64>,
     half_open: CachePadded<AtomicI64>,
     redirects: CachePadded<AtomicI64>,
+    displaced: CachePadded<AtomicI64>,
 }
 
+/// The entries of one address family.
+struct Family {
+    /// Buckets; a power of two of them.
+    lines: Lines,
+    /// The versions of local sessions, `2^version_shift` to a bucket.
+    versions: Lines,
+    version_shift: u32,
+    index_mask: u32,
+    keys: [u64; 4],
+}
+
+/// There is not enough memory for the table.
+pub type NoMemory = holdfast_dpdk::Error;
+
 impl SessionTable {
-    /// A table for `capacity` entries (1 to 2^31), hashed under `hash_key`, which must be random
-    /// and secret.
+    /// A table for `capacity` entries (1 to [`CAPACITY_MAX`]) of flows of `services`, hashed
+    /// under `hash_key`, which must be random and secret. Takes memory for the families that
+    /// there are services of.
+    ///
+    /// # Errors
+    /// [`NoMemory`].
     ///
     /// # Panics
     /// If `capacity` is out of range.
-    #[must_use]
-    pub fn new(capacity: usize, hash_key: HashKey) -> SessionTable {
-        assert!((1..=1 << 31).contains(&capacity), "capacity out of range");
-        let free = ArrayQueue::new(capacity);
-        for index in 0..capacity as u32 {
-            // Cannot fail: the queue holds `capacity` indices.
-            let _ = free.push(index);
-        }
-        // Half full at most, so that two buckets of eight have room until the entries run out.
-        let buckets = (2 * capacity).div_ceil(SLOTS).next_power_of_two().max(2);
-        SessionTable {
-            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
-            entries: (0..capacity).map(|_| Entry::default()).collect(),
-            free,
+    pub fn new(
+        services: Services,
+        capacity: usize,
+        timeouts: &Timeouts,
+        hash_key: HashKey,
+    ) -> Result<SessionTable, NoMemory> {
+        assert!((1..=CAPACITY_MAX).contains(&capacity), "capacity out of range");
+        let (has_v4, has_v6) = services.families();
+        let of = |has: bool| if has { capacity } else { 1 };
+        Ok(SessionTable {
+            services,
+            owners: Owners::default(),
+            ageing: Ageing::new(timeouts),
+            v4: Family::new::<V4>(of(has_v4), INDEX_BITS_MIN_V4, 3, &hash_key)?,
+            v6: Family::new::<V6>(of(has_v6), INDEX_BITS_MIN_V6, 1, &hash_key)?,
+            capacity: capacity as u64,
             hash_key,
             local: CachePadded::default(),
             half_open: CachePadded::default(),
             redirects: CachePadded::default(),
-        }
+            displaced: CachePadded::default(),
+        })
+    }
+
+    /// The services whose flows it holds.
+    #[must_use]
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// The owners that its redirects point to.
+    #[must_use]
+    pub fn owners(&self) -> &Owners {
+        &self.owners
     }
 
     /// How many entries of each kind there are.
@@ -154,376 +259,631 @@ impl SessionTable {
             local: read(&self.local),
             half_open: read(&self.half_open),
             redirects: read(&self.redirects),
-            capacity: self.entries.len() as u64,
+            displaced: read(&self.displaced),
+            capacity: self.capacity,
         }
     }
 
-    /// The keyed hash of a flow, for those who want to spread by it.
+    /// Size in bytes of the pages that buckets lie in: the smaller where families differ.
+    #[must_use]
+    pub fn page_bytes(&self) -> usize {
+        let (has_v4, has_v6) = self.services.families();
+        let families = [(has_v4, &self.v4), (has_v6, &self.v6)].into_iter();
+        let pages = families.filter(|(has, _)| *has).map(|(_, family)| family.lines.page_bytes());
+        pages.min().unwrap_or_default()
+    }
+
+    /// Slots for entries, of IPv4 and of IPv6.
+    #[must_use]
+    pub fn slots(&self) -> (usize, usize) {
+        (self.v4.lines.len() * V4::POSITIONS.len(), self.v6.lines.len() * V6::POSITIONS.len())
+    }
+
+    /// A keyed hash of a flow, for those who want to spread by it.
     #[must_use]
     pub fn hash(&self, flow: &FlowKey) -> u64 {
         flow.hash(&self.hash_key)
     }
 
-    /// Looks up a batch: all hashes first, then all buckets, then all entries, so that the cache
-    /// misses of a batch overlap. `found` gets one answer per flow, in order.
-    pub fn lookup_batch<const N: usize>(
-        &self,
-        flows: &ArrayVec<FlowKey, N>,
-        found: &mut ArrayVec<Option<Found>, N>,
-    ) {
-        found.clear();
-        let mut hashes = ArrayVec::<u64, N>::new();
-        for flow in flows {
-            let hash = self.hash(flow);
-            let [first, second] = self.bucket_indices(hash);
-            prefetch(&self.buckets[first]);
-            prefetch(&self.buckets[second]);
-            hashes.push(hash);
-        }
-        for &hash in &hashes {
-            if let Some((_, word)) = self.candidates(hash).next() {
-                prefetch(self.entry(word));
-            }
-        }
-        for (flow, &hash) in flows.iter().zip(&hashes) {
-            found.push(self.lookup_hashed(flow, hash));
-        }
-    }
-
-    /// Looks up one flow.
+    /// Hashes a flow and asks for its bucket's line. To be done for a whole burst, and best for
+    /// the next one too, before the first [`SessionTable::find`].
+    #[inline(always)]
     #[must_use]
-    pub fn lookup(&self, flow: &FlowKey) -> Option<Found> {
-        self.lookup_hashed(flow, self.hash(flow))
+    pub fn locate(&self, key: &SessionKey) -> Located {
+        match *key {
+            SessionKey::V4(word) => {
+                let at = self.v4.locate_v4(word);
+                prefetch(self.v4.line(at.home));
+                Located(AtFamily::V4(at))
+            }
+            SessionKey::V6 { client, tail } => {
+                let at = self.v6.locate_v6(KeyV6 { client, tail });
+                prefetch(self.v6.line(at.home));
+                Located(AtFamily::V6(at))
+            }
+        }
     }
 
-    fn lookup_hashed(&self, flow: &FlowKey, hash: u64) -> Option<Found> {
-        'again: for _ in 0..ATTEMPTS {
-            for (place, word) in self.candidates(hash) {
-                match self.read(place, word) {
-                    Some((key, found)) if key == *flow => return Some(found),
-                    Some(_) => {}
-                    None => continue 'again,
-                }
-            }
+    /// [`SessionTable::locate`] for a flow; `None` when it is of no service of ours.
+    #[must_use]
+    pub fn locate_flow(&self, flow: &FlowKey) -> Option<Located> {
+        Some(self.locate(&self.services.key(flow)?))
+    }
+
+    /// The flow that was located.
+    #[must_use]
+    pub fn flow(&self, at: &Located) -> Option<FlowKey> {
+        let key = match &at.0 {
+            AtFamily::V4(at) => SessionKey::V4(self.v4.key_at(at)),
+            AtFamily::V6(at) => SessionKey::V6 { client: at.key.client, tail: at.key.tail },
+        };
+        self.services.flow(&key)
+    }
+
+    /// Asks for what an insertion writes.
+    #[inline]
+    pub fn prefetch_insert(&self, at: &Located) {
+        let (family, home) = match &at.0 {
+            AtFamily::V4(at) => (&self.v4, at.home),
+            AtFamily::V6(at) => (&self.v6, at.home),
+        };
+        prefetch_write(family.line(home));
+        prefetch_write(family.version(home, 0));
+    }
+
+    /// Looks a located flow up.
+    #[inline(always)]
+    #[must_use]
+    pub fn find(&self, at: &Located) -> Option<Entry> {
+        match &at.0 {
+            AtFamily::V4(at) => self.v4.find::<V4>(at),
+            AtFamily::V6(at) => self.v6.find::<V6>(at),
+        }
+    }
+
+    /// Looks up a batch: all are located before the first is looked for. `found` gets one answer
+    /// per key, in order.
+    pub fn find_batch<const N: usize>(
+        &self,
+        keys: &ArrayVec<SessionKey, N>,
+        found: &mut ArrayVec<Option<Entry>, N>,
+    ) {
+        let located: ArrayVec<Located, N> = keys.iter().map(|key| self.locate(key)).collect();
+        found.clear();
+        found.extend(located.iter().map(|at| self.find(at)));
+    }
+
+    /// Looks up one flow, with all that is known of it.
+    #[must_use]
+    pub fn lookup(&self, flow: &FlowKey, now: Tick) -> Option<Found> {
+        self.view(&self.find(&self.locate_flow(flow)?)?, now)
+    }
+
+    /// What an entry says, if it is still there.
+    #[must_use]
+    pub fn view(&self, entry: &Entry, now: Tick) -> Option<Found> {
+        let entry = self.again(entry)?;
+        let session = match entry.kind() {
+            Kind::Local(state) => Session::Local {
+                state,
+                version: self.version(&entry).unwrap_or(Version(0)),
+                published: entry.is_published(),
+            },
+            Kind::Redirect(owner) => Session::Redirect { owner: self.owners.locator(owner)? },
+        };
+        Some(Found { entry, session, idle_ms: self.ageing.idle_ms(entry.word, now) })
+    }
+
+    /// The version of a local session; `None` when the entry has changed, or while the worker
+    /// that made it has not put its version there.
+    #[must_use]
+    pub fn version(&self, entry: &Entry) -> Option<Version> {
+        if !word::is_versioned(entry.word) {
             return None;
         }
-        None
+        let version = self.version_cell(entry.place).load(Ordering::Acquire);
+        // Nobody has begun another session in its place, whose version this would be.
+        let again = self.word(entry.place).load(Ordering::Acquire);
+        word::same_but_stamp(entry.word, again).then_some(Version(version))
     }
 
     /// Puts a session into the table unless the flow is there already.
-    pub fn insert(&self, flow: &FlowKey, session: Session, now: Tick) -> Insert {
-        let hash = self.hash(flow);
-        if let Some(found) = self.lookup_hashed(flow, hash) {
-            return Insert::Exists(found);
-        }
-        let Some((index, generation)) = self.prepare(flow, session, now) else {
+    #[inline]
+    pub fn insert(&self, at: &Located, session: Session, now: Tick) -> Insert {
+        let Some(meta) = self.meta(session, now) else {
             return Insert::Full;
         };
-        let word = pack_word(hash, generation, index);
-        let Some(place) = self.publish(hash, word) else {
-            self.release(index);
-            return Insert::Full;
+        let insert = match &at.0 {
+            AtFamily::V4(at) => self.insert_in::<V4>(&self.v4, at, meta),
+            AtFamily::V6(at) => self.insert_in::<V6>(&self.v6, at, meta),
         };
-        self.gauge(&session, 1);
-        self.settle(flow, hash, Handle { place, word })
+        let Insert::Inserted(entry) = insert else {
+            return insert;
+        };
+        match self.complete(entry, session) {
+            Some(entry) => Insert::Inserted(entry),
+            // Another worker's came first.
+            None => self.find(at).map_or(Insert::Full, Insert::Exists),
+        }
     }
 
-    /// Puts `session` in the place of what `handle` stands for, in one step: no lookup finds
-    /// neither.
-    pub fn replace(&self, flow: &FlowKey, handle: Handle, session: Session, now: Tick) -> Replace {
-        let Some((index, generation)) = self.prepare(flow, session, now) else {
-            return Replace::Full;
-        };
-        let new = pack_word(self.hash(flow), generation, index);
-        let word = self.word(handle.place);
-        if word.compare_exchange(handle.word, new, Ordering::SeqCst, Ordering::Relaxed).is_err() {
-            self.release(index);
-            return Replace::Gone;
+    /// Puts `session` in the place of an entry of the same flow, in one step: no lookup finds
+    /// neither. `None` when the entry is another by now; nothing was changed then.
+    #[must_use]
+    pub fn replace(&self, old: &Entry, session: Session, now: Tick) -> Option<Entry> {
+        if word::is_local(old.word) && !word::is_versioned(old.word) {
+            return None;
         }
-        self.gauge(&session, 1);
-        self.retire(handle.word);
-        Replace::Replaced(Handle { place: handle.place, word: new })
+        let meta = self.meta(session, now)?;
+        self.change(old, |_| meta).and_then(|entry| self.complete(entry, session))
     }
 
-    /// Takes an entry out of the table. `false` when it has gone already.
-    pub fn remove(&self, handle: Handle) -> bool {
-        let word = self.word(handle.place);
-        if word.compare_exchange(handle.word, 0, Ordering::SeqCst, Ordering::Relaxed).is_err() {
-            return false;
+    /// Takes an entry out of the table. `false` when it is another by now.
+    pub fn remove(&self, entry: &Entry) -> bool {
+        let mut entry = *entry;
+        loop {
+            if word::is_local(entry.word) && !word::is_versioned(entry.word) {
+                return false;
+            }
+            match self.take_away(&entry) {
+                Ok(()) => return true,
+                Err(word) if word::same_but_stamp(entry.word, word) => entry.word = word,
+                Err(_) => return false,
+            }
         }
-        self.retire(handle.word);
-        true
+    }
+
+    /// Takes an idle entry out of the table. `false` when it has been seen or changed meanwhile.
+    pub fn remove_idle(&self, entry: &Entry) -> bool {
+        (word::is_redirect(entry.word) || word::is_versioned(entry.word))
+            && self.take_away(entry).is_ok()
     }
 
     /// Stamps an entry as seen at `now`. Writes only when the stamp changes.
-    pub fn touch(&self, found: &Found, now: Tick) {
-        if found.last_seen != now {
-            self.change(found.handle, |meta| (meta & !0xffff_ffff) | u64::from(now.0));
+    #[inline(always)]
+    pub fn touch(&self, entry: &Entry, now: Tick) {
+        let meta = self.ageing.stamped(entry.word, now);
+        if meta != entry.word & META {
+            // Whoever changed it meanwhile has stamped it.
+            let _ = self.update(entry, meta);
         }
     }
 
-    /// Moves a local session from `from` to `to` and stamps it. `false` when its state was not
-    /// `from` (any more): look again.
-    pub fn transition(&self, handle: Handle, from: State, to: State, now: Tick) -> bool {
-        let moved = self.change(handle, |meta| {
-            if meta_state(meta) == from as u8 {
-                (meta & !(0xff << 40) & !0xffff_ffff) | u64::from(to as u8) << 40 | u64::from(now.0)
-            } else {
-                meta
-            }
-        });
-        let moved = moved.is_some_and(|before| meta_state(before) == from as u8);
-        if moved && from != to {
-            if from == State::HalfOpen {
-                self.half_open.fetch_sub(1, Ordering::Relaxed);
-            }
-            if to == State::HalfOpen {
-                self.half_open.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        moved
+    /// Moves a local session on to `to` and stamps it; the entry as it is then. `None` when its
+    /// state is another by now: look again.
+    pub fn transition(&self, entry: &Entry, to: State, now: Tick) -> Option<Entry> {
+        self.change(entry, |word| self.ageing.local(to, word & PUBLICATION, now))
     }
 
-    /// Notes whether the DHT core has been told of a local session.
-    pub fn set_published(&self, handle: Handle, published: bool) {
-        self.change(handle, |meta| {
-            if published { meta & !FLAG_UNPUBLISHED } else { meta | FLAG_UNPUBLISHED }
-        });
+    /// Notes that the DHT core has been told of a local session.
+    pub fn set_published(&self, entry: &Entry) {
+        let mut entry = *entry;
+        loop {
+            if !word::is_versioned(entry.word) {
+                return;
+            }
+            match self.update(&entry, entry.word & META | PUBLISHED) {
+                Ok(_) => return,
+                // Its state has moved on.
+                Err(word) if word::same_local(entry.word, word) => entry.word = word,
+                Err(_) => return,
+            }
+        }
     }
 
     /// Number of buckets: what [`SessionTable::visit`] counts in.
     #[must_use]
     pub fn buckets(&self) -> usize {
-        self.buckets.len()
+        self.v4.lines.len() + self.v6.lines.len()
     }
 
     /// Shows every entry of one bucket (below [`SessionTable::buckets`]) to `see`, for sweeps and
     /// listings. Others may write meanwhile: an entry inserted or removed during a walk over all
     /// buckets may or may not be seen, all others are seen once.
-    pub fn visit(&self, bucket: usize, mut see: impl FnMut(Handle, Listed)) {
-        for slot in 0..SLOTS {
-            let place = Place { bucket, slot };
-            for _ in 0..ATTEMPTS {
-                let word = self.word(place).load(Ordering::Acquire);
-                if word == 0 {
-                    break;
+    pub fn visit(&self, bucket: usize, see: impl FnMut(Entry)) {
+        match bucket.checked_sub(self.v4.lines.len()) {
+            None => self.v4.visit::<V4>(bucket as u32, see),
+            Some(bucket) if bucket < self.v6.lines.len() => {
+                self.v6.visit::<V6>(bucket as u32, see);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Whether an entry has been idle for longer than its state may be.
+    #[inline]
+    #[must_use]
+    pub fn is_due(&self, entry: &Entry, now: Tick) -> bool {
+        self.ageing.is_due(entry.word, now)
+    }
+
+    /// An entry with its flow, as a listing shows it; `None` when it has gone.
+    #[must_use]
+    pub fn listed(&self, entry: &Entry, now: Tick) -> Option<Listed> {
+        let key = if entry.place.is_v6() {
+            let KeyV6 { client, tail } = self.v6.key_v6(entry)?;
+            SessionKey::V6 { client, tail }
+        } else {
+            SessionKey::V4(self.v4.key_at(&self.v4.placed_v4(entry).1))
+        };
+        let Found { session, idle_ms, .. } = self.view(entry, now)?;
+        Some(Listed { flow: self.services.flow(&key)?, session, idle_ms })
+    }
+
+    /// The meta bits of a session that has no version yet; `None` when there is no number left
+    /// for its owner.
+    #[inline]
+    fn meta(&self, session: Session, now: Tick) -> Option<u64> {
+        Some(match session {
+            Session::Local { state, .. } => self.ageing.local(state, 0, now),
+            Session::Redirect { owner } => self.ageing.redirect(self.owners.number(owner)?, now),
+        })
+    }
+
+    /// Puts a new entry's version in its place, and only then says in its word that it is there.
+    /// `None` when another entry of the flow came first.
+    #[inline]
+    fn complete(&self, mut entry: Entry, session: Session) -> Option<Entry> {
+        let Session::Local { version, published, .. } = session else {
+            return Some(entry);
+        };
+        self.version_cell(entry.place).store(version.0, Ordering::Release);
+        let flags = if published { PUBLICATION } else { VERSIONED };
+        loop {
+            if entry.word & PUBLICATION == PUBLISHED {
+                match self.take_away(&entry) {
+                    Ok(()) => return None,
+                    Err(word) => entry.word = word,
                 }
-                if let Some((flow, found)) = self.read(place, word) {
-                    let Found { handle, session, last_seen } = found;
-                    see(handle, Listed { flow, session, last_seen });
-                    break;
-                }
+                continue;
+            }
+            match self.update(&entry, entry.word & META | flags) {
+                Ok(word) => return Some(Entry { word, ..entry }),
+                // Its state has moved on, or it is to go; it is still ours.
+                Err(word) => entry.word = word,
             }
         }
     }
 
-    fn bucket_indices(&self, hash: u64) -> [usize; 2] {
-        let mask = self.buckets.len() - 1;
-        let first = hash as usize & mask;
-        // Odd, so that the two buckets differ.
-        let step = ((hash >> 32) as usize).wrapping_mul(0x9e37_79b1) | 1;
-        [first, (first ^ step) & mask]
-    }
-
-    /// The published words of the flow's buckets that carry its tag, in the order in which
-    /// duplicates are settled.
-    fn candidates(&self, hash: u64) -> impl Iterator<Item = (Place, u64)> + '_ {
-        self.places(hash).filter_map(move |place| {
-            let word = self.word(place).load(Ordering::Acquire);
-            (word != 0 && word >> 48 == hash >> 48).then_some((place, word))
-        })
-    }
-
-    fn places(&self, hash: u64) -> impl Iterator<Item = Place> {
-        self.bucket_indices(hash)
-            .into_iter()
-            .flat_map(|bucket| (0..SLOTS).map(move |slot| Place { bucket, slot }))
-    }
-
-    fn word(&self, place: Place) -> &AtomicU64 {
-        &self.buckets[place.bucket].0[place.slot]
-    }
-
-    fn entry(&self, word: u64) -> &Entry {
-        // A published word's index is that of an entry plus one.
-        &self.entries[(word as u32).wrapping_sub(1) as usize]
-    }
-
-    /// Reads the entry that `word` at `place` publishes; `None` when it changed meanwhile.
-    fn read(&self, place: Place, word: u64) -> Option<(FlowKey, Found)> {
-        let entry = self.entry(word);
-        let meta = entry.meta.load(Ordering::Acquire);
-        let mut key = [0; 5];
-        for (word, atomic) in key.iter_mut().zip(&entry.key) {
-            *word = atomic.load(Ordering::Relaxed);
+    fn insert_in<L: Layout>(&self, family: &Family, at: &At<L::Key>, meta: u64) -> Insert {
+        if let Some(entry) = family.find::<L>(at) {
+            return Insert::Exists(entry);
         }
-        let value =
-            [entry.value[0].load(Ordering::Relaxed), entry.value[1].load(Ordering::Relaxed)];
-        // Pairs with the fence in `prepare`: if any load above saw the entry's next life, the
-        // load below sees that the word was taken away before it.
-        fence(Ordering::Acquire);
-        if self.word(place).load(Ordering::Relaxed) != word || meta >> 48 != word_generation(word) {
-            return None;
+        let taken = self.local.load(Ordering::Relaxed) + self.redirects.load(Ordering::Relaxed);
+        if taken >= self.capacity as i64 {
+            return Insert::Full;
         }
-        let found = Found {
-            handle: Handle { place, word },
-            session: unpack_session(meta, value),
-            last_seen: Tick(meta as u32),
+        let Some((mine, probe)) = family.claim::<L>(at, meta) else {
+            return Insert::Full;
         };
-        Some((FlowKey::from_trusted_words(key), found))
+        self.gauge(0, mine.word);
+        if probe > 1 {
+            self.displaced.fetch_add(1, Ordering::Relaxed);
+        }
+        match self.settle::<L>(family, at, mine) {
+            None => Insert::Inserted(mine),
+            Some(other) => Insert::Exists(other),
+        }
     }
 
-    /// Takes a free entry and fills it, unseen. Its index and generation.
-    fn prepare(&self, flow: &FlowKey, session: Session, now: Tick) -> Option<(u32, u64)> {
-        let index = self.free.pop()?;
-        let entry = &self.entries[index as usize];
-        let generation = entry.meta.load(Ordering::Relaxed) >> 48;
-        fence(Ordering::Release);
-        let (meta, value) = pack_session(session);
-        entry.meta.store(generation << 48 | meta | u64::from(now.0), Ordering::Relaxed);
-        for (atomic, word) in entry.key.iter().zip(flow.to_words()) {
-            atomic.store(word, Ordering::Relaxed);
-        }
-        for (atomic, word) in entry.value.iter().zip(value) {
-            atomic.store(word, Ordering::Relaxed);
-        }
-        Some((index, generation))
-    }
-
-    /// Puts `word` into a free place of the emptier of the flow's two buckets.
-    fn publish(&self, hash: u64, word: u64) -> Option<Place> {
-        let load = |bucket: usize| {
-            let words = self.buckets[bucket].0.iter();
-            words.filter(|word| word.load(Ordering::Relaxed) != 0).count()
-        };
-        let [first, second] = self.bucket_indices(hash);
-        let order = if load(second) < load(first) { [second, first] } else { [first, second] };
-        for bucket in order {
-            for slot in 0..SLOTS {
-                let place = Place { bucket, slot };
-                let swap =
-                    self.word(place).compare_exchange(0, word, Ordering::SeqCst, Ordering::Relaxed);
-                if swap.is_ok() {
-                    return Some(place);
+    /// Two workers may have inserted one flow at the same time. Each looks again after it has
+    /// published, so at least one sees both, and the later place goes. Gives the other entry when
+    /// ours was the later.
+    #[inline]
+    fn settle<L: Layout>(&self, family: &Family, at: &At<L::Key>, mine: Entry) -> Option<Entry> {
+        settle_fence();
+        let mut mine_is_first = false;
+        for probe in 1..=L::PROBES {
+            let bucket = family.bucket(at, probe);
+            let line = family.line(bucket);
+            for &position in L::POSITIONS {
+                let Some(word) = L::check(line, position, &at.key, probe, Ordering::SeqCst) else {
+                    continue;
+                };
+                let other = Entry { place: Place::new::<L>(bucket, position), word };
+                if other.place == mine.place {
+                    mine_is_first = true;
+                } else if mine_is_first {
+                    self.give_way(other);
+                } else {
+                    self.withdraw(mine);
+                    return Some(other);
                 }
+            }
+            if !bucket::may_have_passed(line, at.counter) {
+                break;
             }
         }
         None
     }
 
-    /// Two workers may have inserted one flow at the same time. Each looks again after it has
-    /// published, so at least one sees both; whoever does takes the later place away.
-    fn settle(&self, flow: &FlowKey, hash: u64, mine: Handle) -> Insert {
-        fence(Ordering::SeqCst);
-        let mut mine_is_first = false;
-        for (place, word) in self.candidates(hash) {
-            if place == mine.place {
-                mine_is_first = true;
-                continue;
-            }
-            let Some((key, found)) = self.read(place, word) else {
-                continue;
-            };
-            if key != *flow {
-                continue;
-            }
-            if mine_is_first {
-                self.remove(found.handle);
-            } else if self.remove(mine) {
-                return Insert::Exists(found);
-            }
-        }
-        Insert::Inserted(mine)
-    }
-
-    /// Gives back the entry of a word that was just taken away.
-    fn retire(&self, word: u64) {
-        let entry = self.entry(word);
-        // The next generation begins: whoever still holds a handle is refused from here on, so
-        // what the entry was last is known exactly and leaves the gauges as it came.
-        let meta = entry.meta.fetch_add(1 << 48, Ordering::AcqRel);
-        let value =
-            [entry.value[0].load(Ordering::Relaxed), entry.value[1].load(Ordering::Relaxed)];
-        self.gauge(&unpack_session(meta, value), -1);
-        self.release((word as u32).wrapping_sub(1));
-    }
-
-    fn release(&self, index: u32) {
-        // Cannot fail: the queue has room for every index, and each is in it at most once.
-        let _ = self.free.push(index);
-    }
-
-    fn gauge(&self, session: &Session, by: i64) {
-        match session {
-            Session::Local { state, .. } => {
-                self.local.fetch_add(by, Ordering::Relaxed);
-                if *state == State::HalfOpen {
-                    self.half_open.fetch_add(by, Ordering::Relaxed);
-                }
-            }
-            Session::Redirect { .. } => {
-                self.redirects.fetch_add(by, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Changes the meta word of the entry that `handle` stands for; what it was before, or
-    /// `None` when the entry has gone.
-    fn change(&self, handle: Handle, new: impl Fn(u64) -> u64) -> Option<u64> {
-        let entry = self.entry(handle.word);
-        let mut meta = entry.meta.load(Ordering::Acquire);
+    /// Makes the later of two entries of a flow go: at once, or by the worker that made it as
+    /// long as that has not put its version there.
+    #[cold]
+    fn give_way(&self, mut entry: Entry) {
         loop {
-            if meta >> 48 != word_generation(handle.word) {
-                return None;
-            }
-            let wanted = new(meta);
-            if wanted == meta {
-                return Some(meta);
-            }
-            match entry.meta.compare_exchange_weak(
-                meta,
-                wanted,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                Ok(_) => return Some(meta),
-                Err(newer) => meta = newer,
+            let done = if word::is_local(entry.word) && !word::is_versioned(entry.word) {
+                self.update(&entry, entry.word & META | PUBLISHED).map(|_| ())
+            } else {
+                self.take_away(&entry)
+            };
+            match done {
+                Err(word) if (word ^ entry.word) & !META == 0 && word & STATE != 0 => {
+                    entry.word = word;
+                }
+                _ => return,
             }
         }
     }
-}
 
-fn pack_word(hash: u64, generation: u64, index: u32) -> u64 {
-    (hash >> 48) << 48 | generation << 32 | u64::from(index + 1)
-}
-
-fn word_generation(word: u64) -> u64 {
-    (word >> 32) & 0xffff
-}
-
-fn meta_state(meta: u64) -> u8 {
-    (meta >> 40) as u8
-}
-
-fn pack_session(session: Session) -> (u64, [u64; 2]) {
-    match session {
-        Session::Local { state, version, published } => {
-            let flags = if published { 0 } else { FLAG_UNPUBLISHED };
-            (u64::from(state as u8) << 40 | flags, [version.0, 0])
+    /// Takes our own entry away again, that nobody else may.
+    #[cold]
+    fn withdraw(&self, mut entry: Entry) {
+        while let Err(word) = self.take_away(&entry) {
+            if (word ^ entry.word) & !META != 0 || word & STATE == 0 {
+                return;
+            }
+            entry.word = word;
         }
-        Session::Redirect { owner } => (u64::from(STATE_REDIRECT) << 40, address_to_words(owner)),
+    }
+
+    #[inline(always)]
+    fn update(&self, entry: &Entry, meta: u64) -> Result<u64, u64> {
+        bucket::update(self.line(entry.place), entry.place.position(), entry.word, meta)
+    }
+
+    /// Changes an entry's meta bits, however its stamp may change meanwhile.
+    fn change(&self, entry: &Entry, meta: impl Fn(u64) -> u64) -> Option<Entry> {
+        let mut entry = *entry;
+        loop {
+            match self.update(&entry, meta(entry.word)) {
+                Ok(word) => {
+                    self.gauge(entry.word, word);
+                    return Some(Entry { word, ..entry });
+                }
+                Err(word) if word::same_but_stamp(entry.word, word) => entry.word = word,
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// Takes exactly this entry away; else gives the word that is there instead.
+    fn take_away(&self, entry: &Entry) -> Result<(), u64> {
+        let (line, position) = (self.line(entry.place), entry.place.position());
+        let gone = || line.0[position].load(Ordering::Acquire);
+        let (family, probe, at) = if entry.place.is_v6() {
+            let at = self.v6.locate_v6(self.v6.key_v6(entry).ok_or_else(gone)?);
+            let bucket = entry.place.bucket();
+            let probe = (1..=V6::PROBES).find(|&probe| self.v6.bucket(&at, probe) == bucket);
+            V6::release(line, position, entry.word)?;
+            (&self.v6, probe.unwrap_or(1), at.without_key())
+        } else {
+            let (probe, at) = self.v4.placed_v4(entry);
+            V4::release(line, position, entry.word)?;
+            (&self.v4, probe, at.without_key())
+        };
+        self.gauge(entry.word, 0);
+        if probe > 1 {
+            self.displaced.fetch_sub(1, Ordering::Relaxed);
+            family.unpass(&at, probe);
+        }
+        Ok(())
+    }
+
+    /// Counts what an entry's word was before and is now; 0 is none.
+    #[inline]
+    fn gauge(&self, before: u64, now: u64) {
+        let count = |gauge: &AtomicI64, is: fn(u64) -> bool| {
+            let by = i64::from(is(now)) - i64::from(is(before));
+            if by != 0 {
+                gauge.fetch_add(by, Ordering::Relaxed);
+            }
+        };
+        count(&self.local, word::is_local);
+        count(&self.half_open, |word| word & STATE == State::HalfOpen as u64);
+        count(&self.redirects, word::is_redirect);
+    }
+
+    /// The entry as it is now, if it is still the flow's.
+    fn again(&self, entry: &Entry) -> Option<Entry> {
+        let word = self.word(entry.place).load(Ordering::Acquire);
+        let same = (word ^ entry.word) & !META == 0 && word & STATE != 0;
+        same.then_some(Entry { word, ..*entry })
+    }
+
+    #[inline(always)]
+    fn family(&self, place: Place) -> &Family {
+        if place.is_v6() { &self.v6 } else { &self.v4 }
+    }
+
+    #[inline(always)]
+    fn line(&self, place: Place) -> &Line {
+        self.family(place).line(place.bucket())
+    }
+
+    fn word(&self, place: Place) -> &AtomicU64 {
+        &self.line(place).0[place.position()]
+    }
+
+    #[inline(always)]
+    fn version_cell(&self, place: Place) -> &AtomicU64 {
+        self.family(place).version(place.bucket(), place.position())
     }
 }
 
-fn unpack_session(meta: u64, value: [u64; 2]) -> Session {
-    match State::from_u8(meta_state(meta)) {
-        Some(state) => Session::Local {
-            state,
-            version: Version(value[0]),
-            published: meta & FLAG_UNPUBLISHED == 0,
-        },
-        None => Session::Redirect { owner: address_from_words(value) },
+impl<K> At<K> {
+    fn without_key(&self) -> At<()> {
+        At { key: (), home: self.home, step: self.step, counter: self.counter }
     }
+}
+
+impl Family {
+    fn new<L: Layout>(
+        capacity: usize,
+        index_bits_min: u32,
+        version_shift: u32,
+        hash_key: &HashKey,
+    ) -> Result<Family, NoMemory> {
+        let slots = capacity * 100 / LOAD_MAX_PERCENT;
+        let buckets = slots.div_ceil(L::POSITIONS.len()).next_power_of_two();
+        let buckets = buckets.max(1 << index_bits_min);
+        let versions = (buckets << version_shift) / bucket::WORDS;
+        let mut keys = [0; 4];
+        for (number, key) in (0u64..).zip(&mut keys) {
+            let mut hasher = SipHasher13::new_with_keys(hash_key.0[0], hash_key.0[1]);
+            hasher.write_u64(number);
+            // Odd: no factor of the hash is ever 0.
+            *key = hasher.finish() | 1;
+        }
+        Ok(Family {
+            lines: Lines::new(buckets)?,
+            versions: Lines::new(versions.max(1))?,
+            version_shift,
+            index_mask: (buckets - 1) as u32,
+            keys,
+        })
+    }
+
+    #[inline(always)]
+    fn line(&self, bucket: u32) -> &Line {
+        &self.lines[bucket as usize]
+    }
+
+    /// The version of the entry at `position` of a bucket.
+    #[inline(always)]
+    fn version(&self, bucket: u32, position: usize) -> &AtomicU64 {
+        // One for each position, or for each four of them.
+        let slot = position >> (bucket::WORDS.ilog2() - self.version_shift);
+        let index = ((bucket as usize) << self.version_shift) + slot;
+        &self.versions[index / bucket::WORDS].0[index % bucket::WORDS]
+    }
+
+    #[inline(always)]
+    fn locate_v4(&self, key: u64) -> At<u64> {
+        let low = key as u32 & self.index_mask;
+        let remainder = key >> self.index_mask.trailing_ones();
+        let hash = self.hash_v4(remainder);
+        self.at(remainder, low, hash)
+    }
+
+    #[inline(always)]
+    fn locate_v6(&self, key: KeyV6) -> At<KeyV6> {
+        let [k0, k1, k2, k3] = self.keys;
+        let hash = fold(key.client[0] ^ k0, key.client[1] ^ k1);
+        let hash = fold(hash ^ k2 ^ u64::from(key.tail), k3);
+        self.at(key, 0, hash)
+    }
+
+    /// A keyed hash that is cheap: two multiplications. An attacker sees none of its values, so
+    /// it need not withstand one who does.
+    #[inline(always)]
+    fn hash_v4(&self, remainder: u64) -> u64 {
+        let [k0, k1, k2, k3] = self.keys;
+        fold(fold(remainder ^ k0, k1) ^ k2, k3)
+    }
+
+    #[inline(always)]
+    fn at<K>(&self, key: K, low: u32, hash: u64) -> At<K> {
+        At {
+            key,
+            home: low ^ hash as u32 & self.index_mask,
+            // Odd, so that all probes differ.
+            step: (hash >> 32) as u32 | 1,
+            counter: (hash >> 60) as u32,
+        }
+    }
+
+    /// The bucket that a flow's `probe`-th try falls into; the first is its home.
+    #[inline(always)]
+    fn bucket<K>(&self, at: &At<K>, probe: u32) -> u32 {
+        at.home ^ at.step.wrapping_mul(probe - 1) & self.index_mask
+    }
+
+    #[inline(always)]
+    fn find<L: Layout>(&self, at: &At<L::Key>) -> Option<Entry> {
+        let line = self.line(at.home);
+        if let Some((position, word)) = L::find(line, &at.key, 1) {
+            return Some(Entry { place: Place::new::<L>(at.home, position), word });
+        }
+        if !bucket::may_have_passed(line, at.counter) {
+            return None;
+        }
+        self.find_displaced::<L>(at)
+    }
+
+    #[cold]
+    fn find_displaced<L: Layout>(&self, at: &At<L::Key>) -> Option<Entry> {
+        for probe in 2..=L::PROBES {
+            let bucket = self.bucket(at, probe);
+            let line = self.line(bucket);
+            if let Some((position, word)) = L::find(line, &at.key, probe) {
+                return Some(Entry { place: Place::new::<L>(bucket, position), word });
+            }
+            if !bucket::may_have_passed(line, at.counter) {
+                break;
+            }
+        }
+        None
+    }
+
+    /// Publishes an entry in the first of its buckets that has room: the entry and its probe.
+    #[inline]
+    fn claim<L: Layout>(&self, at: &At<L::Key>, meta: u64) -> Option<(Entry, u32)> {
+        for probe in 1..=L::PROBES {
+            let bucket = self.bucket(at, probe);
+            let line = self.line(bucket);
+            if let Some((position, word)) = L::claim(line, &at.key, probe, meta) {
+                return Some((Entry { place: Place::new::<L>(bucket, position), word }, probe));
+            }
+            bucket::pass(line, at.counter);
+        }
+        self.unpass(at, L::PROBES + 1);
+        None
+    }
+
+    /// An entry at its `probe`-th bucket has gone from there.
+    fn unpass<K>(&self, at: &At<K>, probe: u32) {
+        for passed in 1..probe {
+            bucket::unpass(self.line(self.bucket(at, passed)), at.counter);
+        }
+    }
+
+    fn visit<L: Layout>(&self, bucket: u32, mut see: impl FnMut(Entry)) {
+        let line = self.line(bucket);
+        for &position in L::POSITIONS {
+            if let Some((word, _)) = L::read(line, position) {
+                see(Entry { place: Place::new::<L>(bucket, position), word });
+            }
+        }
+    }
+
+    /// By which probe an entry came to its bucket, and its flow's place.
+    fn placed_v4(&self, entry: &Entry) -> (u32, At<u64>) {
+        let remainder = entry.word >> (64 - REMAINDER_BITS);
+        let probe = V4::probe(entry.word);
+        let at = self.at(remainder, 0, self.hash_v4(remainder));
+        let home = entry.place.bucket() ^ self.bucket(&At { home: 0, ..at }, probe);
+        (probe, At { home, ..at })
+    }
+
+    /// The whole key: its low bits are in the home bucket's index.
+    fn key_at(&self, at: &At<u64>) -> u64 {
+        let low = at.home ^ self.hash_v4(at.key) as u32 & self.index_mask;
+        at.key << self.index_mask.trailing_ones() | u64::from(low)
+    }
+
+    fn key_v6(&self, entry: &Entry) -> Option<KeyV6> {
+        let line = self.line(entry.place.bucket());
+        let (word, key) = V6::read(line, entry.place.position())?;
+        ((word ^ entry.word) & !META == 0).then_some(key)
+    }
+}
+
+/// The two halves of a product, combined.
+#[inline(always)]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a).wrapping_mul(u128::from(b));
+    product as u64 ^ (product >> 64) as u64
 }
 
 impl std::fmt::Debug for SessionTable {
@@ -533,231 +893,4 @@ impl std::fmt::Debug for SessionTable {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::HashMap;
-    use std::net::IpAddr;
-    use std::sync::atomic::AtomicBool;
-
-    const KEY: HashKey = HashKey([1, 2]);
-
-    fn flow(number: u32) -> FlowKey {
-        if number.is_multiple_of(2) {
-            FlowKey::tcp_v4(number.to_be_bytes(), 1000, [192, 168, 0, 1], 80)
-        } else {
-            let mut client = [0; 16];
-            client[12..].copy_from_slice(&number.to_be_bytes());
-            FlowKey::tcp_v6(client, 1000, [9; 16], 80)
-        }
-    }
-
-    fn local(state: State, version: u64) -> Session {
-        Session::Local { state, version: Version(version), published: true }
-    }
-
-    fn redirect(owner: IpAddr) -> Session {
-        Session::Redirect { owner }
-    }
-
-    fn inserted(outcome: &Insert) -> bool {
-        matches!(outcome, Insert::Inserted(_))
-    }
-
-    #[derive(Debug, Clone)]
-    enum Op {
-        Insert(u32, u64),
-        InsertRedirect(u32, u8),
-        Replace(u32, u64),
-        Remove(u32),
-        Close(u32),
-        Unpublish(u32),
-    }
-
-    fn op() -> impl Strategy<Value = Op> {
-        let number = 0u32..24;
-        prop_oneof![
-            (number.clone(), any::<u64>()).prop_map(|(n, v)| Op::Insert(n, v)),
-            (number.clone(), any::<u8>()).prop_map(|(n, o)| Op::InsertRedirect(n, o)),
-            (number.clone(), any::<u64>()).prop_map(|(n, v)| Op::Replace(n, v)),
-            number.clone().prop_map(Op::Remove),
-            number.clone().prop_map(Op::Close),
-            number.prop_map(Op::Unpublish),
-        ]
-    }
-
-    proptest! {
-        /// The table does what a `HashMap` of bounded size does.
-        #[test]
-        fn behaves_like_a_map(ops in proptest::collection::vec(op(), 0..200)) {
-            const CAPACITY: usize = 16;
-            let table = SessionTable::new(CAPACITY, KEY);
-            let mut model: HashMap<u32, Session> = HashMap::new();
-            let now = Tick(7);
-            for op in ops {
-                match op {
-                    Op::Insert(n, v) | Op::Replace(n, v) if !model.contains_key(&n) => {
-                        let session = local(State::HalfOpen, v);
-                        let expected = model.len() < CAPACITY;
-                        prop_assert_eq!(inserted(&table.insert(&flow(n), session, now)), expected);
-                        if expected { model.insert(n, session); }
-                    }
-                    Op::Insert(n, v) => {
-                        let outcome = table.insert(&flow(n), local(State::HalfOpen, v), now);
-                        let Insert::Exists(found) = outcome else { panic!("{outcome:?}") };
-                        prop_assert_eq!(found.session, model[&n]);
-                    }
-                    Op::InsertRedirect(n, o) => {
-                        let session = redirect(IpAddr::from([10, 0, 0, o]));
-                        let expected = !model.contains_key(&n) && model.len() < CAPACITY;
-                        prop_assert_eq!(inserted(&table.insert(&flow(n), session, now)), expected);
-                        if expected { model.insert(n, session); }
-                    }
-                    Op::Replace(n, v) => {
-                        let session = local(State::Established, v);
-                        let found = table.lookup(&flow(n)).unwrap();
-                        let room = model.len() < CAPACITY;
-                        let outcome = table.replace(&flow(n), found.handle, session, now);
-                        prop_assert_eq!(matches!(outcome, Replace::Replaced(_)), room);
-                        prop_assert_eq!(outcome == Replace::Full, !room);
-                        prop_assert!(!room || !table.remove(found.handle), "the old handle is dead");
-                        if room { model.insert(n, session); }
-                    }
-                    Op::Remove(n) => {
-                        let found = table.lookup(&flow(n));
-                        prop_assert_eq!(found.is_some(), model.remove(&n).is_some());
-                        if let Some(found) = found {
-                            prop_assert!(table.remove(found.handle));
-                            prop_assert!(!table.remove(found.handle));
-                            let session = local(State::Established, 0);
-                            let again = table.replace(&flow(n), found.handle, session, now);
-                            prop_assert_eq!(again, Replace::Gone);
-                            prop_assert!(!table.transition(found.handle, State::HalfOpen, State::Closed, now));
-                        }
-                    }
-                    Op::Close(n) => {
-                        if let Some(found) = table.lookup(&flow(n)) {
-                            let moved = table.transition(found.handle, State::HalfOpen, State::Closed, Tick(9));
-                            if let Some(Session::Local { state, .. }) = model.get_mut(&n) {
-                                prop_assert_eq!(moved, *state == State::HalfOpen);
-                                if moved { *state = State::Closed; }
-                            } else {
-                                prop_assert!(!moved);
-                            }
-                        }
-                    }
-                    Op::Unpublish(n) => {
-                        if let Some(found) = table.lookup(&flow(n))
-                            && let Some(Session::Local { published, .. }) = model.get_mut(&n)
-                        {
-                            table.set_published(found.handle, false);
-                            *published = false;
-                        }
-                    }
-                }
-            }
-            let mut flows = ArrayVec::<FlowKey, 32>::new();
-            flows.extend((0..24).map(flow));
-            let mut found = ArrayVec::new();
-            table.lookup_batch(&flows, &mut found);
-            for (n, found) in (0u32..).zip(found) {
-                prop_assert_eq!(found.map(|f| f.session), model.get(&n).copied());
-            }
-            let mut seen = 0;
-            for bucket in 0..table.buckets() {
-                table.visit(bucket, |_, listed| {
-                    seen += 1;
-                    assert!(model.iter().any(|(n, s)| flow(*n) == listed.flow && *s == listed.session));
-                });
-            }
-            prop_assert_eq!(seen, model.len());
-            let gauges = table.gauges();
-            let count = |wanted: fn(&Session) -> bool| model.values().filter(|s| wanted(s)).count() as u64;
-            prop_assert_eq!(gauges.redirects, count(|s| matches!(s, Session::Redirect { .. })));
-            prop_assert_eq!(gauges.local, count(|s| matches!(s, Session::Local { .. })));
-            prop_assert_eq!(gauges.half_open, count(|s| matches!(s, Session::Local { state: State::HalfOpen, .. })));
-        }
-
-        #[test]
-        fn owners_survive(octets in any::<[u8; 16]>(), v4 in any::<[u8; 4]>()) {
-            let v6 = std::net::Ipv6Addr::from(octets);
-            prop_assume!(v6.to_ipv4_mapped().is_none());
-            for owner in [IpAddr::from(v4), IpAddr::V6(v6)] {
-                let table = SessionTable::new(1, KEY);
-                prop_assert!(inserted(&table.insert(&flow(1), redirect(owner), Tick(0))));
-                prop_assert_eq!(table.lookup(&flow(1)).unwrap().session, redirect(owner));
-            }
-        }
-    }
-
-    /// Every entry can be used before the first refusal.
-    #[test]
-    fn fills_to_its_capacity() {
-        let table = SessionTable::new(10_000, KEY);
-        for n in 0..10_000 {
-            assert!(
-                inserted(&table.insert(&flow(n), local(State::Established, 1), Tick(0))),
-                "{n}"
-            );
-        }
-        assert_eq!(
-            table.insert(&flow(10_000), local(State::Established, 1), Tick(0)),
-            Insert::Full
-        );
-        assert_eq!(table.gauges().local, 10_000);
-        assert!(table.remove(table.lookup(&flow(3)).unwrap().handle));
-        assert!(inserted(&table.insert(&flow(10_000), local(State::Established, 1), Tick(0))));
-    }
-
-    /// Two writers on the same few flows: nothing is ever read that belongs to another flow, and
-    /// afterwards each flow is there at most once and the gauges are right.
-    #[test]
-    fn writers_at_odds_leave_a_sound_table() {
-        const FLOWS: u32 = 12;
-        let table = SessionTable::new(16, KEY);
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            for writer in 0..2u32 {
-                let (table, stop) = (&table, &stop);
-                scope.spawn(move || {
-                    let mut random = u64::from(writer) + 1;
-                    while !stop.load(Ordering::Relaxed) {
-                        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                        let n = (random >> 33) as u32 % FLOWS;
-                        // The version names the flow, so that a wrong read shows.
-                        let session = local(State::Established, u64::from(n));
-                        match (random >> 60, table.lookup(&flow(n))) {
-                            (0..8, _) => {
-                                table.insert(&flow(n), session, Tick(n));
-                            }
-                            (8..10, Some(found)) => {
-                                table.replace(&flow(n), found.handle, session, Tick(n));
-                            }
-                            (_, Some(found)) => {
-                                table.remove(found.handle);
-                            }
-                            (_, None) => {}
-                        }
-                    }
-                });
-            }
-            let end = std::time::Instant::now() + std::time::Duration::from_millis(500);
-            while std::time::Instant::now() < end {
-                for n in 0..FLOWS {
-                    if let Some(found) = table.lookup(&flow(n)) {
-                        assert_eq!(found.session, local(State::Established, u64::from(n)));
-                    }
-                }
-            }
-            stop.store(true, Ordering::Relaxed);
-        });
-        let mut seen = HashMap::new();
-        for bucket in 0..table.buckets() {
-            table.visit(bucket, |_, listed| *seen.entry(listed.flow).or_insert(0) += 1);
-        }
-        assert!(seen.values().all(|&times| times == 1), "{seen:?}");
-        assert_eq!(table.gauges().local, seen.len() as u64);
-        assert_eq!(table.free.len(), 16 - seen.len());
-    }
-}
+mod tests;

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use etherparse::PacketBuilder;
 use holdfast_dataplane::admission::AdmissionLimits;
-use holdfast_dataplane::classify::{Classifier, Services};
-use holdfast_dataplane::encap::{Tunnel, encapsulate};
+use holdfast_dataplane::classify::Classifier;
+use holdfast_dataplane::encap::{Encapsulation, Tunnel};
 use holdfast_dataplane::frame::{Frame, MemFrame};
 use holdfast_dataplane::idle::IdleStrategy;
 use holdfast_dataplane::parking::ParkingLimits;
 use holdfast_dataplane::port::{BURST, Port};
+use holdfast_dataplane::service::Services;
+use holdfast_dataplane::session::Session;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
@@ -103,8 +105,8 @@ impl Net {
     pub fn tunnelled(&self, frame: &[u8], from: IpAddr) -> Vec<u8> {
         let mut outer = MemFrame::new(frame);
         let packet = Packet::from_ethernet(frame).unwrap().unwrap();
-        let tunnel = Tunnel { local: from, remote: self.me, port: 6080 };
-        encapsulate(&mut outer, &packet, tunnel, 1, 1600).unwrap();
+        let tunnel = Tunnel::new(Encapsulation::Gue, from, self.me, 6080);
+        tunnel.encapsulate(&mut outer, &packet.headers(), 1, 1600).unwrap();
         // The encapsulation has turned the link addresses round; turn them back.
         let bytes = outer.data_mut();
         let (left, right) = bytes[..12].split_at_mut(6);
@@ -208,6 +210,13 @@ impl Default for Options {
     }
 }
 
+pub const TIMEOUTS: Timeouts = Timeouts {
+    half_open_ms: 10_000,
+    established_ms: 3_600_000,
+    linger_ms: 5_000,
+    redirect_ms: 60_000,
+};
+
 pub fn settings(net: &Net, half_open_max: u64) -> Settings {
     let member = |address: IpAddr| {
         ipnet::IpNet::new(address, if address.is_ipv4() { 24 } else { 64 }).unwrap()
@@ -217,16 +226,11 @@ pub fn settings(net: &Net, half_open_max: u64) -> Settings {
             services: Services::new([SocketAddr::new(net.service, 80)]).unwrap(),
             locator: net.me,
             tunnel_port: 6080,
+            encapsulation: Encapsulation::Gue,
         },
         members: vec![member(net.me)],
         uplink_mtu: 1500,
         half_open_max,
-        timeouts: Timeouts {
-            half_open_ms: 10_000,
-            established_ms: 3_600_000,
-            linger_ms: 5_000,
-            redirect_ms: 60_000,
-        },
         parking: ParkingLimits {
             packets_max: 16,
             packets_per_flow_max: 4,
@@ -254,9 +258,13 @@ impl Bench {
         let waker = mio::Waker::new(poll.registry(), mio::Token(0)).unwrap();
         let doorbell = Arc::new(Doorbell::new(waker));
         let (worker_end, core) = rings(options.resolves, options.announcements, doorbell);
-        let table = Arc::new(SessionTable::new(options.capacity, HashKey([3, 4])));
+        let settings = settings(&net, options.half_open_max);
+        let services = settings.classifier.services.clone();
+        let table =
+            SessionTable::new(services, options.capacity, &TIMEOUTS, HashKey([3, 4])).unwrap();
+        let table = Arc::new(table);
         let shared = Shared {
-            settings: Arc::new(settings(&net, options.half_open_max)),
+            settings: Arc::new(settings),
             table: Arc::clone(&table),
             clock: Arc::new(Clock::default()),
         };
@@ -283,14 +291,21 @@ impl Bench {
         }
     }
 
+    /// What the table says of a flow.
+    pub fn session(&self, port: u16) -> Option<Session> {
+        let found = self.table.lookup(&self.net.flow(port), self.now.tick())?;
+        Some(found.session)
+    }
+
     pub fn turn(&mut self) {
         self.worker.turn(self.now);
     }
 
-    /// Lets time pass, in steps short enough for a whole sweep of the table in each second.
+    /// Lets time pass, with a turn of housekeeping in each millisecond: in a second the whole
+    /// table is swept.
     pub fn pass_ms(&mut self, ms: u64) {
-        for _ in 0..ms.div_ceil(100) {
-            self.now = Now::from_us(self.now.us + 100_000);
+        for _ in 0..ms {
+            self.now = Now::from_us(self.now.us + 1000);
             self.turn();
         }
     }
