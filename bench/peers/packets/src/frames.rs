@@ -39,6 +39,8 @@ pub enum Tunnel {
     },
     /// In IP alone.
     Ipip,
+    /// With its destination rewritten.
+    Rewrite,
 }
 
 impl Tunnel {
@@ -48,6 +50,7 @@ impl Tunnel {
         match self {
             Tunnel::Gue { .. } => 32,
             Tunnel::Ipip => 20,
+            Tunnel::Rewrite => 0,
         }
     }
 }
@@ -68,7 +71,7 @@ pub fn write(frame: &mut [u8], number: u32, family: Family, kind: Kind) {
     frame.fill(0);
     frame[..12].copy_from_slice(&MACS);
     let protocol = if kind == Kind::Segment { TCP } else { UDP };
-    let transport = match family {
+    let at = match family {
         Family::V4 => {
             frame[12..14].copy_from_slice(&[0x08, 0x00]);
             let ip = &mut frame[LINK..LINK + 20];
@@ -91,8 +94,8 @@ pub fn write(frame: &mut [u8], number: u32, family: Family, kind: Kind) {
             LINK + 40
         }
     };
-    let length = frame.len() - transport;
-    let transport = &mut frame[transport..];
+    let length = frame.len() - at;
+    let transport = &mut frame[at..];
     transport[..2].copy_from_slice(&port.to_be_bytes());
     transport[2..4].copy_from_slice(&SERVICE_PORT.to_be_bytes());
     match kind {
@@ -101,12 +104,65 @@ pub fn write(frame: &mut [u8], number: u32, family: Family, kind: Kind) {
             transport[12] = 0x50;
             transport[13] = 0x10;
             transport[14..16].copy_from_slice(&[0x10, 0]);
+            let sum = tcp_checksum(frame, family);
+            frame[at + 16..at + 18].copy_from_slice(&sum.to_be_bytes());
         }
         Kind::Datagram => {
             transport[4..6].copy_from_slice(&(length as u16).to_be_bytes());
             transport[8..12].copy_from_slice(&number.to_be_bytes());
         }
     }
+}
+
+/// The checksum of the TCP segment in `frame`, its own field included: 0 when it is right.
+fn tcp_checksum(frame: &[u8], family: Family) -> u16 {
+    let (addresses, transport) = match family {
+        Family::V4 => (LINK + 12, LINK + 20),
+        Family::V6 => (LINK + 8, LINK + 40),
+    };
+    let mut covered = frame[addresses..].to_vec();
+    covered.extend([0, TCP]);
+    covered.extend(((frame.len() - transport) as u16).to_be_bytes());
+    checksum(&covered)
+}
+
+/// Checks that `out` is the segment of some flow whose destination became its owner's locator,
+/// with the checksums that this needs.
+///
+/// # Errors
+/// When it is not.
+pub fn check_rewritten(out: &[u8], family: Family, owner: impl Fn(u32) -> IpAddr) -> Result<()> {
+    let length = length(family);
+    ensure!(out.len() == length, "a frame of {} bytes came out", out.len());
+    let transport = LINK + if family == Family::V4 { 20 } else { 40 };
+    ensure!(tcp_checksum(out, family) == 0, "TCP checksum of {out:02x?}");
+    let at = transport + 4;
+    let number = u32::from_be_bytes([out[at], out[at + 1], out[at + 2], out[at + 3]]);
+    let destination = &out[transport - if family == Family::V4 { 4 } else { 16 }..transport];
+    let is_owner = match owner(number) {
+        IpAddr::V4(owner) => destination == owner.octets(),
+        IpAddr::V6(owner) => destination == owner.octets(),
+    };
+    ensure!(is_owner, "flow {number} went to {destination:?}");
+    ensure!(
+        family == Family::V6 || checksum(&out[LINK..transport]) == 0,
+        "IPv4 checksum of {out:02x?}"
+    );
+    // All else is as it was.
+    let mut expected = [0; FRAME_V6];
+    let expected = &mut expected[..length];
+    write(expected, number, family, Kind::Segment);
+    expected[..12].rotate_left(6);
+    let mut masked = out.to_vec();
+    for same in [&mut masked[..], &mut expected[..]] {
+        same[transport - destination.len()..transport].fill(0);
+        same[transport + 16..transport + 18].fill(0);
+        if family == Family::V4 {
+            same[LINK + 10..LINK + 12].fill(0);
+        }
+    }
+    ensure!(masked == expected, "flow {number}: {out:02x?} came out");
+    Ok(())
 }
 
 /// Checks that `out` is the frame of some flow, unchanged but for what `swapped` says of its

@@ -42,15 +42,15 @@ pub fn huge_pages_free() -> u64 {
 /// What the numbers were measured on.
 #[must_use]
 pub fn describe(eal: Option<&Eal>) -> Value {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = info
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("", |(_, name)| name);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     json!({
         "cpu": cpu,
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "cores": info.lines().filter(|line| line.starts_with("processor")).count(),
         "kernel": kernel.trim(),
         "tsc_hz": eal.map(Eal::tsc_hz),
         "dpdk": holdfast_dpdk::version(),

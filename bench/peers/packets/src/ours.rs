@@ -1,19 +1,19 @@
 //! The session table and the worker under the benches: the one place that knows their interface.
 
 use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::ptr::NonNull;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use anyhow::Result;
-use arrayvec::ArrayVec;
+use anyhow::{Context, Result};
 use holdfast_dataplane::admission::AdmissionLimits;
-use holdfast_dataplane::classify::{Classifier, Services};
+use holdfast_dataplane::classify::Classifier;
+use holdfast_dataplane::encap::Encapsulation;
 use holdfast_dataplane::idle::IdleStrategy;
 use holdfast_dataplane::parking::ParkingLimits;
 use holdfast_dataplane::port::DpdkPort;
+use holdfast_dataplane::service::{Services, SessionKey};
 use holdfast_dataplane::session::expiry::Timeouts;
-use holdfast_dataplane::session::table::{Insert, SessionTable};
+use holdfast_dataplane::session::table::{Insert, Located, SessionTable};
 use holdfast_dataplane::session::{Session, State};
 use holdfast_dataplane::stats::WorkerCounters;
 use holdfast_dataplane::time::Tick;
@@ -21,30 +21,48 @@ use holdfast_dataplane::worker::{Settings, Shared, Worker};
 use holdfast_handoff::{CoreEnd, Doorbell, Version, rings};
 use holdfast_net::{FlowKey, HashKey};
 
-use crate::flows::{SERVICE_PORT, SERVICE_V4, SERVICE_V6};
+use crate::flows::{Family, SERVICE_PORT, SERVICE_V4, SERVICE_V6};
 use crate::frames::Tunnel;
 
-/// Lookups that are under way at the same time.
+/// Lookups that are asked of the memory before the first of them is looked at.
 pub const AHEAD: usize = 32;
 const HASH_KEY: HashKey = HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
+/// When all sessions were seen last.
+const SEEN: Tick = Tick(1);
+/// As holdfast's defaults, but for redirects: none may end while the bench runs.
+const TIMEOUTS: Timeouts = Timeouts {
+    half_open_ms: 65_000,
+    established_ms: 5 * 24 * 3_600_000,
+    linger_ms: 60_000,
+    redirect_ms: 30 * 60_000,
+};
+/// A redirect's stamp changes every 2^11 ticks with these timeouts; peers' stamps do as well.
+pub const STAMP_SHIFT: u32 = 11;
 
-/// A flow as the table takes it.
-pub type Key = FlowKey;
-
-/// A flow as the table takes it.
-#[must_use]
-pub fn key(flow: &FlowKey) -> Key {
-    *flow
-}
-
-/// Our locator.
+/// UDP port of tunnels.
+pub const TUNNEL_PORT: u16 = 6080;
+/// Our locator, for tunnels of IPv4.
 pub const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 /// The first of the owners that flows are redirected to.
 pub const FIRST_OWNER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
-/// UDP port of tunnels.
-pub const TUNNEL_PORT: u16 = 6080;
+const LOCAL_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+/// Owners are few, as in a cluster.
+const OWNERS: u32 = 8;
 /// Frames that may wait for an answer.
 const PARKED_MAX: usize = 1024;
+
+/// The owner of flow `number`.
+#[must_use]
+pub fn owner(number: u32) -> IpAddr {
+    let [a, b, c, d] = FIRST_OWNER.octets();
+    Ipv4Addr::new(a, b, c, d + (number % OWNERS) as u8).into()
+}
+
+/// The owner of flow `number` where locators are IPv6.
+#[must_use]
+pub fn owner_v6(number: u32) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2 + (number % OWNERS) as u16).into()
+}
 
 /// A session of the host's own.
 #[must_use]
@@ -52,116 +70,187 @@ pub fn local() -> Session {
     Session::Local { state: State::Established, version: Version(1), published: true }
 }
 
-/// The session that the benches put in: a redirect to one of a few owners.
-#[must_use]
-pub fn session(number: u32) -> Session {
-    Session::Redirect { owner: owner(number) }
-}
-
-/// Owners are few, as in a cluster.
-#[must_use]
-pub fn owner(number: u32) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2 + (number % 8) as u8))
-}
-
-/// The table.
+/// The table, of flows of one family.
 #[derive(Debug, Clone)]
 pub struct Ours(pub Arc<SessionTable>);
 
 impl Ours {
     /// A table for `sessions`.
-    #[must_use]
-    pub fn new(sessions: usize) -> Ours {
-        Ours(Arc::new(SessionTable::new(sessions, HASH_KEY)))
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(sessions: usize, family: Family) -> Result<Ours> {
+        let table = SessionTable::new(services(family)?, sessions, &TIMEOUTS, HASH_KEY)?;
+        Ok(Ours(Arc::new(table)))
     }
 
-    /// Bytes of the lines that a lookup may read first.
+    /// Slots for entries of `family`.
+    #[must_use]
+    pub fn slots(&self, family: Family) -> usize {
+        let (v4, v6) = self.0.slots();
+        match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
+    }
+
+    /// Bytes of the lines that a lookup reads.
     #[must_use]
     pub fn hot_bytes(&self) -> usize {
         self.0.buckets() * 64
     }
 
-    /// An address in its memory, to ask the kernel for its pages.
+    /// Size of its pages.
     #[must_use]
-    pub fn address(&self) -> Option<NonNull<u8>> {
-        None
+    pub fn page_bytes(&self) -> usize {
+        self.0.page_bytes()
     }
 
-    /// Looks all up, so that the cache misses of 32 overlap; how many are there.
+    /// The flow's short key, as the worker's classifier makes it.
+    ///
+    /// # Panics
+    /// If it is of another service or family.
+    #[must_use]
+    pub fn key(&self, flow: &FlowKey) -> SessionKey {
+        self.0.services().key(flow).expect("a flow of the service")
+    }
+
+    /// Looks all up; how many are there. The memory is asked for 32 keys while the 32 before
+    /// them are looked at.
     #[inline(never)]
     #[must_use]
-    pub fn hits(&self, keys: &[Key]) -> usize {
+    pub fn hits(&self, keys: &[SessionKey]) -> usize {
+        let mut chunks = keys.as_chunks::<AHEAD>().0.iter();
+        let Some(first) = chunks.next() else {
+            return 0;
+        };
+        let mut before = self.locate(first);
         let mut count = 0;
-        let mut found = ArrayVec::new();
-        for chunk in keys.chunks_exact(AHEAD) {
-            let mut flows = ArrayVec::<Key, AHEAD>::new();
-            flows.extend(chunk.iter().copied());
-            self.0.lookup_batch(&flows, &mut found);
-            for found in &found {
-                if let Some(found) = found {
-                    black_box(found.session);
-                    count += 1;
-                }
+        for chunk in chunks {
+            let next = self.locate(chunk);
+            count += self.find(&before);
+            before = next;
+        }
+        count + self.find(&before)
+    }
+
+    /// As [`Ours::hits`], but burst by burst as the worker does: 32 are asked for, then looked
+    /// at.
+    #[inline(never)]
+    #[must_use]
+    pub fn hits_in_bursts(&self, keys: &[SessionKey]) -> usize {
+        keys.as_chunks::<AHEAD>().0.iter().map(|chunk| self.find(&self.locate(chunk))).sum()
+    }
+
+    #[inline(always)]
+    fn locate(&self, keys: &[SessionKey; AHEAD]) -> [Located; AHEAD] {
+        std::array::from_fn(|at| self.0.locate(&keys[at]))
+    }
+
+    #[inline(always)]
+    fn find(&self, located: &[Located; AHEAD]) -> usize {
+        let mut count = 0;
+        for at in located {
+            if let Some(entry) = self.0.find(at) {
+                black_box(entry);
+                count += 1;
             }
         }
         count
     }
 
-    /// Inserts all, one by one; how many it took.
-    pub fn insert(&self, keys: &[Key]) -> usize {
-        let insert = |(number, key): (u32, &Key)| {
-            matches!(self.0.insert(key, session(number), Tick(1)), Insert::Inserted(_))
-        };
-        (0..).zip(keys).map(insert).filter(|&inserted| inserted).count()
+    /// Inserts a session of the host's for each, one by one; how many it took.
+    pub fn insert(&self, keys: &[SessionKey]) -> usize {
+        keys.iter().filter(|key| self.insert_at(&self.0.locate(key))).count()
     }
 
-    /// Puts one session in; whether it took it.
-    pub fn put(&self, flow: &FlowKey, session: Session) -> bool {
-        matches!(self.0.insert(flow, session, Tick(1)), Insert::Inserted(_))
+    /// As [`Ours::insert`], in bursts whose lines are asked for first.
+    pub fn insert_in_bursts(&self, keys: &[SessionKey]) -> usize {
+        let insert = |chunk: &[SessionKey; AHEAD]| {
+            let located = self.locate(chunk);
+            for at in &located {
+                self.0.prefetch_insert(at);
+            }
+            located.iter().filter(|at| self.insert_at(at)).count()
+        };
+        keys.as_chunks::<AHEAD>().0.iter().map(insert).sum()
+    }
+
+    fn insert_at(&self, at: &Located) -> bool {
+        matches!(self.0.insert(at, local(), SEEN), Insert::Inserted(_))
     }
 
     /// Removes all, one by one; how many were there.
-    pub fn remove(&self, keys: &[Key]) -> usize {
-        let remove =
-            |key: &&Key| self.0.lookup(key).is_some_and(|found| self.0.remove(found.handle));
-        keys.iter().filter(remove).count()
+    pub fn remove(&self, keys: &[SessionKey]) -> usize {
+        keys.iter().filter(|key| self.remove_at(&self.0.locate(key))).count()
+    }
+
+    /// As [`Ours::remove`], in bursts whose lines are asked for first.
+    pub fn remove_in_bursts(&self, keys: &[SessionKey]) -> usize {
+        let remove = |chunk: &[SessionKey; AHEAD]| {
+            self.locate(chunk).iter().filter(|at| self.remove_at(at)).count()
+        };
+        keys.as_chunks::<AHEAD>().0.iter().map(remove).sum()
+    }
+
+    fn remove_at(&self, at: &Located) -> bool {
+        self.0.find(at).is_some_and(|entry| self.0.remove(&entry))
+    }
+
+    /// Puts one session in; whether it took it.
+    #[must_use]
+    pub fn put(&self, flow: &FlowKey, session: Session) -> bool {
+        let located = self.0.locate_flow(flow);
+        located.is_some_and(|at| matches!(self.0.insert(&at, session, SEEN), Insert::Inserted(_)))
     }
 }
 
-/// How our worker sends redirected packets on, and in which ways it can.
+fn services(family: Family) -> Result<Services> {
+    let service = match family {
+        Family::V4 => SocketAddr::from((SERVICE_V4, SERVICE_PORT)),
+        Family::V6 => SocketAddr::from((SERVICE_V6, SERVICE_PORT)),
+    };
+    Ok(Services::new([service])?)
+}
+
+/// How our worker sends redirected packets on, in all the ways it can.
+pub const TUNNELS: [Tunnel; 3] = [Tunnel::Gue { port: TUNNEL_PORT }, Tunnel::Ipip, Tunnel::Rewrite];
+
+/// Whether flows of `family` go to owners with locators of IPv6 by this tunnel: all others have
+/// IPv4 outside.
 #[must_use]
-pub fn tunnels() -> Vec<Tunnel> {
-    vec![Tunnel::Gue { port: TUNNEL_PORT }]
+pub fn has_v6_locators(tunnel: Tunnel, family: Family) -> bool {
+    tunnel == Tunnel::Rewrite && family == Family::V6
+}
+
+/// The redirect of flow `number` by this tunnel.
+#[must_use]
+pub fn redirect(number: u32, tunnel: Tunnel, family: Family) -> Session {
+    let v6 = has_v6_locators(tunnel, family);
+    Session::Redirect { owner: if v6 { owner_v6(number) } else { owner(number) } }
 }
 
 /// What workers share: no limit is met, and no session ends.
 ///
 /// # Errors
 /// When the settings are refused.
-pub fn shared(table: &Ours, tunnel: Tunnel) -> Result<Shared> {
-    let services = [
-        SocketAddr::from((SERVICE_V4, SERVICE_PORT)),
-        SocketAddr::from((SERVICE_V6, SERVICE_PORT)),
-    ];
-    let long_ms = 24 * 3_600_000;
-    let Tunnel::Gue { port } = tunnel else {
-        anyhow::bail!("no such tunnel");
+pub fn shared(table: &Ours, tunnel: Tunnel, family: Family) -> Result<Shared> {
+    let encapsulation = match tunnel {
+        Tunnel::Gue { .. } => Encapsulation::Gue,
+        Tunnel::Ipip => Encapsulation::Ipip,
+        Tunnel::Rewrite => Encapsulation::Rewrite,
     };
+    let v6 = has_v6_locators(tunnel, family);
     let settings = Settings {
         classifier: Classifier {
-            services: Services::new(services)?,
-            locator: LOCAL.into(),
-            tunnel_port: port,
+            services: table.0.services().clone(),
+            locator: if v6 { LOCAL_V6.into() } else { LOCAL.into() },
+            tunnel_port: TUNNEL_PORT,
+            encapsulation,
         },
-        members: vec!["10.0.0.0/24".parse()?],
+        members: vec!["10.0.0.0/24".parse()?, "fd00::/64".parse()?],
         uplink_mtu: 1500,
         half_open_max: 1 << 20,
-        timeouts: Timeouts {
-            half_open_ms: long_ms,
-            established_ms: long_ms,
-            linger_ms: long_ms,
-            redirect_ms: long_ms,
-        },
         parking: ParkingLimits {
             packets_max: PARKED_MAX,
             packets_per_flow_max: 8,
@@ -190,8 +279,8 @@ pub fn worker(
     uplink: DpdkPort,
     host: DpdkPort,
 ) -> Result<(Worker<DpdkPort, DpdkPort>, CoreEnd, mio::Poll)> {
-    let poll = mio::Poll::new()?;
-    let waker = mio::Waker::new(poll.registry(), mio::Token(0))?;
+    let poll = mio::Poll::new().context("no epoll")?;
+    let waker = mio::Waker::new(poll.registry(), mio::Token(0)).context("no eventfd")?;
     let (end, core) = rings(2 * PARKED_MAX, 1024, Arc::new(Doorbell::new(waker)));
     let counters = Arc::new(WorkerCounters::default());
     Ok((Worker::new(shared, place, counters, end, uplink, host), core, poll))

@@ -3,7 +3,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
@@ -12,6 +12,7 @@ pub const HUGE: usize = 2 << 20;
 /// Allocations of this many bytes and more get pages of their own.
 const LARGE: usize = HUGE;
 
+static SMALL_ONLY: AtomicBool = AtomicBool::new(false);
 static IN_HUGE_PAGES: AtomicU64 = AtomicU64::new(0);
 static IN_ADVISED_PAGES: AtomicU64 = AtomicU64::new(0);
 
@@ -20,6 +21,11 @@ static IN_ADVISED_PAGES: AtomicU64 = AtomicU64::new(0);
 #[must_use]
 pub fn allocated() -> (u64, u64) {
     (IN_HUGE_PAGES.load(Ordering::Relaxed), IN_ADVISED_PAGES.load(Ordering::Relaxed))
+}
+
+/// From now on everybody gets ordinary pages, as those do who are not asked.
+pub fn only_small() {
+    SMALL_ONLY.store(true, Ordering::Relaxed);
 }
 
 /// The allocator of the benches.
@@ -38,8 +44,9 @@ fn map(size: usize) -> *mut u8 {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     let private = MapFlags::PRIVATE;
     let huge = private | MapFlags::HUGETLB | MapFlags::HUGE_2MB | MapFlags::POPULATE;
+    let small = SMALL_ONLY.load(Ordering::Relaxed);
     // SAFETY: a new mapping where nothing was.
-    if let Ok(memory) = unsafe { mmap_anonymous(null_mut(), size, protection, huge) } {
+    if !small && let Ok(memory) = unsafe { mmap_anonymous(null_mut(), size, protection, huge) } {
         IN_HUGE_PAGES.fetch_add(size as u64, Ordering::Relaxed);
         return memory.cast();
     }
@@ -61,9 +68,12 @@ fn map(size: usize) -> *mut u8 {
             let _ = munmap(aligned.add(size).cast(), HUGE - front);
         }
         // Only a wish: small pages do as well.
-        let _ = madvise(aligned.cast(), size, Advice::LinuxHugepage);
+        let advice = if small { Advice::LinuxNoHugepage } else { Advice::LinuxHugepage };
+        let _ = madvise(aligned.cast(), size, advice);
     }
-    IN_ADVISED_PAGES.fetch_add(size as u64, Ordering::Relaxed);
+    if !small {
+        IN_ADVISED_PAGES.fetch_add(size as u64, Ordering::Relaxed);
+    }
     aligned
 }
 

@@ -127,9 +127,13 @@ impl Feed {
         for frame in frames.iter().skip(start).step_by(CHECKED) {
             let data = frame.data();
             match self.expect {
+                Expect::Tunnelled(Tunnel::Rewrite) => {
+                    let v6 = ours::has_v6_locators(Tunnel::Rewrite, self.family);
+                    let owner = if v6 { ours::owner_v6 } else { ours::owner };
+                    frames::check_rewritten(data, self.family, owner)?;
+                }
                 Expect::Tunnelled(tunnel) => {
-                    let owner = |number: u32| ours::owner(number);
-                    frames::check_tunnelled(data, self.family, tunnel, ours::LOCAL, owner)?;
+                    frames::check_tunnelled(data, self.family, tunnel, ours::LOCAL, ours::owner)?;
                 }
                 Expect::Swapped => {
                     frames::check(data, self.family, self.kind, true)?;

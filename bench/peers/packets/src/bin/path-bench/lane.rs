@@ -3,6 +3,7 @@
 
 use anyhow::{Result, ensure};
 use holdfast_bench_packets::meter::{Taken, measure};
+use holdfast_bench_packets::ours::STAMP_SHIFT;
 use holdfast_bench_packets::path_peer::{PathPeer, QueuePair};
 use holdfast_dataplane::port::{BURST, DpdkPort};
 use holdfast_dataplane::time::{Now, TscClock};
@@ -100,7 +101,7 @@ impl Engine {
                 let frames = meter.time(|| {
                     (0..TURNS)
                         .map(|_| {
-                            path.set_tick(clock.at(tsc()).tick().0);
+                            path.set_tick(clock.at(tsc()).tick().0 >> STAMP_SHIFT);
                             path.turn()
                         })
                         .sum()

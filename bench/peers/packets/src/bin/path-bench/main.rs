@@ -18,7 +18,7 @@ use holdfast_bench_packets::hash_peer::{HashPeer, Keys};
 use holdfast_bench_packets::machine::{describe, huge_pages_free, pin, start_eal};
 use holdfast_bench_packets::meter::{Spread, overhead, round};
 use holdfast_bench_packets::ours::{self, Ours};
-use holdfast_bench_packets::pages::{HugePages, allocated};
+use holdfast_bench_packets::pages::{HugePages, allocated, only_small};
 use holdfast_bench_packets::path_peer::{PathPeer, QueuePair};
 use holdfast_dataplane::session::Session;
 use holdfast_dataplane::time::TscClock;
@@ -90,6 +90,9 @@ fn main() -> Result<()> {
     }
     ensure!(args.packets.is_multiple_of(BATCH) && args.packets > 0, "slices are in 512s");
     pin(0)?;
+    if args.no_huge {
+        only_small();
+    }
     let eal = start_eal(args.no_huge.then_some(4096))?;
     let mut result = Map::new();
     result.insert("machine".to_owned(), describe(Some(&eal)));
@@ -164,8 +167,8 @@ impl Bench {
     }
 
     /// Our table with flows 0 to `sessions`.
-    fn table(&self, size: &Size, family: Family, session: fn(u32) -> Session) -> Result<Ours> {
-        let table = Ours::new(size.sessions);
+    fn table(&self, size: &Size, family: Family, session: impl Fn(u32) -> Session) -> Result<Ours> {
+        let table = Ours::new(size.sessions, family)?;
         for number in 0..size.sessions as u32 {
             let put = table.put(&flow(number, family), session(number));
             ensure!(put, "our table took {number} of {} sessions", size.sessions);
@@ -297,20 +300,27 @@ impl<'a> Group<'a> {
     }
 
     fn add_ours(&mut self) -> Result<()> {
-        let redirects = self.bench.table(self.size, self.family, ours::session)?;
-        let locals = self.bench.table(self.size, self.family, |_| ours::local())?;
-        let mut first = None;
-        for tunnel in ours::tunnels() {
-            first.get_or_insert(tunnel);
+        let mut redirects: Option<(bool, Ours)> = None;
+        for tunnel in ours::TUNNELS {
             let name = match tunnel {
                 Tunnel::Gue { .. } => "redirect_gue",
                 Tunnel::Ipip => "redirect_ipip",
+                Tunnel::Rewrite => "redirect_rewrite",
             };
-            let worker = self.worker(&redirects, tunnel)?;
+            let v6 = ours::has_v6_locators(tunnel, self.family);
+            let table = match redirects.take() {
+                Some((of_v6, table)) if of_v6 == v6 => table,
+                _ => self.bench.table(self.size, self.family, |number| {
+                    ours::redirect(number, tunnel, self.family)
+                })?,
+            };
+            let worker = self.worker(&table, tunnel)?;
+            redirects = Some((v6, table));
             let feed = self.feed(Kind::Segment, Expect::Tunnelled(tunnel), 0)?;
             self.add(name, Engine::Ours(worker), Some(feed));
         }
-        let tunnel = first.context("no tunnel")?;
+        let locals = self.bench.table(self.size, self.family, |_| ours::local())?;
+        let tunnel = ours::TUNNELS[0];
         let worker = self.worker(&locals, tunnel)?;
         let feed = self.feed(Kind::Segment, Expect::ToHost, 0)?;
         self.add("local_hit", Engine::Ours(worker), Some(feed));
@@ -330,7 +340,7 @@ impl<'a> Group<'a> {
         let queue = self.lanes.len();
         let uplink = self.uplink.port(queue).context("too few queues")?;
         let host = self.host.port(queue).context("too few queues")?;
-        our_worker(self.bench, table, tunnel, (0, 1), uplink, host)
+        our_worker(self.bench, table, (tunnel, self.family), (0, 1), uplink, host)
     }
 
     fn measure(&mut self) -> Result<Vec<Measured>> {
@@ -375,12 +385,12 @@ impl<'a> Group<'a> {
 fn our_worker(
     bench: &Bench,
     table: &Ours,
-    tunnel: Tunnel,
+    (tunnel, family): (Tunnel, Family),
     place: (usize, usize),
     uplink: holdfast_dataplane::port::DpdkPort,
     host: holdfast_dataplane::port::DpdkPort,
 ) -> Result<Box<OurWorker>> {
-    let shared = ours::shared(table, tunnel)?;
+    let shared = ours::shared(table, tunnel, family)?;
     let (worker, core, poll) = ours::worker(shared, place, uplink, host)?;
     Ok(Box::new(OurWorker { worker, core, clock: bench.clock, ahead_us: 0, _poll: poll }))
 }

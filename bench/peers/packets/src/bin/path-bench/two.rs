@@ -36,10 +36,10 @@ pub fn measure(bench: &Bench, size: &Size, family: Family) -> Result<Value> {
     let (mut uplink, mut host) = (rings("u")?, rings("h")?);
     let mut places = Vec::new();
     for core in 0..2 {
-        let tunnel = *ours::tunnels().first().context("no tunnel")?;
+        let tunnel = ours::TUNNELS[0];
         let ports = uplink.port(core).zip(host.port(core)).context("no queue")?;
         let worker: Box<OurWorker> =
-            crate::our_worker(bench, &table, tunnel, (core, 2), ports.0, ports.1)?;
+            crate::our_worker(bench, &table, (tunnel, family), (core, 2), ports.0, ports.1)?;
         let far = uplink.far(core).zip(host.far(core)).context("no queue")?;
         let what = (family, Kind::Segment, Expect::Tunnelled(tunnel));
         let mut feed = Feed::new(far.0, far.1, what, size.sessions as u32, 0);
@@ -65,19 +65,22 @@ pub fn measure(bench: &Bench, size: &Size, family: Family) -> Result<Value> {
 
 /// The flows' sessions, every other one put in by the other core.
 fn filled_by_two(size: &Size, family: Family) -> Result<Ours> {
-    let table = Ours::new(size.sessions);
+    let table = Ours::new(size.sessions, family)?;
     let fill = |core: usize| {
         pin(core)?;
         for number in (core as u32..size.sessions as u32).step_by(2) {
             let flow = holdfast_bench_packets::flows::flow(number, family);
-            anyhow::ensure!(table.put(&flow, ours::session(number)), "our table is full");
+            anyhow::ensure!(
+                table.put(&flow, ours::redirect(number, ours::TUNNELS[0], family)),
+                "our table is full"
+            );
         }
         Ok(())
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..2).map(|core| scope.spawn(move || fill(core))).collect();
-        let joined = threads.into_iter().map(|thread| thread.join());
-        joined.map(|ended| ended.map_err(|_| anyhow!("filling panicked"))?).collect::<Result<()>>()
+        let mut joined = threads.into_iter().map(|thread| thread.join());
+        joined.try_for_each(|ended| ended.map_err(|_| anyhow!("filling panicked"))?)
     })?;
     Ok(table)
 }

@@ -9,7 +9,8 @@ use holdfast_bench_packets::flows::{Family, Walk, flow};
 use holdfast_bench_packets::hash_peer::{HashPeer, Keys};
 use holdfast_bench_packets::machine::pin;
 use holdfast_bench_packets::meter::{Spread, measure};
-use holdfast_bench_packets::ours::{self, Ours};
+use holdfast_bench_packets::ours::Ours;
+use holdfast_dataplane::service::SessionKey;
 use holdfast_dpdk::tsc;
 use holdfast_net::FlowKey;
 use serde_json::{Value, json};
@@ -38,22 +39,23 @@ pub trait Shared: Sync {
 }
 
 impl Shared for Ours {
-    type Slice = Vec<ours::Key>;
+    type Slice = Vec<SessionKey>;
 
-    fn slice(&self, flows: &[FlowKey]) -> Vec<ours::Key> {
-        flows.iter().map(ours::key).collect()
+    fn slice(&self, flows: &[FlowKey]) -> Vec<SessionKey> {
+        flows.iter().map(|flow| self.key(flow)).collect()
     }
 
-    fn hits(&self, slice: &Vec<ours::Key>) -> usize {
+    fn hits(&self, slice: &Vec<SessionKey>) -> usize {
         Ours::hits(self, slice)
     }
 
-    fn insert(&self, slice: &Vec<ours::Key>) -> usize {
-        Ours::insert(self, slice)
+    fn insert(&self, slice: &Vec<SessionKey>) -> usize {
+        // As the worker does, so that the writer keeps up with what it is to do.
+        self.insert_in_bursts(slice)
     }
 
-    fn remove(&self, slice: &Vec<ours::Key>) -> usize {
-        Ours::remove(self, slice)
+    fn remove(&self, slice: &Vec<SessionKey>) -> usize {
+        self.remove_in_bursts(slice)
     }
 }
 

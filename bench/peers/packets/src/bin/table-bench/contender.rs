@@ -9,7 +9,9 @@ use anyhow::{Result, ensure};
 use foldhash::fast::FixedState;
 use holdfast_bench_packets::flows::{Family, flow};
 use holdfast_bench_packets::hash_peer::{HashPeer, Keys};
-use holdfast_bench_packets::ours::{self, Ours};
+use holdfast_bench_packets::ours::Ours;
+use holdfast_bench_packets::pages::page_bytes_at;
+use holdfast_dataplane::service::SessionKey;
 use holdfast_dpdk::Eal;
 use holdfast_net::FlowKey;
 
@@ -27,8 +29,8 @@ pub trait Contender {
     fn insert(&mut self) -> Option<usize>;
     /// Removes them; how many were there. `None`: it cannot.
     fn remove(&mut self) -> Option<usize>;
-    /// An address in its largest block of memory.
-    fn address(&self) -> Option<NonNull<u8>>;
+    /// Size of the pages that its largest block of memory lies in.
+    fn page_bytes(&self) -> Option<u64>;
 }
 
 /// Puts flows 0 to `sessions` into a table.
@@ -141,8 +143,8 @@ impl Contender for Limit {
         None
     }
 
-    fn address(&self) -> Option<NonNull<u8>> {
-        Some(NonNull::from(self.lines.first()?).cast())
+    fn page_bytes(&self) -> Option<u64> {
+        page_bytes_at(NonNull::from(self.lines.first()?).cast())
     }
 }
 
@@ -193,8 +195,8 @@ impl Contender for RteHash {
         Some(self.table.remove(&self.keys))
     }
 
-    fn address(&self) -> Option<NonNull<u8>> {
-        NonNull::new(self.table.as_ptr().cast())
+    fn page_bytes(&self) -> Option<u64> {
+        page_bytes_at(NonNull::new(self.table.as_ptr().cast())?)
     }
 }
 
@@ -275,8 +277,8 @@ impl<K: MapKey> Contender for Hashbrown<K> {
         Some(self.keys.iter().filter(|key| self.map.remove(*key).is_some()).count())
     }
 
-    fn address(&self) -> Option<NonNull<u8>> {
-        Some(NonNull::from(self.map.values().next()?).cast())
+    fn page_bytes(&self) -> Option<u64> {
+        page_bytes_at(NonNull::from(self.map.values().next()?).cast())
     }
 }
 
@@ -330,23 +332,33 @@ impl<K: MapKey> Contender for Dashmap<K> {
         Some(self.keys.iter().filter(|key| self.map.remove(*key).is_some()).count())
     }
 
-    fn address(&self) -> Option<NonNull<u8>> {
-        Some(NonNull::from(self.map.iter().next()?.value()).cast())
+    fn page_bytes(&self) -> Option<u64> {
+        page_bytes_at(NonNull::from(self.map.iter().next()?.value()).cast())
     }
+}
+
+/// How our table is driven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drive {
+    /// Lookups with 32 to 64 under way, insertions and removals one by one.
+    Pipelined,
+    /// Everything in bursts of 32, as the worker does.
+    Bursts,
 }
 
 /// Our session table.
 pub struct OurTable {
     name: &'static str,
     table: Ours,
-    keys: Vec<ours::Key>,
+    drive: Drive,
+    keys: Vec<SessionKey>,
     sessions: usize,
 }
 
 impl OurTable {
-    /// `table`, to be filled with `sessions`.
-    pub fn new(name: &'static str, table: Ours, sessions: usize) -> OurTable {
-        OurTable { name, table, keys: Vec::new(), sessions }
+    /// `table`, which has or is to have `sessions`.
+    pub fn new(name: &'static str, table: Ours, drive: Drive, sessions: usize) -> OurTable {
+        OurTable { name, table, drive, keys: Vec::new(), sessions }
     }
 }
 
@@ -361,22 +373,31 @@ impl Contender for OurTable {
 
     fn prepare(&mut self, flows: &[FlowKey]) {
         self.keys.clear();
-        self.keys.extend(flows.iter().map(ours::key));
+        self.keys.extend(flows.iter().map(|flow| self.table.key(flow)));
     }
 
     fn hits(&mut self) -> usize {
-        self.table.hits(&self.keys)
+        match self.drive {
+            Drive::Pipelined => self.table.hits(&self.keys),
+            Drive::Bursts => self.table.hits_in_bursts(&self.keys),
+        }
     }
 
     fn insert(&mut self) -> Option<usize> {
-        Some(self.table.insert(&self.keys))
+        Some(match self.drive {
+            Drive::Pipelined => self.table.insert(&self.keys),
+            Drive::Bursts => self.table.insert_in_bursts(&self.keys),
+        })
     }
 
     fn remove(&mut self) -> Option<usize> {
-        Some(self.table.remove(&self.keys))
+        Some(match self.drive {
+            Drive::Pipelined => self.table.remove(&self.keys),
+            Drive::Bursts => self.table.remove_in_bursts(&self.keys),
+        })
     }
 
-    fn address(&self) -> Option<NonNull<u8>> {
-        self.table.address()
+    fn page_bytes(&self) -> Option<u64> {
+        Some(self.table.page_bytes() as u64)
     }
 }

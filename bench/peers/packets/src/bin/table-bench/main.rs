@@ -12,14 +12,15 @@ use clap::Parser;
 use holdfast_bench_packets::flows::{Family, Walk, flow};
 use holdfast_bench_packets::machine::{describe, huge_pages_free, pin, start_eal};
 use holdfast_bench_packets::meter::{Spread, Taken, measure, round};
-use holdfast_bench_packets::ours::{self, Ours};
-use holdfast_bench_packets::pages::{HugePages, allocated, page_bytes_at};
+use holdfast_bench_packets::ours::Ours;
+use holdfast_bench_packets::pages::{HugePages, allocated, only_small};
+use holdfast_dataplane::service::SessionKey;
 use holdfast_dpdk::Eal;
 use holdfast_net::FlowKey;
 use serde_json::{Map, Value, json};
 
 use beside::{Plan, SharedHash, measure_beside};
-use contender::{Contender, Dashmap, Hashbrown, Key4, Key6, Limit, OurTable, RteHash, fill};
+use contender::{Contender, Dashmap, Drive, Hashbrown, Key4, Key6, Limit, OurTable, RteHash, fill};
 
 #[global_allocator]
 static ALLOCATOR: HugePages = HugePages;
@@ -49,7 +50,7 @@ struct Args {
     /// Work without reserved huge pages
     #[arg(long)]
     no_huge: bool,
-    /// Only look this many flows up in a small table, for callgrind to count
+    /// Only look this many flows of each family up in a small table, for callgrind to count
     #[arg(long, value_name = "LOOKUPS")]
     callgrind_target: Option<usize>,
 }
@@ -83,7 +84,7 @@ fn family(text: &str) -> Result<Family, String> {
 fn main() -> Result<()> {
     let mut args = Args::parse();
     if let Some(lookups) = args.callgrind_target {
-        return callgrind_target(lookups);
+        return args.families.iter().try_for_each(|family| callgrind_target(lookups, *family));
     }
     if args.quick {
         args.sizes = vec![sessions("1M").map_err(anyhow::Error::msg)?];
@@ -93,6 +94,9 @@ fn main() -> Result<()> {
     }
     ensure!(args.lookups >= 64 && args.lookups.is_multiple_of(32), "slices are multiples of 32");
     pin(0)?;
+    if args.no_huge {
+        only_small();
+    }
     let eal = start_eal(args.no_huge.then_some(4096))?;
     let mut result = Map::new();
     result.insert("machine".to_owned(), describe(Some(&eal)));
@@ -179,12 +183,13 @@ impl Speeds {
         let measure = self.measure;
         into.insert(measure.to_owned(), Value::Object(speeds));
         into.insert(format!("{measure}_cycles"), Value::Object(cycles));
-        let Some((_, ours, _)) = self.of.iter().find(|(name, ..)| *name == "ours") else {
-            return;
-        };
-        for (name, speed, _) in self.of.iter().filter(|(name, ..)| *name != "ours") {
-            if let Some(spread) = Spread::of_ratio(ours, speed) {
-                into.insert(format!("{measure}_over_{name}"), spread.json());
+        let is_ours = |name: &str| name.strip_prefix("ours").map(str::to_owned);
+        for (name, ours, _) in &self.of {
+            let Some(variant) = is_ours(name) else { continue };
+            for (other, speed, _) in self.of.iter().filter(|(name, ..)| is_ours(name).is_none()) {
+                if let Some(spread) = Spread::of_ratio(ours, speed) {
+                    into.insert(format!("{measure}{variant}_over_{other}"), spread.json());
+                }
             }
         }
     }
@@ -193,19 +198,14 @@ impl Speeds {
 impl Group<'_> {
     fn measure(&self) -> Result<Value> {
         let mut result = Map::new();
-        let ours = Ours::new(self.size.sessions);
+        let ours = Ours::new(self.size.sessions, self.family)?;
         let rte_hash = self.rte_hash()?;
-        let mut contenders = self.contenders(&ours, rte_hash);
-        for contender in &mut contenders {
-            let sessions = contender.sessions().max(self.size.sessions);
-            fill(contender.as_mut(), sessions, self.family)?;
-        }
-        let pages = contenders.iter().map(|one| {
-            let page = one.address().and_then(page_bytes_at);
-            (one.name().to_owned(), json!(page))
-        });
+        let mut contenders = self.contenders(&ours, rte_hash)?;
+        let pages = contenders.iter().map(|one| (one.name().to_owned(), json!(one.page_bytes())));
         result.insert("page_bytes".to_owned(), Value::Object(pages.collect()));
         result.insert("hot_bytes".to_owned(), json!(ours.hot_bytes()));
+        let load = self.size.sessions as f64 / ours.slots(self.family) as f64;
+        result.insert("load".to_owned(), json!(round(load)));
         self.lookups(&mut contenders, &mut result)?;
         self.updates(&mut contenders, &mut result)?;
         drop(contenders);
@@ -218,11 +218,12 @@ impl Group<'_> {
         RteHash::new(self.eal, &name, self.size.sessions, self.family)
     }
 
-    fn contenders(&self, ours: &Ours, rte_hash: RteHash) -> Vec<Box<dyn Contender>> {
-        let sessions = self.size.sessions;
+    /// All, filled.
+    fn contenders(&self, ours: &Ours, rte_hash: RteHash) -> Result<Vec<Box<dyn Contender>>> {
+        let (sessions, family) = (self.size.sessions, self.family);
         let mut all: Vec<Box<dyn Contender>> =
             vec![Box::new(Limit::new(ours.hot_bytes(), sessions)), Box::new(rte_hash)];
-        match self.family {
+        match family {
             Family::V4 => {
                 all.push(Box::new(Hashbrown::<Key4>::new(sessions)));
                 all.push(Box::new(Dashmap::<Key4>::new(sessions)));
@@ -232,8 +233,23 @@ impl Group<'_> {
                 all.push(Box::new(Dashmap::<Key6>::new(sessions)));
             }
         }
-        all.push(Box::new(OurTable::new("ours", ours.clone(), sessions)));
-        all
+        all.push(Box::new(OurTable::new("ours", ours.clone(), Drive::Pipelined, sessions)));
+        for (name, percent) in [("ours_load_50", 50), ("ours_load_80", 80)] {
+            let filled = ours.slots(family) * percent / 100;
+            let table = Ours::new(ours.slots(family) * 4 / 5, family)?;
+            all.push(Box::new(OurTable::new(name, table, Drive::Pipelined, filled)));
+        }
+        for contender in &mut all {
+            // A map says how many it has, which is none yet.
+            let wanted = match contender.sessions() {
+                0 => sessions,
+                wanted => wanted,
+            };
+            fill(contender.as_mut(), wanted, family)?;
+        }
+        // The same table as ours, so it is full already.
+        all.push(Box::new(OurTable::new("ours_bursts", ours.clone(), Drive::Bursts, sessions)));
+        Ok(all)
     }
 
     /// Flows that are in the table, then flows that are not.
@@ -246,7 +262,8 @@ impl Group<'_> {
         let mut miss = Speeds::new("miss", contenders);
         let mut walks: Vec<Walk> =
             contenders.iter().map(|one| Walk::new(one.sessions() as u32)).collect();
-        let misses_from = 2 * self.size.sessions as u32;
+        // Past all that any table holds.
+        let misses_from = 4 * self.size.sessions as u32;
         for round in 0..self.args.rounds as usize {
             for turn in 0..contenders.len() {
                 let at = (round + turn) % contenders.len();
@@ -331,33 +348,21 @@ impl Group<'_> {
 }
 
 /// A small table, so that the count is of instructions and not of the machine's caches.
-fn callgrind_target(lookups: usize) -> Result<()> {
-    const SESSIONS: usize = 1 << 14;
-    let table = Ours::new(SESSIONS);
-    for family in [Family::V4, Family::V6] {
-        let keys: Vec<ours::Key> =
-            (0..SESSIONS as u32 / 2).map(|n| ours::key(&flow(n, family))).collect();
-        ensure!(table.insert(&keys) == keys.len(), "the table is too small");
-        for _ in 0..lookups / keys.len() {
-            let found = match family {
-                Family::V4 => callgrind_lookups_ipv4(&table, &keys),
-                Family::V6 => callgrind_lookups_ipv6(&table, &keys),
-            };
-            ensure!(found == keys.len(), "a flow is missing");
-        }
-        println!("{} {}", family.name(), lookups / keys.len() * keys.len());
+fn callgrind_target(lookups: usize, family: Family) -> Result<()> {
+    const SESSIONS: usize = 1 << 13;
+    let table = Ours::new(SESSIONS, family)?;
+    let keys: Vec<SessionKey> = (0..SESSIONS as u32).map(|n| table.key(&flow(n, family))).collect();
+    ensure!(table.insert(&keys) == keys.len(), "the table is too small");
+    for _ in 0..lookups / keys.len() {
+        ensure!(callgrind_lookups(&table, &keys) == keys.len(), "a flow is missing");
     }
+    println!("{} {}", family.name(), lookups / keys.len() * keys.len());
     Ok(())
 }
 
+/// What callgrind counts the instructions of, by this name.
 #[inline(never)]
 #[unsafe(no_mangle)]
-fn callgrind_lookups_ipv4(table: &Ours, keys: &[ours::Key]) -> usize {
-    black_box(table.hits(keys))
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-fn callgrind_lookups_ipv6(table: &Ours, keys: &[ours::Key]) -> usize {
+fn callgrind_lookups(table: &Ours, keys: &[SessionKey]) -> usize {
     black_box(table.hits(keys))
 }
