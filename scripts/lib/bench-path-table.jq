@@ -4,7 +4,7 @@ def pad($n): tostring | . + (" " * ([$n - length, 0] | max));
 def left($n): tostring | (" " * ([$n - length, 0] | max)) + .;
 def spread: if . == null then "-" else "\(.median) (\(.p10)-\(.p90))" end;
 def cell: if . == null then "-" else tostring end;
-def row($c): ($c[0] | pad(28)) + ($c[1:] | map(left(22)) | join(""));
+def row($c): ($c[0] | pad(28)) + ($c[1:] | map(left(27)) | join(""));
 
 "",
 "a packet's way, one core: median (p10-p90) of \(.settings.rounds) rounds",

@@ -3,7 +3,7 @@
 def pad($n): tostring | . + (" " * ([$n - length, 0] | max));
 def left($n): tostring | (" " * ([$n - length, 0] | max)) + .;
 def spread: if . == null then "-" else "\(.median) (\(.p10)-\(.p90))" end;
-def row($c): ($c[0] | pad(16)) + ($c[1:] | map(left(24)) | join(""));
+def row($c): ($c[0] | pad(16)) + ($c[1:] | map(left(26)) | join(""));
 def contenders: ["limit", "rte_hash", "hashbrown", "dashmap", "ours", "ours_bursts", "ours_load_50", "ours_load_80"];
 
 "",
