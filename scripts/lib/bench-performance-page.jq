@@ -50,10 +50,21 @@ def path_part:
         | "Two workers over one table (`\(.key | sub("two_workers_"; ""))`): \(.value.two_workers_mpps | spread) Mpps, one alone \(.value.one_worker_mpps | spread): \(.value.ratio | spread) times as many.", ""),
     (if .testpmd_null_macswap_ns then "testpmd itself says of its macswap: \(.testpmd_null_macswap_ns) ns on net_null, \(.testpmd_ring_macswap_ns | cell) ns on net_ring.", "" else empty end);
 
+def rate($run; $rate):
+    [$run, $rate] + if . == null then ["-", "-", "-", "-", "-"]
+        else [.offered_mpps, .forwarded_mpps, .lost_percent, .latency_us.p50, .latency_us.p99] | map(if . == null then . else (. * 1000 | round / 1000) end) end
+    | row;
+
+def load_part:
+    "## Load", "",
+    "`scripts/bench load`: packets through holdfastd, IPv\(.family), \(.sessions) sessions, \(.redirected_sessions) redirects, \(.churn_per_second) opened and closed a second, frames of \(.frame_bytes) bytes. The highest rate is the greatest tried with at most \(.loss_percent_max) % lost.", "",
+    (["", "rate", "offered Mpps", "forwarded Mpps", "lost %", "p50 µs", "p99 µs"] | heading),
+    (. as $all | ("mix", "hits", "redirects", "misses") as $run | $all[$run] // empty
+        | (.fixed | rate($run; "fixed")), (if (.steps | length) > 0 then .highest | rate($run; "highest") else empty end)),
+    "", (.note // empty), "";
+
 "# Performance", "",
 (if ($table | length) + ($path | length) > 0 then "![Lookups per second and nanoseconds per packet](performance.svg)", "" else empty end),
 (if $table | length > 0 then $table[0] | table_part else "*No result of `scripts/bench table`.*", "" end),
 (if $path | length > 0 then $path[0] | path_part else "*No result of `scripts/bench path`.*", "" end),
-(if $load | length > 0 then
-    "## Load", "", "`scripts/bench load`:", "", "```json", ($load[0] | tojson), "```", ""
- else empty end)
+(if $load | length > 0 then $load[0] | load_part else "*No result of `scripts/bench load`.*", "" end)

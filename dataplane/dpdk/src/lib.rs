@@ -78,7 +78,7 @@ pub use cpu::{prefetch, prefetch_write, tsc};
 pub use eal::{Eal, version};
 pub use error::Error;
 pub use mbuf::{HEADROOM, Mbuf};
-pub use memory::{LINE_WORDS, Line, Lines};
+pub use memory::{LINE_WORDS, Line, Lines, matching_words};
 pub use mempool::{Mempool, MempoolConfig};
 pub use port::{Device, Port, PortConfig};
 pub use port_info::{Checksums, DeviceInfo, Link, MacAddress, PortInfo, PortStats, Refusal};

@@ -27,7 +27,10 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 #[derive(Debug)]
 pub struct Lines {
     lines: NonNull<Line>,
+    /// At least 1.
     count: usize,
+    /// Less than `count`, all bits below its highest set.
+    mask: usize,
     _mapping: Mapping,
     page_bytes: usize,
 }
@@ -44,13 +47,15 @@ unsafe impl Send for Lines {}
 unsafe impl Sync for Lines {}
 
 impl Lines {
-    /// Maps `count` lines: in reserved huge pages when enough of them are free (all are then
+    /// Maps `count` lines, at least one: in reserved huge pages when enough of them are free (all are then
     /// touched at once, so that no packet ever waits for a page), else in pages of the ordinary
     /// size that the kernel is asked to merge.
     ///
     /// # Errors
     /// [`Error::Memory`] when there is not that much.
     pub fn new(count: usize) -> Result<Lines, Error> {
+        let count = count.max(1);
+        let mask = (1 << count.ilog2()) - 1;
         let error = || Error::Memory { mib: count / ((1 << 20) / size_of::<Line>()) };
         let bytes = count.checked_mul(size_of::<Line>()).ok_or_else(error)?;
         let huge_bytes = bytes.checked_next_multiple_of(HUGE_PAGE_BYTES).ok_or_else(error)?;
@@ -59,7 +64,13 @@ impl Lines {
             && let Some(mapping) = Mapping::new(huge_bytes, MapFlags::HUGETLB | MapFlags::POPULATE)
         {
             let lines = mapping.start.cast();
-            return Ok(Lines { lines, count, _mapping: mapping, page_bytes: HUGE_PAGE_BYTES });
+            return Ok(Lines {
+                lines,
+                count,
+                mask,
+                _mapping: mapping,
+                page_bytes: HUGE_PAGE_BYTES,
+            });
         }
         // The kernel merges only pages that start at a multiple of the large one.
         let spare = if bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { size_of::<Line>() };
@@ -71,13 +82,101 @@ impl Lines {
         // SAFETY: the advice changes how the kernel backs our own mapping, nothing else.
         let _ = unsafe { madvise(start.as_ptr().cast(), bytes, Advice::LinuxHugepage) };
         let page_bytes = rustix::param::page_size();
-        Ok(Lines { lines: start.cast(), count, _mapping: mapping, page_bytes })
+        Ok(Lines { lines: start.cast(), count, mask, _mapping: mapping, page_bytes })
+    }
+
+    /// The line at `index`, counted round: modulo the number of lines, which must be a power of
+    /// two for all of them to be reached. Without a branch.
+    #[inline(always)]
+    #[must_use]
+    pub fn line(&self, index: usize) -> &Line {
+        // SAFETY: the mask is less than `count`, so the line is one of the mapping's, which the
+        // kernel has zeroed (a valid `AtomicU64`) and which lives as long as this object.
+        unsafe { self.lines.add(index & self.mask).as_ref() }
     }
 
     /// Size in bytes of the pages that were reserved for it: 2 MiB, or the ordinary size.
     #[must_use]
     pub fn page_bytes(&self) -> usize {
         self.page_bytes
+    }
+}
+
+/// Which words of `line` equal `wanted` in the bits of `mask`: bit 2 n for word n. Each word is
+/// read once, all of them in no order, so it is a hint where others write meanwhile: read the word
+/// again before you believe it.
+#[inline(always)]
+#[must_use]
+pub fn matching_words(line: &Line, mask: u64, wanted: u64) -> u32 {
+    matching::words(line, mask, wanted)
+}
+
+#[cfg(target_arch = "x86_64")]
+mod matching {
+    use std::arch::asm;
+
+    use super::Line;
+
+    /// Four times two words at a time, by instructions of SSE 4.1, which DPDK itself needs.
+    #[inline(always)]
+    pub(super) fn words(line: &Line, mask: u64, wanted: u64) -> u32 {
+        let found: u32;
+        // SAFETY: reads the 64 bytes of `line`, which are aligned and initialised. Not as Rust
+        // reads, so that writers on other cores are no data race: the CPU reads each half of 16
+        // aligned bytes at once.
+        unsafe {
+            asm!(
+                "movq {mask}, {m}",
+                "movq {wanted}, {w}",
+                "punpcklqdq {mask}, {mask}",
+                "punpcklqdq {wanted}, {wanted}",
+                "movdqa {a}, xmmword ptr [{line}]",
+                "movdqa {b}, xmmword ptr [{line} + 16]",
+                "movdqa {c}, xmmword ptr [{line} + 32]",
+                "movdqa {d}, xmmword ptr [{line} + 48]",
+                "pand {a}, {mask}",
+                "pand {b}, {mask}",
+                "pand {c}, {mask}",
+                "pand {d}, {mask}",
+                "pcmpeqq {a}, {wanted}",
+                "pcmpeqq {b}, {wanted}",
+                "pcmpeqq {c}, {wanted}",
+                "pcmpeqq {d}, {wanted}",
+                "packssdw {a}, {b}",
+                "packssdw {c}, {d}",
+                "packsswb {a}, {c}",
+                "pmovmskb {found:e}, {a}",
+                line = in(reg) line,
+                m = in(reg) mask,
+                w = in(reg) wanted,
+                mask = out(xmm_reg) _,
+                wanted = out(xmm_reg) _,
+                a = out(xmm_reg) _,
+                b = out(xmm_reg) _,
+                c = out(xmm_reg) _,
+                d = out(xmm_reg) _,
+                found = out(reg) found,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        found & 0x5555
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod matching {
+    use std::sync::atomic::Ordering;
+
+    use super::Line;
+
+    #[inline(always)]
+    pub(super) fn words(line: &Line, mask: u64, wanted: u64) -> u32 {
+        let mut found = 0;
+        for (index, word) in line.0.iter().enumerate() {
+            let is_it = word.load(Ordering::Relaxed) & mask == wanted;
+            found |= u32::from(is_it) << (2 * index);
+        }
+        found
     }
 }
 
@@ -125,14 +224,32 @@ mod tests {
     fn lines_are_zero_and_keep_what_is_written() {
         for count in [0, 1, 1000, 100_000] {
             let lines = Lines::new(count).expect("memory");
-            assert_eq!(lines.len(), count);
+            assert_eq!(lines.len(), count.max(1));
             let zero = |line: &Line| line.0.iter().all(|word| word.load(Ordering::Relaxed) == 0);
             assert!(lines.iter().all(zero));
             if let Some(last) = lines.last() {
                 last.0[7].store(7, Ordering::Relaxed);
-                assert_eq!(lines[count - 1].0[7].load(Ordering::Relaxed), 7);
+                assert_eq!(lines[lines.len() - 1].0[7].load(Ordering::Relaxed), 7);
             }
+            let last = lines.line(usize::MAX);
+            assert!(lines.iter().any(|line| std::ptr::eq(line, last)));
         }
+    }
+
+    #[test]
+    fn matching_words_are_found() {
+        let line = Line::default();
+        for (index, word) in line.0.iter().enumerate() {
+            word.store((index as u64 / 2) << 22 | 5, Ordering::Relaxed);
+        }
+        let mask = !0 << 22;
+        assert_eq!(matching_words(&line, mask, 0), 0b0101);
+        assert_eq!(matching_words(&line, mask, 3 << 22), 0b0101 << 12);
+        assert_eq!(matching_words(&line, mask, 4 << 22), 0);
+        assert_eq!(matching_words(&line, !0, 3 << 22 | 5), 0b0101 << 12);
+        line.0[3].store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(matching_words(&line, mask, mask), 1 << 6);
+        assert_eq!(matching_words(&line, !0, u64::MAX >> 1), 0);
     }
 
     #[test]

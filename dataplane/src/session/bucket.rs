@@ -22,7 +22,7 @@
 //! hash. A lookup that does not find a flow in a bucket looks further only where the flow's
 //! counter is not zero. A counter that has reached 15 stays there.
 
-use super::sync::{Line, Ordering};
+use super::sync::{Line, Ordering, matching_words};
 
 /// Words of a bucket.
 pub const WORDS: usize = 8;
@@ -127,18 +127,19 @@ impl Layout for V4 {
         (word & !META == identity_v4(*key, probe)).then_some(word)
     }
 
-    /// All words without a branch: which of them it is cannot be guessed.
+    /// All words at once: which of them it is cannot be guessed.
     #[inline(always)]
     fn find(line: &Line, key: &u64, probe: u32) -> Option<(usize, u64)> {
         let identity = identity_v4(*key, probe);
-        let (mut position, mut found) = (0, 0);
-        for index in (1..8).rev() {
-            let word = line.0[index].load(Ordering::Acquire);
-            let is_it = word & !META == identity;
-            position = if is_it { index } else { position };
-            found = if is_it { word } else { found };
+        // Without the word of the counters.
+        let found = matching_words(line, !META, identity) & !1;
+        if found == 0 {
+            return None;
         }
-        (found != 0).then_some((position, found))
+        let position = (found.trailing_zeros() / 2) as usize % WORDS;
+        let word = line.0[position].load(Ordering::Acquire);
+        // Else it went in this moment, and we looked before it did.
+        (word & !META == identity).then_some((position, word))
     }
 
     fn claim(line: &Line, key: &u64, probe: u32, meta: u64) -> Option<(usize, u64)> {

@@ -3,7 +3,7 @@
 
 pub use std::sync::atomic::Ordering;
 
-pub use holdfast_dpdk::Line;
+pub use holdfast_dpdk::{Line, matching_words};
 
 /// Orders what this thread has published before what it reads next. What publishes is a
 /// sequentially consistent read-modify-write and what reads then is a sequentially consistent

@@ -63,7 +63,7 @@ impl Place {
     #[inline(always)]
     fn new<L: Layout>(bucket: u32, position: usize) -> Place {
         let family = if L::IS_V6 { Place::V6 } else { 0 };
-        Place(family | (bucket * WORDS + position as u32))
+        Place(family | bucket << bucket::WORDS.ilog2() | position as u32)
     }
 
     #[inline(always)]
@@ -148,9 +148,25 @@ pub struct Gauges {
 struct At<K> {
     key: K,
     home: u32,
-    step: u32,
+    hash: u64,
+}
+
+impl<K> At<K> {
+    /// Between one probe and the next; odd, so that all probes differ.
+    #[inline]
+    fn step(&self) -> u32 {
+        (self.hash >> 32) as u32 | 1
+    }
+
     /// Which of a bucket's counters its passing by is counted in.
-    counter: u32,
+    #[inline(always)]
+    fn counter(&self) -> u32 {
+        (self.hash >> 60) as u32
+    }
+
+    fn without_key(&self) -> At<()> {
+        At { key: (), home: self.home, hash: self.hash }
+    }
 }
 
 /// A flow's place in the table, found out by hashing it: what [`SessionTable::locate`] makes and
@@ -170,8 +186,8 @@ impl Located {
     #[must_use]
     pub fn entropy(&self) -> u16 {
         match &self.0 {
-            AtFamily::V4(at) => (at.home ^ at.step) as u16,
-            AtFamily::V6(at) => (at.home ^ at.step) as u16,
+            AtFamily::V4(at) => at.home as u16 ^ (at.hash >> 40) as u16,
+            AtFamily::V6(at) => (at.hash >> 40) as u16,
         }
     }
 }
@@ -590,7 +606,7 @@ impl SessionTable {
                     return Some(other);
                 }
             }
-            if !bucket::may_have_passed(line, at.counter) {
+            if !bucket::may_have_passed(line, at.counter()) {
                 break;
             }
         }
@@ -711,12 +727,6 @@ impl SessionTable {
     }
 }
 
-impl<K> At<K> {
-    fn without_key(&self) -> At<()> {
-        At { key: (), home: self.home, step: self.step, counter: self.counter }
-    }
-}
-
 impl Family {
     fn new<L: Layout>(
         capacity: usize,
@@ -746,7 +756,7 @@ impl Family {
 
     #[inline(always)]
     fn line(&self, bucket: u32) -> &Line {
-        &self.lines[bucket as usize]
+        self.lines.line(bucket as usize)
     }
 
     /// The version of the entry at `position` of a bucket.
@@ -755,7 +765,7 @@ impl Family {
         // One for each position, or for each four of them.
         let slot = position >> (bucket::WORDS.ilog2() - self.version_shift);
         let index = ((bucket as usize) << self.version_shift) + slot;
-        &self.versions[index / bucket::WORDS].0[index % bucket::WORDS]
+        &self.versions.line(index / bucket::WORDS).0[index % bucket::WORDS]
     }
 
     #[inline(always)]
@@ -784,19 +794,13 @@ impl Family {
 
     #[inline(always)]
     fn at<K>(&self, key: K, low: u32, hash: u64) -> At<K> {
-        At {
-            key,
-            home: low ^ hash as u32 & self.index_mask,
-            // Odd, so that all probes differ.
-            step: (hash >> 32) as u32 | 1,
-            counter: (hash >> 60) as u32,
-        }
+        At { key, home: low ^ hash as u32 & self.index_mask, hash }
     }
 
     /// The bucket that a flow's `probe`-th try falls into; the first is its home.
     #[inline(always)]
     fn bucket<K>(&self, at: &At<K>, probe: u32) -> u32 {
-        at.home ^ at.step.wrapping_mul(probe - 1) & self.index_mask
+        at.home ^ at.step().wrapping_mul(probe - 1) & self.index_mask
     }
 
     #[inline(always)]
@@ -805,7 +809,7 @@ impl Family {
         if let Some((position, word)) = L::find(line, &at.key, 1) {
             return Some(Entry { place: Place::new::<L>(at.home, position), word });
         }
-        if !bucket::may_have_passed(line, at.counter) {
+        if !bucket::may_have_passed(line, at.counter()) {
             return None;
         }
         self.find_displaced::<L>(at)
@@ -819,7 +823,7 @@ impl Family {
             if let Some((position, word)) = L::find(line, &at.key, probe) {
                 return Some(Entry { place: Place::new::<L>(bucket, position), word });
             }
-            if !bucket::may_have_passed(line, at.counter) {
+            if !bucket::may_have_passed(line, at.counter()) {
                 break;
             }
         }
@@ -835,7 +839,7 @@ impl Family {
             if let Some((position, word)) = L::claim(line, &at.key, probe, meta) {
                 return Some((Entry { place: Place::new::<L>(bucket, position), word }, probe));
             }
-            bucket::pass(line, at.counter);
+            bucket::pass(line, at.counter());
         }
         self.unpass(at, L::PROBES + 1);
         None
@@ -844,7 +848,7 @@ impl Family {
     /// An entry at its `probe`-th bucket has gone from there.
     fn unpass<K>(&self, at: &At<K>, probe: u32) {
         for passed in 1..probe {
-            bucket::unpass(self.line(self.bucket(at, passed)), at.counter);
+            bucket::unpass(self.line(self.bucket(at, passed)), at.counter());
         }
     }
 
