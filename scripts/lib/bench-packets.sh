@@ -9,7 +9,7 @@ CALLGRIND_LOOKUPS=131072
 # Huge pages of 2 MiB for tables of 8M sessions, and of 1M.
 TABLE_PAGES_8M=3000 TABLE_PAGES_1M=800
 PATH_PAGES_8M=2600 PATH_PAGES_1M=900
-PAGES_KEPT='' RUNNING_PACKETS='' TESTPMD_FIFO=''
+PAGES_KEPT='' PAGES_SET='' RUNNING_PACKETS='' TESTPMD_FIFO=''
 NR_HUGEPAGES=/proc/sys/vm/nr_hugepages
 
 packets_usage() {
@@ -36,7 +36,10 @@ packets_clean_up() {
         wait "$RUNNING_PACKETS" 2>/dev/null || true
     fi
     [[ -z $TESTPMD_FIFO ]] || rm -f "$TESTPMD_FIFO"
-    [[ -z $PAGES_KEPT ]] || printf '%s\n' "$PAGES_KEPT" >"$NR_HUGEPAGES" || true
+    # Unless somebody else has changed it meanwhile.
+    if [[ -n $PAGES_KEPT && $(cat "$NR_HUGEPAGES") == "$PAGES_SET" ]]; then
+        printf '%s\n' "$PAGES_KEPT" >"$NR_HUGEPAGES" || true
+    fi
 }
 
 PACKETS_OPTIONS=() PACKETS_QUICK=0 PACKETS_SIZES=1M,8M PACKETS_HUGE=1
@@ -102,6 +105,7 @@ huge_pages() {
         if ((free < $1)); then
             PAGES_KEPT=$all
             { printf '%d\n' $((all + $1 - free)) >"$NR_HUGEPAGES"; } 2>/dev/null || true
+            PAGES_SET=$(cat "$NR_HUGEPAGES")
             free=$(awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo)
         fi
         if ((free < $1)); then

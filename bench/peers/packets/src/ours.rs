@@ -124,14 +124,21 @@ impl Ours {
         let Some(first) = chunks.next() else {
             return 0;
         };
-        let mut before = self.locate(first);
+        let mut now = self.room(first);
+        let mut next = now;
+        self.locate(first, &mut now);
         let mut count = 0;
-        for chunk in chunks {
-            let next = self.locate(chunk);
-            count += self.find(&before);
-            before = next;
+        while let Some(chunk) = chunks.next() {
+            self.locate(chunk, &mut next);
+            count += self.find(&now);
+            // Not by copying: in turn.
+            let Some(chunk) = chunks.next() else {
+                return count + self.find(&next);
+            };
+            self.locate(chunk, &mut now);
+            count += self.find(&next);
         }
-        count + self.find(&before)
+        count + self.find(&now)
     }
 
     /// As [`Ours::hits`], but burst by burst as the worker does: 32 are asked for, then looked
@@ -139,12 +146,36 @@ impl Ours {
     #[inline(never)]
     #[must_use]
     pub fn hits_in_bursts(&self, keys: &[SessionKey]) -> usize {
-        keys.as_chunks::<AHEAD>().0.iter().map(|chunk| self.find(&self.locate(chunk))).sum()
+        self.each_burst(keys, |located| self.find(located))
+    }
+
+    /// Room for a burst's places.
+    #[inline(always)]
+    fn room(&self, keys: &[SessionKey; AHEAD]) -> [Located; AHEAD] {
+        [self.0.locate(&keys[0]); AHEAD]
     }
 
     #[inline(always)]
-    fn locate(&self, keys: &[SessionKey; AHEAD]) -> [Located; AHEAD] {
-        std::array::from_fn(|at| self.0.locate(&keys[at]))
+    fn locate(&self, keys: &[SessionKey; AHEAD], located: &mut [Located; AHEAD]) {
+        for (key, at) in keys.iter().zip(located) {
+            *at = self.0.locate(key);
+        }
+    }
+
+    /// The sum of what `act` makes of each burst, located.
+    #[inline(always)]
+    fn each_burst(&self, keys: &[SessionKey], act: impl Fn(&[Located; AHEAD]) -> usize) -> usize {
+        let chunks = keys.as_chunks::<AHEAD>().0;
+        let Some(first) = chunks.first() else {
+            return 0;
+        };
+        let mut located = self.room(first);
+        let mut count = 0;
+        for chunk in chunks {
+            self.locate(chunk, &mut located);
+            count += act(&located);
+        }
+        count
     }
 
     #[inline(always)]
@@ -166,14 +197,12 @@ impl Ours {
 
     /// As [`Ours::insert`], in bursts whose lines are asked for first.
     pub fn insert_in_bursts(&self, keys: &[SessionKey]) -> usize {
-        let insert = |chunk: &[SessionKey; AHEAD]| {
-            let located = self.locate(chunk);
-            for at in &located {
+        self.each_burst(keys, |located| {
+            for at in located {
                 self.0.prefetch_insert(at);
             }
             located.iter().filter(|at| self.insert_at(at)).count()
-        };
-        keys.as_chunks::<AHEAD>().0.iter().map(insert).sum()
+        })
     }
 
     fn insert_at(&self, at: &Located) -> bool {
@@ -187,10 +216,7 @@ impl Ours {
 
     /// As [`Ours::remove`], in bursts whose lines are asked for first.
     pub fn remove_in_bursts(&self, keys: &[SessionKey]) -> usize {
-        let remove = |chunk: &[SessionKey; AHEAD]| {
-            self.locate(chunk).iter().filter(|at| self.remove_at(at)).count()
-        };
-        keys.as_chunks::<AHEAD>().0.iter().map(remove).sum()
+        self.each_burst(keys, |located| located.iter().filter(|at| self.remove_at(at)).count())
     }
 
     fn remove_at(&self, at: &Located) -> bool {
