@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-const SOURCES: &[&str] = &["c/table.c", "c/path.c"];
+const SOURCES: &[&str] = &["c/table.c", "c/path.c", "c/pages.c"];
 /// What the sources call beyond what holdfast's own bindings link.
 const LIBRARIES: &[&str] =
     &["rte_hash", "rte_ethdev", "rte_mbuf", "rte_mempool", "rte_ring", "rte_eal"];

@@ -3,8 +3,9 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use anyhow::{Result, ensure};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// A huge page, bytes.
@@ -12,7 +13,6 @@ pub const HUGE: usize = 2 << 20;
 /// Allocations of this many bytes and more get pages of their own.
 const LARGE: usize = HUGE;
 
-static SMALL_ONLY: AtomicBool = AtomicBool::new(false);
 static IN_HUGE_PAGES: AtomicU64 = AtomicU64::new(0);
 static IN_ADVISED_PAGES: AtomicU64 = AtomicU64::new(0);
 
@@ -23,9 +23,19 @@ pub fn allocated() -> (u64, u64) {
     (IN_HUGE_PAGES.load(Ordering::Relaxed), IN_ADVISED_PAGES.load(Ordering::Relaxed))
 }
 
-/// From now on everybody gets ordinary pages, as those do who are not asked.
-pub fn only_small() {
-    SMALL_ONLY.store(true, Ordering::Relaxed);
+unsafe extern "C" {
+    fn peer_refuse_huge_pages() -> std::ffi::c_int;
+}
+
+/// From now on nobody in this process gets huge pages, whether it asks for them or not.
+///
+/// # Errors
+/// When the kernel cannot be told so.
+pub fn only_small() -> Result<()> {
+    // SAFETY: changes what the kernel answers to later mappings, nothing that exists.
+    let refused = unsafe { peer_refuse_huge_pages() };
+    ensure!(refused == 0, "huge pages cannot be refused: {}", std::io::Error::last_os_error());
+    Ok(())
 }
 
 /// The allocator of the benches.
@@ -44,9 +54,8 @@ fn map(size: usize) -> *mut u8 {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     let private = MapFlags::PRIVATE;
     let huge = private | MapFlags::HUGETLB | MapFlags::HUGE_2MB | MapFlags::POPULATE;
-    let small = SMALL_ONLY.load(Ordering::Relaxed);
     // SAFETY: a new mapping where nothing was.
-    if !small && let Ok(memory) = unsafe { mmap_anonymous(null_mut(), size, protection, huge) } {
+    if let Ok(memory) = unsafe { mmap_anonymous(null_mut(), size, protection, huge) } {
         IN_HUGE_PAGES.fetch_add(size as u64, Ordering::Relaxed);
         return memory.cast();
     }
@@ -68,12 +77,9 @@ fn map(size: usize) -> *mut u8 {
             let _ = munmap(aligned.add(size).cast(), HUGE - front);
         }
         // Only a wish: small pages do as well.
-        let advice = if small { Advice::LinuxNoHugepage } else { Advice::LinuxHugepage };
-        let _ = madvise(aligned.cast(), size, advice);
+        let _ = madvise(aligned.cast(), size, Advice::LinuxHugepage);
     }
-    if !small {
-        IN_ADVISED_PAGES.fetch_add(size as u64, Ordering::Relaxed);
-    }
+    IN_ADVISED_PAGES.fetch_add(size as u64, Ordering::Relaxed);
     aligned
 }
 

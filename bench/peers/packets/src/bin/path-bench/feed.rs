@@ -91,7 +91,9 @@ impl Feed {
 
     /// Passes over flows, so that two feeds are not in step.
     pub fn skip(&mut self, count: usize) {
-        self.flows.nth(count);
+        if let Some(last) = count.checked_sub(1) {
+            self.flows.nth(last);
+        }
     }
 
     /// Frames checked so far.
