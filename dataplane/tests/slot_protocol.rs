@@ -44,6 +44,14 @@ const fn key(client: [u64; 2]) -> KeyV6 {
     KeyV6 { client, tail: 7 }
 }
 
+/// Runs `threads` in every interleaving with up to three preemptions:
+/// without a bound it takes minutes.
+fn model(threads: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(threads);
+}
+
 /// All slots taken but the first `free`, so that few interleavings remain.
 fn line<L: Layout>(other: &L::Key, free: usize) -> Line {
     let line = Line::default();
@@ -58,8 +66,8 @@ fn line<L: Layout>(other: &L::Key, free: usize) -> Line {
 }
 
 fn places<L: Layout>(line: &Line, key: &L::Key) -> Vec<usize> {
-    let there = |position: &&usize| L::check(line, **position, key, 1, Ordering::SeqCst).is_some();
-    L::POSITIONS.iter().filter(there).copied().collect()
+    let matches = L::matches(line, key, 1);
+    L::POSITIONS.iter().filter(|position| matches >> (2 * **position) & 1 == 1).copied().collect()
 }
 
 /// Two workers insert one flow: at least one of them sees both entries, so one can go.
@@ -67,7 +75,7 @@ fn one_of_two_sees_both<L: Layout + 'static>(flow: L::Key, other: L::Key)
 where
     L::Key: Send + Sync + 'static,
 {
-    loom::model(move || {
+    model(move || {
         let line = Arc::new(line::<L>(&other, 2));
         let insert = move |line: &Line, number| {
             L::claim(line, &flow, 1, meta(number)).unwrap();
@@ -95,7 +103,7 @@ fn of_two_that_insert_a_flow_one_sees_both_v6() {
 
 /// A slot is given to another flow while `look` looks at it.
 fn while_a_slot_changes_hands(look: impl Fn(&Line) + Send + Sync + 'static) {
-    loom::model(move || {
+    model(move || {
         let line = Arc::new(line::<V6>(&key([3, 3]), 1));
         let (position, word) = V6::claim(&line, &OLD, 1, meta(1)).unwrap();
         let writer = {
@@ -153,7 +161,7 @@ fn a_late_change_does_no_harm<L: Layout + 'static>(flow: L::Key, next: L::Key, o
 where
     L::Key: Send + Sync + std::fmt::Debug + 'static,
 {
-    loom::model(move || {
+    model(move || {
         let line = Arc::new(line::<L>(&other, 1));
         let (position, word) = L::claim(&line, &flow, 1, meta(1)).unwrap();
         let remover = {
@@ -190,7 +198,7 @@ fn a_late_change_does_no_harm_v6() {
 /// pass by and go: their counts do not disturb each other.
 #[test]
 fn who_passed_by_is_found() {
-    loom::model(|| {
+    model(|| {
         let (home, next) = (Arc::new(line::<V4>(&7, 0)), Arc::new(line::<V4>(&7, 1)));
         bucket::pass(&home, 3);
         let inserter = {

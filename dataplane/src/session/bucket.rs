@@ -4,7 +4,7 @@
 //! ```text
 //! word 0       sixteen counters of four bits: entries that passed by this full bucket
 //! IPv4         words 1 to 7, an entry each
-//!              remainder of the key 38 | probe 4 | meta 22
+//!              remainder of the key 37 | probe 5 | meta 22
 //! IPv6         words 1 and 4, each with the client's address in the two words behind it
 //!              service and port 22 | generation 20 | meta 22
 //! ```
@@ -33,7 +33,7 @@ pub const META: u64 = (1 << META_BITS) - 1;
 /// The state, within the meta bits; 0 is a free slot.
 pub const STATE: u64 = 7;
 
-const PROBE_BITS: u32 = 4;
+const PROBE_BITS: u32 = 5;
 /// Bits of an IPv4 key that a word has room for.
 pub const REMAINDER_BITS: u32 = 64 - META_BITS - PROBE_BITS;
 
@@ -57,22 +57,19 @@ pub trait Layout {
     /// Which of the two families.
     const IS_V6: bool;
 
-    /// The entry of `key` that came by its `probe`-th bucket, at `position`.
-    fn check(
-        line: &Line,
-        position: usize,
-        key: &Self::Key,
-        probe: u32,
-        order: Ordering,
-    ) -> Option<u64>;
+    /// Where in the line entries of `key` are that came by its `probe`-th bucket: bit 2 n for
+    /// position n.
+    fn matches(line: &Line, key: &Self::Key, probe: u32) -> u32;
+
+    /// The entry of `key` at `position`.
+    fn check(line: &Line, position: usize, key: &Self::Key, probe: u32) -> Option<u64>;
 
     /// The first entry of `key` in the line: its position and word.
     #[inline(always)]
     fn find(line: &Line, key: &Self::Key, probe: u32) -> Option<(usize, u64)> {
-        Self::POSITIONS.iter().find_map(|&position| {
-            let word = Self::check(line, position, key, probe, Ordering::Acquire)?;
-            Some((position, word))
-        })
+        let position = first(Self::matches(line, key, probe))?;
+        // Else it went in this moment, and we looked before it did.
+        Some((position, Self::check(line, position, key, probe)?))
     }
 
     /// Publishes an entry in a free slot: its position and word. `None` when all are taken.
@@ -107,6 +104,15 @@ fn identity_v4(remainder: u64, probe: u32) -> u64 {
     remainder << (META_BITS + PROBE_BITS) | u64::from(probe) << META_BITS
 }
 
+/// Words that may be entries, as [`Layout::matches`] counts: all but that of the counters.
+const SLOTS: u32 = 0x5554;
+
+/// The first of these positions.
+#[inline(always)]
+pub fn first(matches: u32) -> Option<usize> {
+    (matches != 0).then(|| (matches.trailing_zeros() / 2) as usize % WORDS)
+}
+
 impl V4 {
     /// By which probe the entry with this word came to its bucket.
     pub fn probe(word: u64) -> u32 {
@@ -121,37 +127,29 @@ impl Layout for V4 {
     const PROBES: u32 = (1 << PROBE_BITS) - 1;
     const IS_V6: bool = false;
 
+    /// All words at once: which of them it is cannot be guessed.
     #[inline(always)]
-    fn check(line: &Line, position: usize, key: &u64, probe: u32, order: Ordering) -> Option<u64> {
-        let word = line.0[position].load(order);
+    fn matches(line: &Line, key: &u64, probe: u32) -> u32 {
+        matching_words(line, !META, identity_v4(*key, probe)) & SLOTS
+    }
+
+    #[inline(always)]
+    fn check(line: &Line, position: usize, key: &u64, probe: u32) -> Option<u64> {
+        let word = line.0[position].load(Ordering::Acquire);
         (word & !META == identity_v4(*key, probe)).then_some(word)
     }
 
-    /// All words at once: which of them it is cannot be guessed.
     #[inline(always)]
-    fn find(line: &Line, key: &u64, probe: u32) -> Option<(usize, u64)> {
-        let identity = identity_v4(*key, probe);
-        // Without the word of the counters.
-        let found = matching_words(line, !META, identity) & !1;
-        if found == 0 {
-            return None;
-        }
-        let position = (found.trailing_zeros() / 2) as usize % WORDS;
-        let word = line.0[position].load(Ordering::Acquire);
-        // Else it went in this moment, and we looked before it did.
-        (word & !META == identity).then_some((position, word))
-    }
-
     fn claim(line: &Line, key: &u64, probe: u32, meta: u64) -> Option<(usize, u64)> {
         let word = identity_v4(*key, probe) | meta;
-        Self::POSITIONS.iter().find_map(|&position| {
-            if line.0[position].load(Ordering::Relaxed) != 0 {
-                return None;
-            }
+        while let Some(position) = first(matching_words(line, !0, 0) & SLOTS) {
             let claimed =
                 line.0[position].compare_exchange(0, word, Ordering::SeqCst, Ordering::Relaxed);
-            claimed.ok().map(|_| (position, word))
-        })
+            if claimed.is_ok() {
+                return Some((position, word));
+            }
+        }
+        None
     }
 
     fn release(line: &Line, position: usize, word: u64) -> Result<(), u64> {
@@ -178,24 +176,26 @@ pub struct KeyV6 {
 }
 
 impl V6 {
-    /// The address behind `position`, if the slot is still the one whose word was `word`, and the
-    /// word by now.
+    /// The word and the address at `position`, and the word once more. Were any part of the
+    /// address a later entry's than the first word, the second would be at least that of the
+    /// claim which was made before it was written: it pairs with the stores in `claim`.
     #[inline(always)]
-    fn address(
-        line: &Line,
-        position: usize,
-        word: u64,
-        order: Ordering,
-    ) -> Option<([u64; 2], u64)> {
-        let client = [
-            line.0[position + 1].load(Ordering::Acquire),
-            line.0[position + 2].load(Ordering::Acquire),
-        ];
-        // Pairs with the stores in `claim`: were any part of the address a later entry's, this
-        // would see at least the claim that was made before it was written.
-        let again = line.0[position].load(order);
-        let same = (word ^ again) & !META == 0 && again & STATE != 0;
-        same.then_some((client, again))
+    fn words(line: &Line, position: usize) -> (u64, [u64; 2], u64) {
+        let load = |index: usize| line.0[index].load(Ordering::Acquire);
+        let word = load(position);
+        let client = [load(position + 1), load(position + 2)];
+        (word, client, load(position))
+    }
+
+    /// Whether the entry at `position` is that of `key`, and its word.
+    #[inline(always)]
+    fn look(line: &Line, position: usize, key: &KeyV6) -> (bool, u64) {
+        let (word, client, again) = V6::words(line, position);
+        let difference = (word >> TAIL_SHIFT ^ u64::from(key.tail))
+            | (client[0] ^ key.client[0])
+            | (client[1] ^ key.client[1])
+            | ((word ^ again) & !META);
+        ((difference == 0) & (again & STATE != 0), again)
     }
 }
 
@@ -206,13 +206,24 @@ impl Layout for V6 {
     const IS_V6: bool = true;
 
     #[inline(always)]
-    fn check(line: &Line, position: usize, key: &KeyV6, _: u32, order: Ordering) -> Option<u64> {
-        let word = line.0[position].load(order);
-        if word >> TAIL_SHIFT != u64::from(key.tail) || word & STATE == 0 {
-            return None;
-        }
-        let (client, word) = V6::address(line, position, word, order)?;
-        (client == key.client).then_some(word)
+    fn matches(line: &Line, key: &KeyV6, _: u32) -> u32 {
+        let is_it = |position| u32::from(V6::look(line, position, key).0) << (2 * position);
+        is_it(1) | is_it(4)
+    }
+
+    #[inline(always)]
+    fn check(line: &Line, position: usize, key: &KeyV6, _: u32) -> Option<u64> {
+        let (is_it, word) = V6::look(line, position, key);
+        is_it.then_some(word)
+    }
+
+    /// Both slots without a branch: which of them it is cannot be guessed.
+    #[inline(always)]
+    fn find(line: &Line, key: &KeyV6, _: u32) -> Option<(usize, u64)> {
+        let ((is_first, first), (is_second, second)) =
+            (V6::look(line, 1, key), V6::look(line, 4, key));
+        let (position, word) = if is_first { (1, first) } else { (4, second) };
+        (is_first | is_second).then_some((position, word))
     }
 
     fn claim(line: &Line, key: &KeyV6, _: u32, meta: u64) -> Option<(usize, u64)> {
@@ -240,12 +251,9 @@ impl Layout for V6 {
     }
 
     fn read(line: &Line, position: usize) -> Option<(u64, KeyV6)> {
-        let word = line.0[position].load(Ordering::Acquire);
-        if word & STATE == 0 {
-            return None;
-        }
-        let (client, word) = V6::address(line, position, word, Ordering::Acquire)?;
-        Some((word, KeyV6 { client, tail: (word >> TAIL_SHIFT) as u32 }))
+        let (word, client, again) = V6::words(line, position);
+        let is_whole = (word ^ again) & !META == 0 && again & STATE != 0;
+        is_whole.then_some((again, KeyV6 { client, tail: (word >> TAIL_SHIFT) as u32 }))
     }
 }
 

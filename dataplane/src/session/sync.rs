@@ -5,8 +5,14 @@ pub use std::sync::atomic::Ordering;
 
 pub use holdfast_dpdk::{Line, matching_words};
 
-/// Orders what this thread has published before what it reads next. What publishes is a
-/// sequentially consistent read-modify-write and what reads then is a sequentially consistent
-/// load, which are ordered by themselves: nothing is left to do at run time.
+/// Orders the read-modify-write by which this thread has published an entry before what it reads
+/// next.
 #[inline(always)]
-pub fn settle_fence() {}
+pub fn settle_fence() {
+    // On x86 the read-modify-write is a full barrier by itself.
+    if cfg!(target_arch = "x86_64") {
+        std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    } else {
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+}

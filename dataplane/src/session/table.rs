@@ -16,6 +16,7 @@
 //! outside of the line.
 
 use std::hash::Hasher;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
@@ -34,11 +35,14 @@ use super::{Listed, Session, State};
 use crate::service::{KEY_BITS_V4, Services, SessionKey};
 use crate::time::Tick;
 
+/// Lookups that the memory is asked for before the first of them is looked at.
+pub const AHEAD: usize = 32;
 /// Entries that a table can have, at most.
 pub const CAPACITY_MAX: usize = 1 << 27;
 
-/// Part of the slots that the capacity may fill, in percent.
-const LOAD_MAX_PERCENT: usize = 80;
+/// The part of the slots that a table's capacity takes up at most, in percent: of IPv4's and
+/// IPv6's, whose buckets have fewer.
+const LOAD_PERCENT: (usize, usize) = (60, 40);
 /// So many low bits of an IPv4 key the bucket's index must hold, for the others to fit a word.
 const INDEX_BITS_MIN_V4: u32 = KEY_BITS_V4 - REMAINDER_BITS;
 /// As many buckets as an entry has to choose from, so that all differ.
@@ -55,30 +59,33 @@ pub struct Entry {
 
 /// Family, bucket and position in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place(u32);
+struct Place(NonZeroU32);
 
 impl Place {
     const V6: u32 = 1 << 31;
+    /// Set in all of them, so that none is 0 and an `Option` of one is no larger.
+    const SOME: u32 = 1 << 30;
 
     #[inline(always)]
     fn new<L: Layout>(bucket: u32, position: usize) -> Place {
         let family = if L::IS_V6 { Place::V6 } else { 0 };
-        Place(family | bucket << bucket::WORDS.ilog2() | position as u32)
+        let place = family | bucket << bucket::WORDS.ilog2() | position as u32;
+        Place(NonZeroU32::new(Place::SOME | place).unwrap_or(NonZeroU32::MIN))
     }
 
     #[inline(always)]
     fn is_v6(self) -> bool {
-        self.0 & Place::V6 != 0
+        self.0.get() & Place::V6 != 0
     }
 
     #[inline(always)]
     fn position(self) -> usize {
-        (self.0 % WORDS) as usize
+        (self.0.get() % WORDS) as usize
     }
 
     #[inline(always)]
     fn bucket(self) -> u32 {
-        (self.0 & !Place::V6) / WORDS
+        (self.0.get() & !(Place::V6 | Place::SOME)) / WORDS
     }
 }
 
@@ -224,7 +231,7 @@ pub type NoMemory = holdfast_dpdk::Error;
 impl SessionTable {
     /// A table for `capacity` entries (1 to [`CAPACITY_MAX`]) of flows of `services`, hashed
     /// under `hash_key`, which must be random and secret. Takes memory for the families that
-    /// there are services of.
+    /// there are services of, so much that nearly all entries are in their home bucket.
     ///
     /// # Errors
     /// [`NoMemory`].
@@ -237,15 +244,35 @@ impl SessionTable {
         timeouts: &Timeouts,
         hash_key: HashKey,
     ) -> Result<SessionTable, NoMemory> {
+        SessionTable::with_load(services, capacity, timeouts, hash_key, LOAD_PERCENT)
+    }
+
+    /// [`SessionTable::new`] in which the capacity takes up another part of the slots at most:
+    /// `load`, in percent, of those of IPv4 and of IPv6. Up to 80 none is refused for want of a
+    /// slot near its bucket.
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    ///
+    /// # Panics
+    /// If `capacity` or `load` is out of range.
+    pub fn with_load(
+        services: Services,
+        capacity: usize,
+        timeouts: &Timeouts,
+        hash_key: HashKey,
+        load: (usize, usize),
+    ) -> Result<SessionTable, NoMemory> {
         assert!((1..=CAPACITY_MAX).contains(&capacity), "capacity out of range");
+        assert!([load.0, load.1].iter().all(|percent| (20..=100).contains(percent)), "load");
         let (has_v4, has_v6) = services.families();
-        let of = |has: bool| if has { capacity } else { 1 };
+        let slots = |has: bool, percent| if has { capacity * 100 / percent } else { 1 };
         Ok(SessionTable {
             services,
             owners: Owners::default(),
             ageing: Ageing::new(timeouts),
-            v4: Family::new::<V4>(of(has_v4), INDEX_BITS_MIN_V4, 3, &hash_key)?,
-            v6: Family::new::<V6>(of(has_v6), INDEX_BITS_MIN_V6, 1, &hash_key)?,
+            v4: Family::new::<V4>(slots(has_v4, load.0), INDEX_BITS_MIN_V4, 3, &hash_key)?,
+            v6: Family::new::<V6>(slots(has_v6, load.1), INDEX_BITS_MIN_V6, 1, &hash_key)?,
             capacity: capacity as u64,
             hash_key,
             local: CachePadded::default(),
@@ -357,16 +384,26 @@ impl SessionTable {
         }
     }
 
-    /// Looks up a batch: all are located before the first is looked for. `found` gets one answer
-    /// per key, in order.
-    pub fn find_batch<const N: usize>(
-        &self,
-        keys: &ArrayVec<SessionKey, N>,
-        found: &mut ArrayVec<Option<Entry>, N>,
-    ) {
-        let located: ArrayVec<Located, N> = keys.iter().map(|key| self.locate(key)).collect();
-        found.clear();
-        found.extend(located.iter().map(|at| self.find(at)));
+    /// Looks up as many as there are: `found` gets each one's index and entry, in order. Each is
+    /// located [`AHEAD`] others before it is looked at.
+    #[inline(always)]
+    pub fn find_all(&self, keys: &[SessionKey], mut found: impl FnMut(usize, Option<Entry>)) {
+        let mut located = ArrayVec::<Located, AHEAD>::new();
+        let (first, rest) = keys.split_at(AHEAD.min(keys.len()));
+        located.extend(first.iter().map(|key| self.locate(key)));
+        let mut index = 0;
+        for (key, at) in rest.iter().zip((0..AHEAD).cycle()) {
+            let next = self.locate(key);
+            found(index, self.find(&located[at]));
+            located[at] = next;
+            index += 1;
+        }
+        let oldest = rest.len() % AHEAD;
+        let (second, first) = located.split_at(oldest.min(located.len()));
+        for at in first.iter().chain(second) {
+            found(index, self.find(at));
+            index += 1;
+        }
     }
 
     /// Looks up one flow, with all that is known of it.
@@ -592,18 +629,19 @@ impl SessionTable {
         for probe in 1..=L::PROBES {
             let bucket = family.bucket(at, probe);
             let line = family.line(bucket);
-            for &position in L::POSITIONS {
-                let Some(word) = L::check(line, position, &at.key, probe, Ordering::SeqCst) else {
-                    continue;
-                };
-                let other = Entry { place: Place::new::<L>(bucket, position), word };
-                if other.place == mine.place {
+            let mut matches = L::matches(line, &at.key, probe);
+            while let Some(position) = bucket::first(matches) {
+                matches &= matches - 1;
+                let place = Place::new::<L>(bucket, position);
+                if place == mine.place {
                     mine_is_first = true;
-                } else if mine_is_first {
+                } else if let Some(word) = L::check(line, position, &at.key, probe) {
+                    let other = Entry { place, word };
+                    if !mine_is_first {
+                        self.withdraw(mine);
+                        return Some(other);
+                    }
                     self.give_way(other);
-                } else {
-                    self.withdraw(mine);
-                    return Some(other);
                 }
             }
             if !bucket::may_have_passed(line, at.counter()) {
@@ -729,12 +767,11 @@ impl SessionTable {
 
 impl Family {
     fn new<L: Layout>(
-        capacity: usize,
+        slots: usize,
         index_bits_min: u32,
         version_shift: u32,
         hash_key: &HashKey,
     ) -> Result<Family, NoMemory> {
-        let slots = capacity * 100 / LOAD_MAX_PERCENT;
         let buckets = slots.div_ceil(L::POSITIONS.len()).next_power_of_two();
         let buckets = buckets.max(1 << index_bits_min);
         let versions = (buckets << version_shift) / bucket::WORDS;

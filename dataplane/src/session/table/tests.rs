@@ -140,13 +140,17 @@ proptest! {
             }
             prop_assert_eq!(session(&table, &flow(n)), model.get(&n).copied());
         }
-        let mut keys = ArrayVec::<SessionKey, 48>::new();
-        keys.extend((0..48).map(|n| table.services().key(&flow(n)).unwrap()));
-        let mut found = ArrayVec::new();
-        table.find_batch(&keys, &mut found);
-        for (n, found) in (0u32..).zip(found) {
-            let view = found.and_then(|entry| table.view(&entry, NOW));
-            prop_assert_eq!(view.map(|f| f.session), model.get(&n).copied());
+        for count in [0, 1, 31, 32, 33, 48, 100, 128] {
+            let numbers: Vec<u32> = (0..count).map(|n| n % 48).collect();
+            let keys: Vec<_> = numbers.iter().map(|n| table.services().key(&flow(*n)).unwrap()).collect();
+            let mut next = 0;
+            table.find_all(&keys, |index, found| {
+                assert_eq!(index, next);
+                next += 1;
+                let view = found.and_then(|entry| table.view(&entry, NOW));
+                assert_eq!(view.map(|f| f.session), model.get(&numbers[index]).copied());
+            });
+            prop_assert_eq!(next, keys.len());
         }
         let mut listed = HashMap::new();
         for bucket in 0..table.buckets() {
@@ -202,35 +206,37 @@ fn fills_to_its_capacity() {
 /// counters of what passes by and the gauges are right again when they have gone.
 #[test]
 fn takes_a_load_of_four_fifths() {
+    const BUCKETS: usize = 1 << 17;
     let scattered = |n: u32| {
         FlowKey::tcp_v4(n.wrapping_mul(0x9e37_79b1).to_be_bytes(), n as u16, [192, 168, 0, 1], 80)
     };
     let ports = |n: u32| {
         FlowKey::tcp_v4((n >> 16 | 0x1401_0000).to_be_bytes(), n as u16, [192, 168, 0, 1], 80)
     };
-    for (family, flow) in
-        [(0, &v4 as &dyn Fn(u32) -> FlowKey), (0, &scattered), (0, &ports), (1, &v6)]
-    {
-        // As many slots as there are: the capacity does not interfere.
-        let mut table = table(300_000);
-        table.capacity = u64::MAX >> 1;
-        let slots = if family == 0 { table.slots().0 } else { table.slots().1 };
-        let wanted = (slots as f64 * 0.8) as u32;
-        for n in 0..wanted {
+    // Buckets of two slots overflow more often than those of seven.
+    for (slots, displaced_max, flow) in [
+        (7, 0.12, &v4 as &dyn Fn(u32) -> FlowKey),
+        (7, 0.12, &scattered),
+        (7, 0.12, &ports),
+        (2, 0.30, &v6),
+    ] {
+        let capacity = BUCKETS * slots * 80 / 100;
+        let services = Services::new([flow(0).service()]).unwrap();
+        let table = SessionTable::with_load(services, capacity, &TIMEOUTS, KEY, (80, 80)).unwrap();
+        let all = 0..capacity as u32;
+        for n in all.clone() {
             let outcome = table.insert(&at(&table, &flow(n)), local(State::Established, 1), NOW);
-            assert!(inserted(&outcome), "family {family}: {n} of {wanted}");
+            assert!(inserted(&outcome), "{slots} slots: {n} of {capacity}");
         }
-        // Buckets of two slots overflow more often than those of seven.
-        let part = if family == 0 { wanted / 8 } else { wanted / 3 };
-        let displaced = table.gauges().displaced;
-        assert!(displaced < u64::from(part), "family {family}: {displaced} of {wanted}");
-        for n in 0..wanted {
+        let displaced = table.gauges().displaced as f64 / capacity as f64;
+        assert!(displaced < displaced_max, "{slots} slots: {displaced}");
+        for n in all {
             let entry = table.find(&at(&table, &flow(n))).unwrap();
             assert!(table.remove(&entry));
         }
-        assert_eq!(table.gauges(), Gauges { capacity: u64::MAX >> 1, ..Gauges::default() });
-        let lines = table.v4.lines.iter().chain(&*table.v6.lines);
-        assert!(lines.into_iter().all(|line| line.0[0].load(Ordering::Relaxed) == 0));
+        assert_eq!(table.gauges(), Gauges { capacity: capacity as u64, ..Gauges::default() });
+        let mut lines = table.v4.lines.iter().chain(&*table.v6.lines);
+        assert!(lines.all(|line| line.0[0].load(Ordering::Relaxed) == 0));
     }
 }
 
