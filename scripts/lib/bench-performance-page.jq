@@ -10,7 +10,7 @@ def heading: row, rule;
 def sizes: to_entries[] | select(.key | test("^[0-9]+M$"));
 def families: to_entries[] | select(.value | type == "object");
 def machine: "revision `\(.machine.revision)`, \(.machine.cores) cores of an \(.machine.cpu), kernel \(.machine.kernel), \(.machine.dpdk), load average before the run \(.machine.load_average_before); \(.settings.rounds) rounds, \(if .settings.reserved_huge_pages then "huge pages of 2 MiB" else "**no reserved huge pages**" end)";
-def contender: {"ours": "holdfast, 32 to 64 under way", "ours_bursts": "holdfast, in bursts of 32", "ours_load_50": "holdfast at load 0.5", "ours_load_80": "holdfast at load 0.8",
+def contender: {"ours": "holdfast, 32 under way", "ours_bursts": "holdfast, in bursts of 32", "ours_load_50": "holdfast at load 0.5", "ours_load_80": "holdfast at load 0.8",
     "limit": "limit: reads of random lines", "rte_hash": "rte_hash, lock-free, bulk 32"}[.] // .;
 def way: gsub("_[0-9]+M$"; "") | {"macswap_null": "testpmd's macswap, net_null", "macswap_ring": "testpmd's macswap, net_ring",
     "rte_hash_gue": "the same way with rte_hash, GUE", "rte_hash_ipip": "the same way with rte_hash, IP in IP",

@@ -340,7 +340,7 @@ impl<K: MapKey> Contender for Dashmap<K> {
 /// How our table is driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drive {
-    /// Lookups with 32 to 64 under way, insertions and removals one by one.
+    /// Lookups with 32 under way all the time, insertions and removals one by one.
     Pipelined,
     /// Everything in bursts of 32, as the worker does.
     Bursts,

@@ -246,9 +246,12 @@ impl Group<'_> {
             }
         }
         all.push(Box::new(OurTable::new("ours", ours.clone(), Drive::Pipelined, sessions)));
+        // As full as their names say: the slots of the smallest table for as many sessions.
+        let slots = Ours::with_load(sessions, family, 80)?.slots(family);
         for (name, percent) in [("ours_load_50", 50), ("ours_load_80", 80)] {
-            let filled = ours.slots(family) * percent / 100;
-            let table = Ours::new(ours.slots(family) * 4 / 5, family)?;
+            let filled = slots * percent / 100;
+            let table = Ours::with_load(filled, family, percent)?;
+            ensure!(table.slots(family) == slots, "{name}: {} slots", table.slots(family));
             all.push(Box::new(OurTable::new(name, table, Drive::Pipelined, filled)));
         }
         for contender in &mut all {
