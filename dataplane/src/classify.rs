@@ -1,8 +1,8 @@
 //! Tells a service's TCP and the cluster's tunnel packets from everything else. Never looks at
 //! sessions, never changes a frame.
 //!
-//! Nearly all packets are TCP with plain headers: those are read by [`Classifier::plain_tcp`], in a
-//! few instructions. What it does not know goes the whole way, through [`Packet`].
+//! Nearly all packets are TCP with plain headers: those are read by [`Classifier::plain_segment`], in
+//! a few instructions. What it does not know goes the whole way, through [`Packet`].
 
 use std::net::IpAddr;
 
@@ -86,18 +86,18 @@ enum Direction {
 }
 
 impl Classifier {
-    /// Reads a frame from the uplink.
+    /// Reads a frame from the uplink if it is a client's plain segment; otherwise
+    /// [`Classifier::read_uplink`] knows.
     #[inline(always)]
     #[must_use]
-    pub fn read_uplink(&self, frame: &[u8]) -> FromUplink {
-        match self.plain_tcp(frame, Direction::ToService) {
-            Some(segment) => FromUplink::Segment(segment),
-            None => self.read_uplink_whole(frame),
-        }
+    pub fn plain_segment(&self, frame: &[u8]) -> Option<Segment> {
+        self.plain_tcp(frame, Direction::ToService)
     }
 
+    /// Reads a frame from the uplink.
     #[inline(never)]
-    fn read_uplink_whole(&self, frame: &[u8]) -> FromUplink {
+    #[must_use]
+    pub fn read_uplink(&self, frame: &[u8]) -> FromUplink {
         let packet = match Packet::from_ethernet(frame) {
             Ok(Some(packet)) => packet,
             Ok(None) => return FromUplink::Other,
@@ -177,7 +177,7 @@ impl Classifier {
             && !is_fragment
             && tcp_length >= 20
             && 20 + tcp_length <= total_length
-            && 14 + total_length <= frame.len();
+            && 14 + total_length <= frame.len().min(usize::from(u16::MAX));
         if !is_plain {
             return None;
         }
@@ -194,7 +194,7 @@ impl Classifier {
                 services.key_v4(destination, destination_port, source, source_port)?
             }
         };
-        let end = 14 + total_length as u32;
+        let end = 14 + total_length as u16;
         let headers =
             Headers { network_offset: 14, transport_offset: 34, end, is_ipv6: false, is_tcp: true };
         Some(Segment { key, flags: TcpFlags(head[47]), headers })
@@ -208,7 +208,7 @@ impl Classifier {
         let is_plain = head[20] == PROTOCOL_TCP
             && tcp_length >= 20
             && tcp_length <= payload_length
-            && 54 + payload_length <= frame.len();
+            && 54 + payload_length <= frame.len().min(usize::from(u16::MAX));
         if !is_plain {
             return None;
         }
@@ -225,7 +225,7 @@ impl Classifier {
                 services.key_v6(destination, destination_port, source, source_port)?
             }
         };
-        let end = 54 + payload_length as u32;
+        let end = 54 + payload_length as u16;
         let headers =
             Headers { network_offset: 14, transport_offset: 54, end, is_ipv6: true, is_tcp: true };
         Some(Segment { key, flags: TcpFlags(head[67]), headers })
@@ -396,7 +396,7 @@ mod tests {
             }
             let classifier = classifier();
             let short = classifier.plain_tcp(&frame, Direction::ToService);
-            let long = classifier.read_uplink_whole(&frame);
+            let long = classifier.read_uplink(&frame);
             if let Some(short) = short {
                 prop_assert_eq!(long, FromUplink::Segment(short));
             } else if change.is_none() && cut.is_none() && !tag && !reverse {

@@ -65,6 +65,7 @@ pub enum EncapError {
 
 /// The way to one owner: its outer header but for what differs from packet to packet.
 #[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
 pub struct Tunnel(Header);
 
 #[derive(Debug, Clone, Copy)]
@@ -123,8 +124,23 @@ impl Tunnel {
     ///
     /// # Errors
     /// [`EncapError`]; the frame is then unchanged.
-    #[inline]
+    #[inline(always)]
     pub fn encapsulate<F: Frame>(
+        &self,
+        frame: &mut F,
+        headers: &Headers,
+        entropy: u16,
+        mtu: usize,
+    ) -> Result<(), EncapError> {
+        match &self.0 {
+            // The usual form without a call.
+            Header::Gue4(header) => gue4(frame, headers, header, entropy, mtu),
+            _ => self.encapsulate_other(frame, headers, entropy, mtu),
+        }
+    }
+
+    #[inline(never)]
+    fn encapsulate_other<F: Frame>(
         &self,
         frame: &mut F,
         headers: &Headers,
@@ -133,10 +149,7 @@ impl Tunnel {
     ) -> Result<(), EncapError> {
         let inner = Inner::read(frame.data(), headers, entropy);
         match &self.0 {
-            Header::Gue4(header) => push(frame, headers, header, ETHERTYPE_IPV4, mtu, |outer| {
-                inner.write_ipv4(outer, header, size_of::<Ipv4>() + GUE_LENGTH);
-                inner.write_gue(&mut outer[size_of::<Ipv4>()..]);
-            }),
+            Header::Gue4(header) => gue4(frame, headers, header, entropy, mtu),
             Header::Gue6(header) => push(frame, headers, header, ETHERTYPE_IPV6, mtu, |outer| {
                 inner.write_ipv6(outer, GUE_LENGTH);
                 inner.write_gue(&mut outer[size_of::<Ipv6>()..]);
@@ -155,6 +168,21 @@ impl Tunnel {
     }
 }
 
+#[inline(always)]
+fn gue4<F: Frame>(
+    frame: &mut F,
+    headers: &Headers,
+    header: &[u8; size_of::<Ipv4>() + GUE_LENGTH],
+    entropy: u16,
+    mtu: usize,
+) -> Result<(), EncapError> {
+    let inner = Inner::read(frame.data(), headers, entropy);
+    push(frame, headers, header, ETHERTYPE_IPV4, mtu, |outer| {
+        inner.write_ipv4(outer, header, size_of::<Ipv4>() + GUE_LENGTH);
+        inner.write_gue(&mut outer[size_of::<Ipv4>()..]);
+    })
+}
+
 /// What the outer header says of the packet inside.
 struct Inner {
     length: usize,
@@ -166,7 +194,7 @@ struct Inner {
 impl Inner {
     #[inline(always)]
     fn read(frame: &[u8], headers: &Headers, entropy: u16) -> Inner {
-        let offset = headers.network_offset as usize;
+        let offset = usize::from(headers.network_offset);
         let head = frame.get(offset..offset + 2).unwrap_or_default();
         // DSCP. ECN is left out: outer packets are Not-ECT, the compatibility mode of RFC 6040
         // §4.3, so that no mark is lost when the far end takes the tunnel off.
@@ -231,7 +259,7 @@ fn push<F: Frame, const N: usize>(
         return Err(EncapError::TooBig);
     }
     // Lengths that are known are written without a call.
-    if headers.network_offset as usize == LINK_HEADER {
+    if usize::from(headers.network_offset) == LINK_HEADER {
         push_behind::<F, N, LINK_HEADER>(frame, template, ethertype, fill)
     } else {
         push_behind::<F, N, LINK_HEADER_MAX>(frame, template, ethertype, fill)
@@ -246,26 +274,32 @@ fn push_behind<F: Frame, const N: usize, const LINK: usize>(
     fill: impl FnOnce(&mut [u8; N]),
 ) -> Result<(), EncapError> {
     // The packet that `headers` describes is there, so neither is ever missing.
-    let link = *frame.data().first_chunk::<LINK>().ok_or(EncapError::NoHeadroom)?;
+    let mut link = *frame.data().first_chunk::<LINK>().ok_or(EncapError::NoHeadroom)?;
+    link[LINK - 2..].copy_from_slice(&ethertype.to_be_bytes());
+    let link = turned_round(link);
     frame.prepend(N).ok_or(EncapError::NoHeadroom)?;
     let front = frame.data_mut().split_first_chunk_mut::<LINK>();
     let (new_link, rest) = front.ok_or(EncapError::NoHeadroom)?;
     let outer = rest.first_chunk_mut::<N>().ok_or(EncapError::NoHeadroom)?;
     *new_link = link;
-    turn_round(new_link);
-    new_link[LINK - 2..].copy_from_slice(&ethertype.to_be_bytes());
     *outer = *template;
     fill(outer);
     Ok(())
 }
 
-/// The packet goes back to where it came from: the Ethernet addresses swap places.
+/// The packet goes back to where it came from: the Ethernet addresses swap places. In registers:
+/// what was just written byte by byte is slow to read.
 #[inline(always)]
-fn turn_round(link: &mut [u8]) {
-    if let Some(addresses) = link.first_chunk_mut::<12>() {
-        let (destination, source) = addresses.split_at_mut(6);
-        destination.swap_with_slice(source);
-    }
+fn turned_round<const LINK: usize>(link: [u8; LINK]) -> [u8; LINK] {
+    let word = |at: usize| u32::from_le_bytes([link[at], link[at + 1], link[at + 2], link[at + 3]]);
+    let half = |at: usize| u16::from_le_bytes([link[at], link[at + 1]]);
+    let (destination, source) = ((word(0), half(4)), (word(6), half(10)));
+    let mut turned = link;
+    turned[..4].copy_from_slice(&source.0.to_le_bytes());
+    turned[4..6].copy_from_slice(&source.1.to_le_bytes());
+    turned[6..10].copy_from_slice(&destination.0.to_le_bytes());
+    turned[10..12].copy_from_slice(&destination.1.to_le_bytes());
+    turned
 }
 
 /// Sends a segment to the owner's locator instead of to the service.
@@ -281,7 +315,9 @@ fn rewrite<F: Frame, const N: usize>(
     }
     let bytes = frame.data_mut();
     write_destination(bytes, headers, locator).ok_or(EncapError::OtherFamily)?;
-    turn_round(bytes);
+    if let Some(link) = bytes.first_chunk_mut::<12>() {
+        *link = turned_round(*link);
+    }
     Ok(())
 }
 
@@ -305,7 +341,8 @@ fn write_destination<const N: usize>(
     if headers.is_ipv6 != (N == 16) {
         return None;
     }
-    let (network, transport) = (headers.network_offset as usize, headers.transport_offset as usize);
+    let (network, transport) =
+        (usize::from(headers.network_offset), usize::from(headers.transport_offset));
     let (destination, checksums) = match (headers.is_ipv6, headers.is_tcp) {
         (false, true) => (network + 16, [Some(network + 10), Some(transport + 16)]),
         // ICMP's checksum does not cover the addresses, ICMPv6's does (RFC 4443 §2.3).

@@ -17,22 +17,27 @@ pub trait Frame {
 }
 
 impl Frame for holdfast_dpdk::Mbuf {
+    #[inline(always)]
     fn data(&self) -> &[u8] {
         holdfast_dpdk::Mbuf::data(self)
     }
 
+    #[inline(always)]
     fn data_mut(&mut self) -> &mut [u8] {
         holdfast_dpdk::Mbuf::data_mut(self)
     }
 
+    #[inline(always)]
     fn prepend(&mut self, count: usize) -> Option<()> {
         holdfast_dpdk::Mbuf::prepend(self, count).map(|_| ())
     }
 
+    #[inline(always)]
     fn trim_front(&mut self, count: usize) -> Option<()> {
         holdfast_dpdk::Mbuf::trim_front(self, count)
     }
 
+    #[inline(always)]
     fn truncate(&mut self, length: usize) {
         let excess = self.len().saturating_sub(length);
         // Only a frame in one piece comes here, so all of the excess is in its last segment.

@@ -115,14 +115,22 @@ struct Arrival {
 }
 
 /// How a client's segment came.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// As it is.
     Direct,
-    /// In a tunnel, from the member with this locator.
-    Tunnelled(IpAddr),
+    /// In a tunnel, from one of the burst's [`Arrivals::senders`].
+    Tunnelled(u8),
     /// With its destination rewritten: by whom cannot be told.
     Rewritten,
+}
+
+/// The clients' segments of a burst.
+struct Arrivals<F> {
+    frames: ArrayVec<F, BURST>,
+    segments: ArrayVec<Arrival, BURST>,
+    /// Locators of members that tunnelled some of them.
+    senders: ArrayVec<IpAddr, BURST>,
 }
 
 /// What becomes of a client's segment.
@@ -206,21 +214,50 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
         self.counters.add(Counter::UplinkReceived, burst.len() as u64);
 
-        let mut frames = ArrayVec::<U::Frame, BURST>::new();
-        let mut arrivals = ArrayVec::<Arrival, BURST>::new();
+        let mut arrivals = Arrivals {
+            frames: ArrayVec::new(),
+            segments: ArrayVec::new(),
+            senders: ArrayVec::new(),
+        };
         let mut asked = 0;
-        for frame in burst {
-            self.classify(frame, &mut frames, &mut arrivals);
-            if arrivals.len() == asked + GROUP {
-                self.prefetch(&arrivals[asked..]);
+        for frame in burst.drain(..) {
+            match self.shared.settings.classifier.plain_segment(frame.data()) {
+                Some(segment) => self.arrive(&mut arrivals, frame, &segment, Way::Direct),
+                None => self.classify(frame, &mut arrivals),
+            }
+            if arrivals.segments.len() == asked + GROUP {
+                self.prefetch(&arrivals.segments[asked..]);
                 asked += GROUP;
             }
         }
-        self.prefetch(&arrivals[asked..]);
-        for (frame, arrival) in frames.into_iter().zip(&arrivals) {
-            self.decide(frame, arrival, now);
+        self.prefetch(&arrivals.segments[asked..]);
+        // Drained, not moved: what a burst needs is kilobytes.
+        let Arrivals { frames, segments, senders } = &mut arrivals;
+        for (frame, arrival) in frames.drain(..).zip(segments.iter()) {
+            let found = self.shared.table.find(&arrival.at);
+            let verdict = if arrival.way == Way::Direct {
+                self.verdict(arrival, found, now)
+            } else {
+                self.verdict_tunnelled(arrival, found, senders, now)
+            };
+            self.act(verdict, frame, arrival, now);
         }
         true
+    }
+
+    #[inline(always)]
+    fn arrive(
+        &self,
+        arrivals: &mut Arrivals<U::Frame>,
+        frame: U::Frame,
+        segment: &Segment,
+        way: Way,
+    ) {
+        let Segment { key, flags, headers } = *segment;
+        let at = self.shared.table.locate(&key);
+        // Both have as much room as the burst.
+        arrivals.frames.push(frame);
+        arrivals.segments.push(Arrival { at, flags, headers, way });
     }
 
     #[inline(always)]
@@ -230,54 +267,33 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// Looks a segment up and acts on what is known of its flow.
-    #[inline(always)]
-    fn decide(&mut self, frame: U::Frame, arrival: &Arrival, now: Now) {
-        let found = self.shared.table.find(&arrival.at);
-        let verdict = match arrival.way {
-            Way::Direct => self.verdict(arrival, found, now),
-            way => self.verdict_tunnelled(arrival, found, way, now),
-        };
-        self.act(verdict, frame, arrival, now);
-    }
-
-    /// Reads a frame from the network. A service's segment joins the arrivals; anything else goes
-    /// its way at once.
-    #[inline(always)]
-    fn classify(
-        &mut self,
-        frame: U::Frame,
-        frames: &mut ArrayVec<U::Frame, BURST>,
-        arrivals: &mut ArrayVec<Arrival, BURST>,
-    ) {
+    /// Reads a frame from the network that is no plain segment. A service's segment joins the
+    /// arrivals; anything else goes its way at once.
+    #[inline(never)]
+    fn classify(&mut self, frame: U::Frame, arrivals: &mut Arrivals<U::Frame>) {
         let read = self.shared.settings.classifier.read_uplink(frame.data());
-        let (frame, segment, way) = match read {
-            FromUplink::Segment(segment) => (frame, segment, Way::Direct),
+        match read {
+            FromUplink::Segment(segment) => self.arrive(arrivals, frame, &segment, Way::Direct),
             FromUplink::IcmpError(segment) => {
                 self.count(Counter::IcmpError);
-                (frame, segment, Way::Direct)
+                self.arrive(arrivals, frame, &segment, Way::Direct);
             }
             FromUplink::Tunnel { outer, sender } => {
-                match self.take_out_of_tunnel(frame, outer, sender) {
-                    Some((frame, segment)) => (frame, segment, Way::Tunnelled(sender)),
-                    None => return,
+                if let Some((frame, segment)) = self.take_out_of_tunnel(frame, outer, sender) {
+                    let way = Way::Tunnelled(arrivals.senders.len() as u8);
+                    arrivals.senders.push(sender);
+                    self.arrive(arrivals, frame, &segment, way);
                 }
             }
             FromUplink::Rewritten { segment, service } => {
-                match self.turn_back(frame, &segment, service) {
-                    Some(frame) => (frame, segment, Way::Rewritten),
-                    None => return,
+                if let Some(frame) = self.turn_back(frame, &segment, service) {
+                    self.arrive(arrivals, frame, &segment, Way::Rewritten);
                 }
             }
-            FromUplink::Other => return self.pass(frame, Counter::Passed),
-            FromUplink::Malformed(_) => return self.pass(frame, Counter::MalformedPassed),
-            FromUplink::Fragment => return self.pass(frame, Counter::FragmentPassed),
-        };
-        let Segment { key, flags, headers } = segment;
-        let at = self.shared.table.locate(&key);
-        // Both have as much room as the burst.
-        frames.push(frame);
-        arrivals.push(Arrival { at, flags, headers, way });
+            FromUplink::Other => self.pass(frame, Counter::Passed),
+            FromUplink::Malformed(_) => self.pass(frame, Counter::MalformedPassed),
+            FromUplink::Fragment => self.pass(frame, Counter::FragmentPassed),
+        }
     }
 
     fn pass(&mut self, frame: U::Frame, counter: Counter) {
@@ -361,22 +377,23 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         &mut self,
         arrival: &Arrival,
         found: Option<Entry>,
-        way: Way,
+        senders: &[IpAddr],
         now: Now,
     ) -> Verdict {
-        match (found.map(|entry| (entry, entry.kind())), way) {
-            (Some((entry, Kind::Local(state))), _) => {
-                self.hear_client(arrival, &entry, state, now);
-            }
-            (_, Way::Tunnelled(sender)) => {
-                let flow = self.shared.table.flow(&arrival.at);
-                let sent = flow.is_some_and(|flow| {
-                    self.core.announce(Announcement::NotMine { flow, sender }).is_ok()
-                });
-                self.count(if sent { Counter::NotMineSent } else { Counter::NotMineUnsent });
-            }
-            (_, Way::Direct | Way::Rewritten) => self.count(Counter::NotMineUnsent),
+        if let Some(entry) = found
+            && let Kind::Local(state) = entry.kind()
+        {
+            self.hear_client(arrival, &entry, state, now);
+            return Verdict::Host;
         }
+        let sender = match arrival.way {
+            Way::Tunnelled(index) => senders.get(usize::from(index)).copied(),
+            Way::Direct | Way::Rewritten => None,
+        };
+        let sent = self.shared.table.flow(&arrival.at).zip(sender).is_some_and(|(flow, sender)| {
+            self.core.announce(Announcement::NotMine { flow, sender }).is_ok()
+        });
+        self.count(if sent { Counter::NotMineSent } else { Counter::NotMineUnsent });
         Verdict::Host
     }
 
@@ -487,7 +504,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             let found = self.shared.table.find(at);
             self.learn_from_host(at, *flags, found, now);
         }
-        for frame in burst {
+        for frame in burst.drain(..) {
             self.send_uplink(frame);
         }
         true

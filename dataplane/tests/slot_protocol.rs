@@ -18,7 +18,7 @@ mod sync {
     pub fn matching_words(line: &Line, mask: u64, wanted: u64) -> u32 {
         let is_it = |word: &AtomicU64| word.load(Ordering::Relaxed) & mask == wanted;
         let words = line.0.iter().enumerate();
-        words.map(|(index, word)| u32::from(is_it(word)) << (2 * index)).sum()
+        words.map(|(index, word)| u32::from(is_it(word)) << index).sum()
     }
 
     /// loom takes sequentially consistent accesses for acquire and release, and knows only
@@ -67,7 +67,7 @@ fn line<L: Layout>(other: &L::Key, free: usize) -> Line {
 
 fn places<L: Layout>(line: &Line, key: &L::Key) -> Vec<usize> {
     let matches = L::matches(line, key, 1);
-    L::POSITIONS.iter().filter(|position| matches >> (2 * **position) & 1 == 1).copied().collect()
+    L::POSITIONS.iter().filter(|position| matches >> **position & 1 == 1).copied().collect()
 }
 
 /// Two workers insert one flow: at least one of them sees both entries, so one can go.

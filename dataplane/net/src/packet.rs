@@ -15,6 +15,9 @@ use crate::headers::{
 /// IPv6 extension headers that are walked before a packet counts as malformed.
 const EXTENSION_HEADERS_MAX: usize = 8;
 
+/// Bytes of a frame, at most: what an mbuf can hold.
+const FRAME_MAX: usize = u16::MAX as usize;
+
 /// Why a frame that claims to be IP is none. Such frames are passed on untouched: judging them
 /// is the kernel's job.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -118,11 +121,11 @@ pub struct Packet {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Headers {
     /// As [`Packet::network_offset`].
-    pub network_offset: u32,
+    pub network_offset: u16,
     /// As [`Packet::transport_offset`].
-    pub transport_offset: u32,
+    pub transport_offset: u16,
     /// As [`Packet::end`].
-    pub end: u32,
+    pub end: u16,
     /// Whether it is IPv6.
     pub is_ipv6: bool,
     /// Whether it carries TCP.
@@ -134,7 +137,7 @@ impl Headers {
     #[inline]
     #[must_use]
     pub fn packet_length(&self) -> usize {
-        (self.end - self.network_offset) as usize
+        usize::from(self.end.saturating_sub(self.network_offset))
     }
 }
 
@@ -142,11 +145,11 @@ impl Packet {
     /// Where its headers are.
     #[must_use]
     pub fn headers(&self) -> Headers {
-        // A frame is shorter than 4 GiB: an IP packet's length is at most 65,575 bytes.
+        // No frame is longer: those that claim to be are malformed.
         Headers {
-            network_offset: self.network_offset as u32,
-            transport_offset: self.transport_offset as u32,
-            end: self.end as u32,
+            network_offset: self.network_offset as u16,
+            transport_offset: self.transport_offset as u16,
+            end: self.end as u16,
             is_ipv6: matches!(self.network, Network::Ipv6 { .. }),
             is_tcp: matches!(self.transport, Transport::Tcp { .. }),
         }
@@ -266,7 +269,7 @@ fn ipv4(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
     if header_length < size_of::<Ipv4>() || total_length < header_length {
         return Err(Malformed::Length);
     }
-    if total_length > bytes.len() {
+    if total_length > bytes.len() || offset + total_length > FRAME_MAX {
         return Err(Malformed::Length);
     }
     let transport_offset = offset + header_length;
@@ -287,7 +290,7 @@ fn ipv6(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
         return Err(Malformed::Version);
     }
     let end = offset + size_of::<Ipv6>() + usize::from(header.payload_length.get());
-    if end > frame.len() {
+    if end > frame.len().min(FRAME_MAX) {
         return Err(Malformed::Length);
     }
     let network = Network::Ipv6 { source: header.source, destination: header.destination };

@@ -57,7 +57,7 @@ pub trait Layout {
     /// Which of the two families.
     const IS_V6: bool;
 
-    /// Where in the line entries of `key` are that came by its `probe`-th bucket: bit 2 n for
+    /// Where in the line entries of `key` are that came by its `probe`-th bucket: bit n for
     /// position n.
     fn matches(line: &Line, key: &Self::Key, probe: u32) -> u32;
 
@@ -105,12 +105,12 @@ fn identity_v4(remainder: u64, probe: u32) -> u64 {
 }
 
 /// Words that may be entries, as [`Layout::matches`] counts: all but that of the counters.
-const SLOTS: u32 = 0x5554;
+const SLOTS: u32 = 0xfe;
 
 /// The first of these positions.
 #[inline(always)]
 pub fn first(matches: u32) -> Option<usize> {
-    (matches != 0).then(|| (matches.trailing_zeros() / 2) as usize % WORDS)
+    (matches != 0).then(|| matches.trailing_zeros() as usize % WORDS)
 }
 
 impl V4 {
@@ -207,7 +207,7 @@ impl Layout for V6 {
 
     #[inline(always)]
     fn matches(line: &Line, key: &KeyV6, _: u32) -> u32 {
-        let is_it = |position| u32::from(V6::look(line, position, key).0) << (2 * position);
+        let is_it = |position| u32::from(V6::look(line, position, key).0) << position;
         is_it(1) | is_it(4)
     }
 
