@@ -7,30 +7,6 @@ pub fn prefetch<T>(value: &T) {
     prefetch_address(std::ptr::from_ref(value).cast());
 }
 
-/// As [`prefetch`], to be written: the line comes for this core alone.
-#[inline(always)]
-pub fn prefetch_write<T>(value: &T) {
-    prefetch_write_address(std::ptr::from_ref(value).cast());
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn prefetch_write_address(address: *const u8) {
-    use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-    // SAFETY: a prefetch of any address, valid or not, is only a hint.
-    unsafe { _mm_prefetch::<_MM_HINT_ET0>(address.cast()) };
-}
-
-#[cfg(target_arch = "aarch64")]
-#[inline(always)]
-fn prefetch_write_address(address: *const u8) {
-    // SAFETY: a prefetch of any address, valid or not, is only a hint.
-    unsafe {
-        std::arch::asm!("prfm pstl1keep, [{}]", in(reg) address,
-            options(nostack, preserves_flags, readonly));
-    }
-}
-
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn prefetch_address(address: *const u8) {

@@ -74,7 +74,7 @@ mod queue;
 mod ring;
 mod thread;
 
-pub use cpu::{prefetch, prefetch_write, tsc};
+pub use cpu::{prefetch, tsc};
 pub use eal::{Eal, version};
 pub use error::Error;
 pub use mbuf::{HEADROOM, Mbuf};

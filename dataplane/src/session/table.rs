@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use crossbeam::utils::CachePadded;
-use holdfast_dpdk::{Line, Lines, prefetch, prefetch_write};
+use holdfast_dpdk::{Line, Lines, prefetch};
 use holdfast_handoff::Version;
 use holdfast_net::{FlowKey, HashKey};
 use siphasher::sip::SipHasher13;
@@ -373,8 +373,8 @@ impl SessionTable {
             AtFamily::V4(at) => (&self.v4, at.home),
             AtFamily::V6(at) => (&self.v6, at.home),
         };
-        prefetch_write(family.line(home));
-        prefetch_write(family.version(home, 0));
+        prefetch(family.line(home));
+        prefetch(family.version(home, 0));
     }
 
     /// Looks a located flow up.

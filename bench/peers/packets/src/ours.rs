@@ -26,6 +26,8 @@ use crate::frames::Tunnel;
 
 /// Lookups that are asked of the memory before the first of them is looked at.
 pub const AHEAD: usize = 32;
+/// Insertions whose lines are asked for before the first of them.
+const INSERTS_AHEAD: usize = 8;
 const HASH_KEY: HashKey = HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
 /// When all sessions were seen last.
 const SEEN: Tick = Tick(1);
@@ -159,6 +161,7 @@ impl Ours {
     fn locate(&self, keys: &[SessionKey; AHEAD], located: &mut [Located; AHEAD]) {
         for (key, at) in keys.iter().zip(located) {
             *at = self.0.locate(key);
+            self.0.prefetch(at);
         }
     }
 
@@ -198,10 +201,16 @@ impl Ours {
     /// As [`Ours::insert`], in bursts whose lines are asked for first.
     pub fn insert_in_bursts(&self, keys: &[SessionKey]) -> usize {
         self.each_burst(keys, |located| {
-            for at in located {
-                self.0.prefetch_insert(at);
-            }
-            located.iter().filter(|at| self.insert_at(at)).count()
+            // A few ahead, not all at once: that is more than memory can have under way.
+            let (first, _) = located.split_at(INSERTS_AHEAD);
+            first.iter().for_each(|at| self.0.prefetch_insert(at));
+            let insert = |number: &usize| {
+                if let Some(ahead) = located.get(number + INSERTS_AHEAD) {
+                    self.0.prefetch_insert(ahead);
+                }
+                self.insert_at(&located[*number])
+            };
+            (0..located.len()).filter(insert).count()
         })
     }
 
