@@ -49,7 +49,7 @@ counters! {
     ParkFlowFull "park_flow_full" "Strays dropped because their flow has as many parked as it may."
     ParkExpired "park_expired" "Parked segments dropped because no answer came in time."
     LookupAsked "lookup_asked" "Lookups asked of the DHT core."
-    LookupRingFull "lookup_ring_full" "Strays dropped because the ring to the DHT core was full."
+    LookupRingFull "lookup_ring_full" "Lookups not asked because the ring to the DHT core was full: the stray is dropped, or, when it was to be asked a second time, waits for its deadline."
     LookupRefusedWorker "lookup_refused_worker" "Strays dropped because the worker asks as many lookups as it may."
     LookupRefusedSource "lookup_refused_source" "Strays dropped because their source prefix asks as many lookups as it may."
     ResolvedOwner "resolved_owner" "Lookups that found another server as owner."

@@ -44,6 +44,9 @@ const GROUP: usize = 16;
 const ANSWERS_PER_TURN: usize = 64;
 /// Time between two turns of housekeeping, in microseconds.
 const HOUSEKEEPING_US: u64 = 1000;
+/// Waiting flows whose time has come, dealt with in a turn of housekeeping: half a million second
+/// questions a second.
+const PARKED_DUE_MAX: usize = 512;
 /// Dead owners whose redirects are looked for at the same time; those of more end by being idle.
 const DEAD_OWNERS_MAX: usize = 16;
 /// Buckets looked at for redirects to one dead owner in a turn of housekeeping.
@@ -809,7 +812,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn housekeeping(&mut self, now: Now) {
         self.housekeeping_next = Now::from_us(now.us + HOUSEKEEPING_US);
         if !self.parking.is_empty() {
-            let mut due = ArrayVec::<_, 64>::new();
+            let mut due = ArrayVec::<_, PARKED_DUE_MAX>::new();
             self.parking.due(now, &mut due);
             for due in due {
                 self.parking_due(due);

@@ -4,6 +4,7 @@
 
 mod support;
 
+use holdfast_dataplane::encap::Encapsulation;
 use holdfast_dataplane::session::{Session, State};
 use holdfast_dataplane::stats::Counter;
 use holdfast_handoff::{Announcement, Answer, Resolution};
@@ -239,6 +240,67 @@ fn r6_a_members_tunnel_reaches_the_host() {
         assert_eq!(bench.host_gets(), Some(segment));
         assert_eq!(bench.announces(), None);
         assert_eq!(bench.count(Counter::TunnelReceived), 1);
+    });
+}
+
+/// What one server's worker sends, the owner's takes, however strays travel: segments and ICMP
+/// errors, and also what the owner does not hold goes to its host and no further.
+#[test]
+fn r4_r6_what_one_worker_sends_the_owners_takes() {
+    for encapsulation in [Encapsulation::Gue, Encapsulation::Ipip, Encapsulation::Rewrite] {
+        both(|net| {
+            let options = || Options { encapsulation, ..Options::default() };
+            let mut here = Bench::with(net, &options());
+            let mut there = Bench::with(net.of_the_other(), &options());
+            there.open(1000);
+            here.redirect(1000);
+            let strays = [
+                net.client_segment(1000, ACK, b"by another way"),
+                net.icmp_error(&net.host_segment(1000, ACK, &[7; 1000])),
+            ];
+            for stray in strays {
+                here.uplink_brings(&stray);
+                let sent = here.uplink_gets().unwrap();
+                assert_ne!(sent, stray, "{encapsulation:?}");
+                let packet = Packet::from_ethernet(&sent).unwrap().unwrap();
+                assert_eq!(packet.network.destination(), net.other);
+                there.uplink_brings(&sent);
+                assert_eq!(there.host_gets().unwrap()[12..], stray[12..], "{encapsulation:?}");
+            }
+            assert_eq!(there.count(Counter::TunnelReceived), 2);
+            assert_eq!(local_state(&there, 1000), Some(State::Established));
+
+            here.redirect(2000);
+            here.uplink_brings(&net.client_segment(2000, ACK, b"whose?"));
+            there.uplink_brings(&here.uplink_gets().unwrap());
+            assert!(there.host_gets().is_some());
+            assert_eq!((there.asks(), there.uplink_gets()), (None, None), "never tunnelled again");
+            let told = there.announces()
+                == Some(Announcement::NotMine { flow: net.flow(2000), sender: net.me });
+            assert_eq!(
+                told,
+                encapsulation != Encapsulation::Rewrite,
+                "a rewritten one has no sender"
+            );
+        });
+    }
+}
+
+/// Without the form of its configuration a server leaves the host's own traffic alone.
+#[test]
+fn r6_other_forms_of_tunnel_are_the_hosts_own() {
+    both(|net| {
+        for encapsulation in [Encapsulation::Ipip, Encapsulation::Rewrite] {
+            let options = Options { encapsulation, ..Options::default() };
+            let mut here = Bench::with(net, &options);
+            here.redirect(1000);
+            here.uplink_brings(&net.client_segment(1000, ACK, b"stray"));
+            let sent = here.uplink_gets().unwrap();
+            let mut there = Bench::new(net.of_the_other());
+            there.uplink_brings(&sent);
+            assert_eq!(there.host_gets(), Some(sent));
+            assert_eq!(there.count(Counter::Passed), 1);
+        }
     });
 }
 

@@ -101,6 +101,11 @@ impl Net {
         answer.data().to_vec()
     }
 
+    /// The same addresses, as the other server sees them.
+    pub fn of_the_other(&self) -> Net {
+        Net { me: self.other, other: self.me, ..*self }
+    }
+
     /// `frame` in a tunnel from `from` to us.
     pub fn tunnelled(&self, frame: &[u8], from: IpAddr) -> Vec<u8> {
         let mut outer = MemFrame::new(frame);
@@ -202,11 +207,18 @@ pub struct Options {
     pub half_open_max: u64,
     pub resolves: usize,
     pub announcements: usize,
+    pub encapsulation: Encapsulation,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { capacity: 64, half_open_max: 16, resolves: 16, announcements: 16 }
+        Options {
+            capacity: 64,
+            half_open_max: 16,
+            resolves: 16,
+            announcements: 16,
+            encapsulation: Encapsulation::Gue,
+        }
     }
 }
 
@@ -258,7 +270,8 @@ impl Bench {
         let waker = mio::Waker::new(poll.registry(), mio::Token(0)).unwrap();
         let doorbell = Arc::new(Doorbell::new(waker));
         let (worker_end, core) = rings(options.resolves, options.announcements, doorbell);
-        let settings = settings(&net, options.half_open_max);
+        let mut settings = settings(&net, options.half_open_max);
+        settings.classifier.encapsulation = options.encapsulation;
         let services = settings.classifier.services.clone();
         let table =
             SessionTable::new(services, options.capacity, &TIMEOUTS, HashKey([3, 4])).unwrap();
