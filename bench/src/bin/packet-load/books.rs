@@ -99,7 +99,14 @@ const BOOKS: &[Entry] = &[
     Entry {
         what: "each packet of another owner is tunnelled or dropped",
         left: &["redirect_hit", "released_tunnel"],
-        right: &["tunnel_sent", "tunnel_no_headroom", "tunnel_too_big", "too_big_answered"],
+        right: &[
+            "tunnel_sent",
+            "tunnel_no_headroom",
+            "tunnel_other_family",
+            "owners_full",
+            "tunnel_too_big",
+            "too_big_answered",
+        ],
         slack: &[],
     },
     Entry {
@@ -127,6 +134,8 @@ const DROPS: &[&str] = &[
     "dropped_timed_out",
     "resolved_stranger",
     "tunnel_no_headroom",
+    "tunnel_other_family",
+    "owners_full",
     "tunnel_too_big",
     "tunnel_stranger",
     "tunnel_malformed",
