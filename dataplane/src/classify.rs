@@ -160,24 +160,29 @@ impl Classifier {
     /// `None` says nothing: it may be something else, or need the whole way.
     #[inline(always)]
     fn plain_tcp(&self, frame: &[u8], direction: Direction) -> Option<Segment> {
-        match frame.get(12..15)? {
-            [0x08, 0x00, 0x45] => self.plain_tcp_v4(frame, direction),
-            [0x86, 0xdd, 0x60..=0x6f] => self.plain_tcp_v6(frame, direction),
-            _ => None,
+        // The shortest there is: Ethernet, IPv4 and TCP without options.
+        let (head, _) = frame.split_first_chunk::<54>()?;
+        // EtherType, version, and IPv4's header length or the upper half of IPv6's class.
+        let start = u32::from_be_bytes([0, head[12], head[13], head[14]]);
+        if start == 0x08_0045 {
+            self.plain_tcp_v4(frame, head, direction)
+        } else if start & 0xff_fff0 == 0x86_dd60 {
+            self.plain_tcp_v6(frame, direction)
+        } else {
+            None
         }
     }
 
     #[inline(always)]
-    fn plain_tcp_v4(&self, frame: &[u8], direction: Direction) -> Option<Segment> {
-        let (head, _) = frame.split_first_chunk::<54>()?;
+    fn plain_tcp_v4(&self, frame: &[u8], head: &[u8; 54], direction: Direction) -> Option<Segment> {
         let total_length = usize::from(u16::from_be_bytes([head[16], head[17]]));
-        let is_fragment = (head[20] & 0x3f) | head[21] != 0;
+        let is_fragment = u16::from_be_bytes([head[20], head[21]]) & 0x3fff != 0;
         let tcp_length = usize::from(head[46] >> 4) * 4;
-        let is_plain = head[23] == PROTOCOL_TCP
-            && !is_fragment
-            && tcp_length >= 20
-            && 20 + tcp_length <= total_length
-            && 14 + total_length <= frame.len().min(usize::from(u16::MAX));
+        let is_plain = (head[23] == PROTOCOL_TCP)
+            & !is_fragment
+            & (tcp_length >= 20)
+            & (20 + tcp_length <= total_length)
+            & (14 + total_length <= frame.len().min(usize::from(u16::MAX)));
         if !is_plain {
             return None;
         }

@@ -122,19 +122,24 @@ struct Arrival {
 enum Way {
     /// As it is.
     Direct,
-    /// In a tunnel, from one of the burst's [`Arrivals::senders`].
+    /// In a tunnel, from one of the burst's senders.
     Tunnelled(u8),
     /// With its destination rewritten: by whom cannot be told.
     Rewritten,
 }
 
-/// The clients' segments of a burst.
-struct Arrivals<F> {
-    frames: ArrayVec<F, BURST>,
-    segments: ArrayVec<Arrival, BURST>,
-    /// Locators of members that tunnelled some of them.
-    senders: ArrayVec<IpAddr, BURST>,
+/// What a frame from the network was read as.
+enum Reading {
+    /// A client's segment.
+    Segment(Arrival),
+    /// None of ours: to the host, and count it.
+    Pass(Counter),
+    /// Drop, for this reason.
+    Refuse(Counter),
 }
+
+/// Locators of the members that tunnelled some of a burst.
+type Senders = ArrayVec<IpAddr, BURST>;
 
 /// What becomes of a client's segment.
 #[derive(Clone, Copy)]
@@ -217,85 +222,91 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
         self.counters.add(Counter::UplinkReceived, burst.len() as u64);
 
-        let mut arrivals = Arrivals {
-            frames: ArrayVec::new(),
-            segments: ArrayVec::new(),
-            senders: ArrayVec::new(),
-        };
-        let mut asked = 0;
-        for frame in burst.drain(..) {
-            match self.shared.settings.classifier.plain_segment(frame.data()) {
-                Some(segment) => self.arrive(&mut arrivals, frame, &segment, Way::Direct),
-                None => self.classify(frame, &mut arrivals),
+        let mut senders = Senders::new();
+        let mut readings = ArrayVec::<Reading, BURST>::new();
+        for group in burst.chunks_mut(GROUP) {
+            let first = readings.len();
+            for frame in group {
+                // Written once, to where it stays: a copy would wait for what was just written.
+                match self.shared.settings.classifier.plain_segment(frame.data()) {
+                    Some(segment) => readings.push(self.arrival(&segment, Way::Direct)),
+                    None => readings.push(self.read(frame, &mut senders)),
+                }
             }
-            if arrivals.segments.len() == asked + GROUP {
-                self.prefetch(&arrivals.segments[asked..]);
-                asked += GROUP;
-            }
+            self.prefetch(&readings[first..]);
         }
-        self.prefetch(&arrivals.segments[asked..]);
         // Drained, not moved: what a burst needs is kilobytes.
-        let Arrivals { frames, segments, senders } = &mut arrivals;
-        for (frame, arrival) in frames.drain(..).zip(segments.iter()) {
-            let found = self.shared.table.find(&arrival.at);
-            let verdict = if arrival.way == Way::Direct {
-                self.verdict(arrival, found, now)
-            } else {
-                self.verdict_tunnelled(arrival, found, senders, now)
-            };
-            self.act(verdict, frame, arrival, now);
+        for (frame, reading) in burst.drain(..).zip(&readings) {
+            match reading {
+                Reading::Segment(arrival) => self.decide(frame, arrival, &senders, now),
+                Reading::Pass(counter) => self.pass(frame, *counter),
+                // Dropping the frame gives its buffer back.
+                Reading::Refuse(counter) => self.count(*counter),
+            }
         }
         true
     }
 
     #[inline(always)]
-    fn arrive(
-        &self,
-        arrivals: &mut Arrivals<U::Frame>,
-        frame: U::Frame,
-        segment: &Segment,
-        way: Way,
-    ) {
-        let Segment { key, flags, headers } = *segment;
-        let at = self.shared.table.locate(&key);
-        // Both have as much room as the burst.
-        arrivals.frames.push(frame);
-        arrivals.segments.push(Arrival { at, flags, headers, way });
-    }
-
-    #[inline(always)]
-    fn prefetch(&self, arrivals: &[Arrival]) {
-        for arrival in arrivals {
-            self.shared.table.prefetch(&arrival.at);
+    fn prefetch(&self, readings: &[Reading]) {
+        for reading in readings {
+            if let Reading::Segment(arrival) = reading {
+                self.shared.table.prefetch(&arrival.at);
+            }
         }
     }
 
-    /// Reads a frame from the network that is no plain segment. A service's segment joins the
-    /// arrivals; anything else goes its way at once.
+    /// Looks a segment's flow up, decides and acts.
+    #[inline(always)]
+    fn decide(&mut self, frame: U::Frame, arrival: &Arrival, senders: &Senders, now: Now) {
+        let found = self.shared.table.find(&arrival.at);
+        let verdict = if arrival.way == Way::Direct {
+            self.verdict(arrival, found, now)
+        } else {
+            self.verdict_tunnelled(arrival, found, senders, now)
+        };
+        self.act(verdict, frame, arrival, now);
+    }
+
+    #[inline(always)]
+    fn arrival(&self, segment: &Segment, way: Way) -> Reading {
+        let Segment { key, flags, headers } = *segment;
+        let at = self.shared.table.locate(&key);
+        Reading::Segment(Arrival { at, flags, headers, way })
+    }
+
+    /// Reads a frame from the network that is no plain segment, and takes it out of its tunnel if
+    /// it is in one.
     #[inline(never)]
-    fn classify(&mut self, frame: U::Frame, arrivals: &mut Arrivals<U::Frame>) {
-        let read = self.shared.settings.classifier.read_uplink(frame.data());
-        match read {
-            FromUplink::Segment(segment) => self.arrive(arrivals, frame, &segment, Way::Direct),
+    fn read(&self, frame: &mut U::Frame, senders: &mut Senders) -> Reading {
+        match self.shared.settings.classifier.read_uplink(frame.data()) {
+            FromUplink::Segment(segment) => self.arrival(&segment, Way::Direct),
             FromUplink::IcmpError(segment) => {
                 self.count(Counter::IcmpError);
-                self.arrive(arrivals, frame, &segment, Way::Direct);
+                self.arrival(&segment, Way::Direct)
             }
             FromUplink::Tunnel { outer, sender } => {
-                if let Some((frame, segment)) = self.take_out_of_tunnel(frame, outer, sender) {
-                    let way = Way::Tunnelled(arrivals.senders.len() as u8);
-                    arrivals.senders.push(sender);
-                    self.arrive(arrivals, frame, &segment, way);
+                match self.take_out_of_tunnel(frame, outer, sender) {
+                    Ok(segment) => {
+                        let way = Way::Tunnelled(senders.len() as u8);
+                        senders.push(sender);
+                        self.arrival(&segment, way)
+                    }
+                    Err(refusal) => Reading::Refuse(refusal),
                 }
             }
             FromUplink::Rewritten { segment, service } => {
-                if let Some(frame) = self.turn_back(frame, &segment, service) {
-                    self.arrive(arrivals, frame, &segment, Way::Rewritten);
+                match encap::turn_back(frame, &segment.headers, service) {
+                    Some(()) => {
+                        self.count(Counter::TunnelReceived);
+                        self.arrival(&segment, Way::Rewritten)
+                    }
+                    None => Reading::Refuse(Counter::TunnelMalformed),
                 }
             }
-            FromUplink::Other => self.pass(frame, Counter::Passed),
-            FromUplink::Malformed(_) => self.pass(frame, Counter::MalformedPassed),
-            FromUplink::Fragment => self.pass(frame, Counter::FragmentPassed),
+            FromUplink::Other => Reading::Pass(Counter::Passed),
+            FromUplink::Malformed(_) => Reading::Pass(Counter::MalformedPassed),
+            FromUplink::Fragment => Reading::Pass(Counter::FragmentPassed),
         }
     }
 
@@ -306,44 +317,21 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
 
     /// R6: a tunnel packet is taken only from a member, and only with a service's segment inside.
     fn take_out_of_tunnel(
-        &mut self,
-        mut frame: U::Frame,
+        &self,
+        frame: &mut U::Frame,
         outer: Packet,
         sender: IpAddr,
-    ) -> Option<(U::Frame, Segment)> {
+    ) -> Result<Segment, Counter> {
         if !self.is_member(sender) {
-            return self.refuse(Counter::TunnelStranger);
+            return Err(Counter::TunnelStranger);
         }
-        let Ok(inner) = classify::tunnelled(frame.data(), &outer) else {
-            return self.refuse(Counter::TunnelMalformed);
-        };
-        let Some(segment) = self.shared.settings.classifier.inside(frame.data(), inner) else {
-            return self.refuse(Counter::TunnelNotService);
-        };
-        let Some(packet) = encap::decapsulate(&mut frame, &outer, &inner) else {
-            return self.refuse(Counter::TunnelMalformed);
-        };
+        let inner =
+            classify::tunnelled(frame.data(), &outer).map_err(|_| Counter::TunnelMalformed)?;
+        let segment = self.shared.settings.classifier.inside(frame.data(), inner);
+        let segment = segment.ok_or(Counter::TunnelNotService)?;
+        let packet = encap::decapsulate(frame, &outer, &inner).ok_or(Counter::TunnelMalformed)?;
         self.count(Counter::TunnelReceived);
-        Some((frame, Segment { headers: packet.headers(), ..segment }))
-    }
-
-    /// R6: a segment whose destination another server rewrote is the service's again.
-    fn turn_back(
-        &mut self,
-        mut frame: U::Frame,
-        segment: &Segment,
-        service: IpAddr,
-    ) -> Option<U::Frame> {
-        if encap::turn_back(&mut frame, &segment.headers, service).is_none() {
-            return self.refuse(Counter::TunnelMalformed);
-        }
-        self.count(Counter::TunnelReceived);
-        Some(frame)
-    }
-
-    fn refuse<T>(&self, counter: Counter) -> Option<T> {
-        self.count(counter);
-        None
+        Ok(Segment { headers: packet.headers(), ..segment })
     }
 
     /// R2, R4, R5: what becomes of a segment that came from the network as it is.

@@ -90,9 +90,11 @@ impl Lines {
     #[inline(always)]
     #[must_use]
     pub fn line(&self, index: usize) -> &Line {
-        // SAFETY: the mask is less than `count`, so the line is one of the mapping's, which the
-        // kernel has zeroed (a valid `AtomicU64`) and which lives as long as this object.
-        unsafe { self.lines.add(index & self.mask).as_ref() }
+        // SAFETY: the mask is less than `count`, so the line is one of the mapping's.
+        let line = unsafe { self.lines.add(index & self.mask) };
+        // SAFETY: the kernel has zeroed it, which is a valid `AtomicU64`, and it lives as long as
+        // this object.
+        unsafe { line.as_ref() }
     }
 
     /// Size in bytes of the pages that were reserved for it: 2 MiB, or the ordinary size.
