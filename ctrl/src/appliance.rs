@@ -32,6 +32,7 @@ use crate::commands::Commands;
 use crate::config::{ClusterKey, Config, Encapsulation, Idle, Secret};
 use crate::kernel_sockets;
 use crate::lifecycle::Shutdown;
+use crate::load::Samples;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
 use crate::socket::ControlSocket;
 
@@ -53,6 +54,8 @@ pub struct Appliance {
     pub table: Arc<SessionTable>,
     /// Each worker's counters, in the order of the configuration.
     pub counters: Vec<Arc<WorkerCounters>>,
+    /// The same as they were in the last seconds.
+    pub samples: Samples,
     /// The uplink's and the host port's DPDK ports.
     pub ports: Ports,
     /// The DHT core.
@@ -61,6 +64,8 @@ pub struct Appliance {
     pub started: Instant,
     /// The clock that the workers read.
     pub clock: TscClock,
+    /// Cycles of the time stamp counter in a second.
+    pub tsc_hz: u64,
 }
 
 /// Runs the appliance until `shutdown` is requested.
@@ -83,13 +88,17 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     // The last pair of rings is the main thread's.
     let mut main_end = worker_ends.pop().context("no rings")?;
 
+    let counters: Vec<_> = (0..workers).map(|_| Arc::default()).collect();
+    let started = Instant::now();
     let appliance = Arc::new(Appliance {
         table: Arc::clone(&shared.table),
-        counters: (0..workers).map(|_| Arc::default()).collect(),
+        samples: Samples::start(&counters, started),
+        counters,
         ports,
         dht: core.handle(),
-        started: Instant::now(),
+        started,
         clock: tsc_clock,
+        tsc_hz: eal.tsc_hz(),
         config,
     });
     let mut threads = Threads {
@@ -174,15 +183,16 @@ fn serve(appliance: &Arc<Appliance>, threads: &Threads, shutdown: &Shutdown) -> 
         path.display()
     );
     let carrier = CarrierRelay::new(&appliance.config);
-    let outcome = supervise(shutdown, threads, carrier);
+    let outcome = supervise(appliance, shutdown, threads, carrier);
     // Before the control socket closes, which waits for requests under way.
     appliance.dht.stop();
     outcome
 }
 
-/// Waits for the end, and passes the uplink's carrier on meanwhile; an error when a thread ended
-/// before.
+/// Waits for the end; meanwhile passes the uplink's carrier on and samples what the workers do.
+/// An error when a thread ended before.
 fn supervise(
+    appliance: &Appliance,
     shutdown: &Shutdown,
     threads: &Threads,
     mut carrier: Option<CarrierRelay>,
@@ -191,6 +201,7 @@ fn supervise(
         if let Some(Err(error)) = carrier.as_mut().map(CarrierRelay::relay) {
             warn!("{error:#}");
         }
+        appliance.samples.take(&appliance.counters, Instant::now());
         if threads.workers.iter().any(JoinHandle::is_finished) {
             bail!("a worker ended by itself");
         }

@@ -12,10 +12,12 @@ use holdfast_dpdk::{self as dpdk, Port};
 use holdfast_net::FlowKey;
 
 use crate::appliance::Appliance;
+use crate::load;
 use crate::protocol::{
     Counters, DhtStats, Distribution, ErrorCode, JournalEntry, LookupOutcome, LookupReply,
     LookupReport, LookupsReply, Peer, PeersReply, PortStats, ProtocolError, ReplicaAnswer, Reply,
     Request, SessionEntry, SessionKind, SessionsReply, StatsReply, VersionReply, WorkerStats,
+    WorkersReply,
 };
 
 /// Answers requests about one appliance.
@@ -38,6 +40,7 @@ impl Commands {
     pub fn answer(&self, request: Request) -> Result<Reply, ProtocolError> {
         Ok(match request {
             Request::ShowStats {} => Reply::Stats(Box::new(self.stats()?)),
+            Request::ShowWorkers {} => Reply::Workers(self.workers()),
             Request::ShowSessions { .. } => Reply::Sessions(self.sessions(&request)),
             Request::ShowPeers {} => Reply::Peers(self.peers()?),
             Request::ShowLookups { limit } => Reply::Lookups(self.lookups(limit.get())?),
@@ -85,6 +88,17 @@ impl Commands {
             table: table.map(|(name, value)| (name.to_owned(), value)).into(),
             dht: dht_stats(&dht.stats().map_err(unavailable)?),
         })
+    }
+
+    fn workers(&self) -> WorkersReply {
+        let Appliance { config, counters, samples, started, .. } = &*self.appliance;
+        let cores = &config.workers.cores;
+        WorkersReply {
+            tsc_hz: self.appliance.tsc_hz,
+            table_page_bytes: self.appliance.table.page_bytes() as u64,
+            last_second: samples.last(cores),
+            since_start: load::since_start(cores, counters, started.elapsed()),
+        }
     }
 
     /// Walks over the whole table, so that `total` is right; lists what the limit allows.

@@ -12,6 +12,8 @@ pub mod config;
 pub mod kernel_sockets;
 pub mod lifecycle;
 #[cfg(feature = "daemon")]
+pub mod load;
+#[cfg(feature = "daemon")]
 pub mod ports;
 pub mod protocol;
 pub mod show;

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 use humantime_serde::re::humantime::format_rfc3339_millis;
 
 use crate::protocol::{
-    Counters, Distribution, LookupOutcome, LookupReply, LookupReport, LookupsReply, Peer,
-    PeersReply, PortStats, SessionEntry, SessionKind, SessionsReply, StatsReply, VersionReply,
+    Counters, Distribution, LoadPeriod, LookupOutcome, LookupReply, LookupReport, LookupsReply,
+    Peer, PeersReply, PortStats, SessionEntry, SessionKind, SessionsReply, StatsReply,
+    VersionReply, WorkersReply,
 };
 
 /// Stands where there is no value.
@@ -112,7 +113,7 @@ pub fn stats(reply: &StatsReply, all: bool) -> String {
     text += "\nSESSION TABLE\n";
     text += &numbers(&reply.table, &Counters::new(), all, &mut hidden);
     text += "\nWORKERS\n";
-    text += &workers(reply, all, &mut hidden);
+    text += &worker_counters(reply, all, &mut hidden);
     text += "\nDHT\n";
     text += &numbers(&reply.dht.gauges, &reply.dht.counters, all, &mut hidden);
     text += "\nDISTRIBUTIONS\n";
@@ -175,7 +176,7 @@ fn numbers(gauges: &Counters, counters: &Counters, all: bool, hidden: &mut usize
 }
 
 /// The totals, and beside them each worker's share when there are several.
-fn workers(reply: &StatsReply, all: bool, hidden: &mut usize) -> String {
+fn worker_counters(reply: &StatsReply, all: bool, hidden: &mut usize) -> String {
     if reply.workers.len() < 2 {
         return numbers(&Counters::new(), &reply.totals, all, hidden);
     }
@@ -226,6 +227,62 @@ fn distributions(all: &std::collections::BTreeMap<String, Distribution>) -> Stri
         table.row(cells.into_iter().chain(values).collect());
     }
     table.render()
+}
+
+/// `show workers`.
+#[must_use]
+pub fn workers(reply: &WorkersReply) -> String {
+    let last = match &reply.last_second {
+        Some(period) => format!("LAST SECOND ({})\n{}", micros(period.duration_us), load(period)),
+        None => "LAST SECOND\nnot measured yet\n".to_owned(),
+    };
+    format!(
+        "{last}\nSINCE THE START ({})\n{}\ntime stamp counter {:.3} GHz, session table on pages of {}\n",
+        micros(reply.since_start.duration_us),
+        load(&reply.since_start),
+        reply.tsc_hz as f64 / 1e9,
+        page_size(reply.table_page_bytes),
+    )
+}
+
+fn load(period: &LoadPeriod) -> String {
+    let head = [
+        "CORE",
+        "BUSY",
+        "PACKETS/BURST",
+        "CYCLES/PACKET",
+        "UPLINK PACKETS/S",
+        "HOST PACKETS/S",
+        "DROPS",
+        "DROPS/S",
+        "TURNS/S",
+    ];
+    let mut table = Table::new(&head, &[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    let ratio = |value: Option<f64>| or_none(value.map(|value| format!("{value:.1}")));
+    for worker in &period.workers {
+        table.row(vec![
+            worker.core.to_string(),
+            or_none(worker.busy_percent.map(|percent| format!("{percent:.1} %"))),
+            ratio(worker.packets_per_burst),
+            ratio(worker.cycles_per_packet),
+            or_none(worker.uplink_packets_per_s),
+            or_none(worker.host_packets_per_s),
+            worker.drops.to_string(),
+            or_none(worker.drops_per_s),
+            or_none(worker.turns_per_s),
+        ]);
+    }
+    table.render()
+}
+
+/// A page's size, as in `2 MiB`.
+fn page_size(bytes: u64) -> String {
+    match bytes.trailing_zeros() {
+        30..=63 => format!("{} GiB", bytes >> 30),
+        20..=29 => format!("{} MiB", bytes >> 20),
+        10..=19 => format!("{} KiB", bytes >> 10),
+        _ => format!("{bytes} bytes"),
+    }
 }
 
 /// `show sessions`.
@@ -394,6 +451,22 @@ mod tests {
         ];
         for (us, expected) in rows {
             assert_eq!(micros(us), expected);
+        }
+    }
+
+    #[test]
+    fn page_sizes_are_short() {
+        let rows = [
+            (0, "0 bytes"),
+            (100, "100 bytes"),
+            (4 << 10, "4 KiB"),
+            (2 << 20, "2 MiB"),
+            (1 << 30, "1 GiB"),
+            (1 << 63, "8589934592 GiB"),
+            (u64::MAX, "18446744073709551615 bytes"),
+        ];
+        for (bytes, expected) in rows {
+            assert_eq!(page_size(bytes), expected);
         }
     }
 

@@ -8,9 +8,10 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use holdfast::protocol::{
-    Counters, DhtStats, Distribution, ErrorCode, JournalEntry, LookupOutcome, LookupReply,
-    LookupReport, LookupsReply, Peer, PeersReply, PortStats, ProtocolError, ReplicaAnswer, Reply,
-    Request, SessionEntry, SessionKind, SessionsReply, StatsReply, VersionReply, WorkerStats,
+    Counters, DhtStats, Distribution, ErrorCode, JournalEntry, LoadPeriod, LookupOutcome,
+    LookupReply, LookupReport, LookupsReply, Peer, PeersReply, PortStats, ProtocolError,
+    ReplicaAnswer, Reply, Request, SessionEntry, SessionKind, SessionsReply, StatsReply,
+    VersionReply, WorkerLoad, WorkerStats, WorkersReply,
 };
 use holdfast::socket::ControlSocket;
 use holdfast_net::FlowKey;
@@ -167,6 +168,100 @@ parked      0       0       0
     assert!(text.contains(workers), "{text}");
     assert!(text.contains("stores_refused"), "{text}");
     assert!(!text.contains("not shown"), "{text}");
+}
+
+/// What a busy worker, an idle one and one that has not had a turn did in this time.
+fn load(duration_us: u64) -> LoadPeriod {
+    let busy = WorkerLoad {
+        core: 2,
+        busy_percent: Some(100.0),
+        packets_per_burst: Some(31.96),
+        cycles_per_packet: Some(151.0),
+        uplink_packets_per_s: Some(14_880_952),
+        host_packets_per_s: Some(880_000),
+        drops: 40,
+        drops_per_s: Some(39),
+        turns_per_s: Some(493_000),
+    };
+    let idle = WorkerLoad {
+        core: 3,
+        busy_percent: Some(0.0),
+        uplink_packets_per_s: Some(0),
+        host_packets_per_s: Some(0),
+        drops_per_s: Some(0),
+        turns_per_s: Some(9_000_000),
+        ..WorkerLoad::default()
+    };
+    let none = WorkerLoad { core: 11, ..WorkerLoad::default() };
+    LoadPeriod { duration_us, workers: vec![busy, idle, none] }
+}
+
+fn workers() -> WorkersReply {
+    WorkersReply {
+        tsc_hz: 2_499_998_000,
+        table_page_bytes: 2 << 20,
+        last_second: Some(load(1_020_000)),
+        since_start: load(11_520_000_000),
+    }
+}
+
+#[test]
+fn shows_workers() {
+    let daemon = daemon(Ok(Reply::Workers(workers())));
+    let output = run(&daemon, "show workers");
+    let table = "\
+CORE     BUSY  PACKETS/BURST  CYCLES/PACKET  UPLINK PACKETS/S  HOST PACKETS/S  DROPS  DROPS/S  TURNS/S
+   2  100.0 %           32.0          151.0          14880952          880000     40       39   493000
+   3    0.0 %              -              -                 0               0      0        0  9000000
+  11        -              -              -                 -               -      0        -        -
+";
+    let expected = format!(
+        "LAST SECOND (1.0 s)\n{table}\nSINCE THE START (3 h 12 min)\n{table}\n\
+         time stamp counter 2.500 GHz, session table on pages of 2 MiB\n"
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text, expected, "\n{text}");
+    assert_eq!(*daemon.asked.lock().unwrap(), [Request::ShowWorkers {}]);
+}
+
+#[test]
+fn shows_workers_of_a_daemon_that_has_just_started() {
+    let reply = WorkersReply { last_second: None, ..workers() };
+    let text = shown(Reply::Workers(reply), "show workers");
+    let head = "LAST SECOND\nnot measured yet\n\nSINCE THE START (3 h 12 min)\nCORE  ";
+    assert!(text.starts_with(head), "{text}");
+}
+
+#[test]
+fn shows_workers_of_a_daemon_that_counts_without_measure() {
+    let most = WorkerLoad {
+        core: u32::MAX,
+        busy_percent: Some(f64::MAX),
+        packets_per_burst: Some(-0.0),
+        cycles_per_packet: Some(-1e300),
+        uplink_packets_per_s: Some(u64::MAX),
+        host_packets_per_s: Some(u64::MAX),
+        drops: u64::MAX,
+        drops_per_s: Some(u64::MAX),
+        turns_per_s: Some(u64::MAX),
+    };
+    let reply = WorkersReply {
+        tsc_hz: u64::MAX,
+        table_page_bytes: u64::MAX,
+        last_second: Some(LoadPeriod::default()),
+        since_start: LoadPeriod { duration_us: u64::MAX, workers: vec![most] },
+    };
+    let text = shown(Reply::Workers(reply), "show workers");
+    assert!(text.contains("18446744073709551615"), "{text}");
+}
+
+#[test]
+fn figures_of_workers_are_numbers_in_json() {
+    let text = shown(Reply::Workers(workers()), "show workers --json");
+    let value: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value["last_second"]["workers"][0]["busy_percent"], 100.0);
+    assert_eq!(value["last_second"]["workers"][1]["packets_per_burst"], Value::Null);
+    assert_eq!(serde_json::from_value::<WorkersReply>(value).unwrap(), workers());
 }
 
 #[test]
@@ -339,6 +434,7 @@ fn wrong_usage_ends_with_2() {
         "",
         "show",
         "show everything",
+        "show workers 1",
         "lookup",
         "lookup a-b",
         "show sessions --limit 0",

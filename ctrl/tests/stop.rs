@@ -125,6 +125,11 @@ impl Pair {
         ask(&self.socket(n), &Request::ShowStats {}).unwrap()["dht"].clone()
     }
 
+    /// The last second of server `n`'s workers; null before there is one.
+    fn last_second(&self, n: usize) -> Value {
+        ask(&self.socket(n), &Request::ShowWorkers {}).unwrap()["last_second"].clone()
+    }
+
     fn until(&self, what: &str, n: usize, mut done: impl FnMut() -> bool) {
         let start = Instant::now();
         while !done() {
@@ -162,6 +167,12 @@ fn a_daemon_that_is_stopped_says_so_through_its_workers() {
         let alive = || pair.state_of_other(n).is_some_and(|state| state == "alive");
         pair.until("the other is alive", n, alive);
     }
+    pair.until("a second is measured", 0, || !pair.last_second(0).is_null());
+    let second = pair.last_second(0);
+    assert!(second["duration_us"].as_u64().unwrap() >= 1_000_000, "{second}");
+    let worker = &second["workers"][0];
+    assert!((0.0..=100.0).contains(&worker["busy_percent"].as_f64().unwrap()), "{second}");
+    assert!(worker["turns_per_s"].as_u64().unwrap() > 0, "{second}");
     let pid = rustix::process::Pid::from_child(&pair.daemons[0]);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let start = Instant::now();

@@ -99,6 +99,35 @@ counters! {
     CyclesIdle "cycles_idle" "Cycles of the time stamp counter spent in turns that found nothing to do, and waiting after them."
 }
 
+impl Counter {
+    /// Whether each one that it counts is a frame that the worker dropped. What a port dropped is
+    /// in the port's own counters. A second question that finds the ring full drops nothing and
+    /// is in `lookup_ring_full` all the same.
+    #[must_use]
+    pub const fn is_drop(self) -> bool {
+        matches!(
+            self,
+            Counter::UplinkUnsent
+                | Counter::HostUnsent
+                | Counter::ParkFull
+                | Counter::ParkFlowFull
+                | Counter::ParkExpired
+                | Counter::LookupRingFull
+                | Counter::LookupRefusedWorker
+                | Counter::LookupRefusedSource
+                | Counter::ResolvedStranger
+                | Counter::DroppedTimedOut
+                | Counter::TunnelTooBig
+                | Counter::TunnelOtherFamily
+                | Counter::TunnelNoHeadroom
+                | Counter::TunnelStranger
+                | Counter::TunnelMalformed
+                | Counter::TunnelNotService
+                | Counter::OwnersFull
+        )
+    }
+}
+
 /// One worker's counters: written by it alone, read by anyone.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -127,5 +156,46 @@ impl WorkerCounters {
     pub fn add(&self, counter: Counter, amount: u64) {
         let value = &self.0[counter as usize];
         value.store(value.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_are_these() {
+        let drops = Counter::ALL.iter().filter(|counter| counter.is_drop());
+        let names: Vec<_> = drops.map(|counter| counter.name()).collect();
+        let expected = [
+            "uplink_unsent",
+            "host_unsent",
+            "park_full",
+            "park_flow_full",
+            "park_expired",
+            "lookup_ring_full",
+            "lookup_refused_worker",
+            "lookup_refused_source",
+            "resolved_stranger",
+            "dropped_timed_out",
+            "tunnel_too_big",
+            "tunnel_other_family",
+            "tunnel_no_headroom",
+            "tunnel_stranger",
+            "tunnel_malformed",
+            "tunnel_not_service",
+            "owners_full",
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn a_counter_that_says_dropped_is_a_drop() {
+        for counter in Counter::ALL {
+            // Redirects are dropped from the table, and no frame with them.
+            let says_so = counter.help().contains("dropped");
+            let of_frames = says_so && !counter.help().starts_with("Redirects");
+            assert!(!of_frames || counter.is_drop(), "{}", counter.name());
+        }
     }
 }

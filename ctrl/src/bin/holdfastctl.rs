@@ -56,6 +56,8 @@ enum Show {
         #[arg(long)]
         all: bool,
     },
+    /// How busy each worker is: in the last second, and since the start.
+    Workers,
     /// Entries of the session table.
     Sessions(Sessions),
     /// Members of the DHT.
@@ -111,6 +113,7 @@ fn main() -> ExitCode {
 fn request(verb: &Verb) -> Request {
     match verb {
         Verb::Show(Show::Stats { .. }) => Request::ShowStats {},
+        Verb::Show(Show::Workers) => Request::ShowWorkers {},
         Verb::Show(Show::Sessions(sessions)) => Request::ShowSessions {
             kind: sessions.kind,
             state: sessions.state.clone(),
@@ -132,6 +135,7 @@ fn render(command: &Command, answer: Value) -> Result<String, AnswerError> {
     }
     Ok(match &command.verb {
         Verb::Show(Show::Stats { all }) => show::stats(&understood(answer)?, *all),
+        Verb::Show(Show::Workers) => show::workers(&understood(answer)?),
         Verb::Show(Show::Sessions(_)) => show::sessions(&understood(answer)?),
         Verb::Show(Show::Peers) => show::peers(&understood(answer)?),
         Verb::Show(Show::Lookups { .. }) => show::lookups(&understood(answer)?),

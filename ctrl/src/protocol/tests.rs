@@ -7,6 +7,8 @@ use serde_json::json;
 
 use super::*;
 
+const SPECIFICATION: &str = include_str!("../../../docs/specification/control-protocol.md");
+
 fn flow() -> FlowKey {
     "20.1.1.1:1234-192.168.0.1:80".parse().unwrap()
 }
@@ -15,6 +17,7 @@ fn flow() -> FlowKey {
 fn requests() -> Vec<Request> {
     vec![
         Request::ShowStats {},
+        Request::ShowWorkers {},
         Request::ShowSessions {
             kind: None,
             state: None,
@@ -59,9 +62,18 @@ fn every_command_is_known_by_its_name() {
 }
 
 #[test]
+fn the_specification_has_a_section_for_every_command() {
+    for command in COMMANDS {
+        let heading = format!("### `{command}`");
+        assert!(SPECIFICATION.lines().any(|line| line == heading), "{command}");
+    }
+}
+
+#[test]
 fn the_wire_form_is_the_specified_one() {
     let rows = [
         (r#"{"version":1,"command":"show_stats"}"#, Request::ShowStats {}),
+        (r#"{"version":1,"command":"show_workers"}"#, Request::ShowWorkers {}),
         (r#"{"command":"show_peers","version":1}"#, Request::ShowPeers {}),
         (
             r#"{"version":1,"command":"lookup","flow":"20.1.1.1:1234-192.168.0.1:80"}"#,
@@ -97,6 +109,7 @@ fn what_is_no_request_is_refused_with_its_code() {
         (r#"{"version":1}"#, BadRequest, "expected a key \"command\""),
         (r#"{"version":1,"command":"reboot"}"#, UnknownCommand, "one of the commands show_stats,"),
         (r#"{"version":1,"command":"show_stats","x":1}"#, BadRequest, "unknown field `x`"),
+        (r#"{"version":1,"command":"show_workers","core":1}"#, BadRequest, "unknown field `core`"),
         (r#"{"version":1,"command":"show_peers","limit":1}"#, BadRequest, "unknown field `limit`"),
         (r#"{"version":1,"command":"lookup"}"#, BadRequest, "missing field `flow`"),
         (r#"{"version":1,"command":"lookup","flow":7}"#, BadRequest, "expected a string"),
@@ -156,6 +169,73 @@ fn answers_survive_the_wire() {
     assert!(matches!(refused, AnswerError::Refused(refusal) if refusal == error));
 }
 
+/// A worker that found packets, and one that never had a turn.
+fn workers() -> WorkersReply {
+    let busy = WorkerLoad {
+        core: 2,
+        busy_percent: Some(34.7),
+        packets_per_burst: Some(12.0),
+        cycles_per_packet: Some(151.3),
+        uplink_packets_per_s: Some(u64::MAX),
+        host_packets_per_s: Some(0),
+        drops: 3,
+        drops_per_s: Some(3),
+        turns_per_s: Some(500_000),
+    };
+    let workers = vec![busy, WorkerLoad { core: 5, ..WorkerLoad::default() }];
+    WorkersReply {
+        tsc_hz: 2_500_000_000,
+        table_page_bytes: 4096,
+        last_second: None,
+        since_start: LoadPeriod { duration_us: 400_000, workers },
+    }
+}
+
+#[test]
+fn figures_of_workers_survive_the_wire() {
+    let reply = workers();
+    let line = answer_line(&Ok(Reply::Workers(reply.clone())));
+    let expected = json!({"version": 1, "ok": {
+        "tsc_hz": 2_500_000_000u64,
+        "table_page_bytes": 4096,
+        "last_second": null,
+        "since_start": {"duration_us": 400_000, "workers": [
+            {"core": 2, "busy_percent": 34.7, "packets_per_burst": 12.0,
+             "cycles_per_packet": 151.3, "uplink_packets_per_s": u64::MAX,
+             "host_packets_per_s": 0, "drops": 3, "drops_per_s": 3, "turns_per_s": 500_000},
+            {"core": 5, "busy_percent": null, "packets_per_burst": null,
+             "cycles_per_packet": null, "uplink_packets_per_s": null,
+             "host_packets_per_s": null, "drops": 0, "drops_per_s": null, "turns_per_s": null},
+        ]},
+    }});
+    assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), expected);
+    let ok = parse_answer(line.as_bytes()).unwrap();
+    assert_eq!(serde_json::from_value::<WorkersReply>(ok).unwrap(), reply);
+}
+
+#[test]
+fn the_specification_has_a_row_for_every_figure_of_workers() {
+    let (_, section) = SPECIFICATION.split_once("### `show_workers`").unwrap();
+    let (section, _) = section.split_once("\n### ").unwrap();
+    let reply = serde_json::to_value(workers()).unwrap();
+    let period = &reply["since_start"];
+    let specified: Vec<&str> = section
+        .lines()
+        .filter_map(|line| {
+            let (name, _) = line.strip_prefix("| `")?.split_once('`')?;
+            Some(name)
+        })
+        .collect();
+    let mut names: Vec<&str> = [&reply, period, &period["workers"][0]]
+        .into_iter()
+        .flat_map(|object| object.as_object().unwrap().keys().map(String::as_str))
+        .collect();
+    let mut rows = specified;
+    names.sort_unstable();
+    rows.sort_unstable();
+    assert_eq!(rows, names);
+}
+
 #[test]
 fn a_later_daemon_is_understood_as_far_as_possible() {
     let later = r#"{"version":1,"error":{"code":"overheated","message":"too hot","at":90}}"#;
@@ -188,7 +268,7 @@ proptest! {
     fn hostile_json_never_panics(
         key in "(command|version|flow|limit|kind|client|service|owner|error|ok|code|[a-z]{1,5})",
         value in "(1|-1|1e9|null|\"show_[a-z]{5,8}\"|\"lookup\"|\"[0-9.:/-]{0,20}\"|\\[\\]|\\{\\})",
-        command in "(show_stats|show_sessions|show_lookups|lookup)",
+        command in "(show_stats|show_workers|show_sessions|show_lookups|lookup)",
     ) {
         let line = format!("{{\"version\":1,\"command\":\"{command}\",\"{key}\":{value}}}");
         let _ = parse_request(line.as_bytes());
