@@ -163,10 +163,10 @@ impl Classifier {
         // The shortest there is: Ethernet, IPv4 and TCP without options.
         let (head, _) = frame.split_first_chunk::<54>()?;
         // EtherType, version, and IPv4's header length or the upper half of IPv6's class.
-        let start = u32::from_be_bytes([0, head[12], head[13], head[14]]);
-        if start == 0x08_0045 {
+        let start = u32::from_be_bytes([head[12], head[13], head[14], head[15]]);
+        if start & 0xffff_ff00 == 0x0800_4500 {
             self.plain_tcp_v4(frame, head, direction)
-        } else if start & 0xff_fff0 == 0x86_dd60 {
+        } else if start & 0xffff_f000 == 0x86dd_6000 {
             self.plain_tcp_v6(frame, direction)
         } else {
             None

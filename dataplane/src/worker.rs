@@ -651,6 +651,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// What the DHT core says.
+    #[inline(never)]
     fn poll_core(&mut self, now: Now) -> bool {
         for taken in 0..ANSWERS_PER_TURN {
             match self.core.answer() {
@@ -797,6 +798,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// What is not urgent: parked packets whose time has come, and a slice of the table's sweep.
+    #[inline(never)]
     fn housekeeping(&mut self, now: Now) {
         self.housekeeping_next = Now::from_us(now.us + HOUSEKEEPING_US);
         if !self.parking.is_empty() {
