@@ -438,11 +438,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         match verdict {
             Verdict::Host => self.send_host(frame),
             Verdict::Tunnel(owner) => self.send_tunnel(frame, arrival, owner, now),
-            Verdict::Park => {
-                if let Some(flow) = self.shared.table.flow(&arrival.at) {
-                    self.park(frame, flow, now);
-                }
-            }
+            Verdict::Park => match self.shared.table.flow(&arrival.at) {
+                Some(flow) => self.park(frame, flow, now),
+                None => self.pass(frame, Counter::Passed),
+            },
             // Dropping the frame gives its buffer back.
             Verdict::Drop(counter) => self.count(counter),
         }
@@ -739,6 +738,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         for frame in self.parking.release(flow).into_iter().flatten() {
             let read = self.shared.settings.classifier.read_uplink(frame.data());
             let (FromUplink::Segment(segment) | FromUplink::IcmpError(segment)) = read else {
+                // It was one when it was parked.
+                self.pass(frame, Counter::Passed);
                 continue;
             };
             match verdict {

@@ -200,6 +200,9 @@ END
     done
     cat <<END
 
+[tunnel]
+encapsulation = "$ENCAP"
+
 [dht]
 bootstrap = ["$(socket_text "$first" "$DHT_PORT")"]
 

@@ -301,10 +301,12 @@ fn r12_versions_belong_to_their_session() {
 }
 
 /// Writers on the same few flows: nothing is ever read that belongs to another flow, and
-/// afterwards each flow is there at most once and all books balance.
+/// afterwards each flow is there at most once and all books balance. Set
+/// `HOLDFAST_STRESS_SECONDS` for a long one.
 #[test]
 fn writers_at_odds_leave_a_sound_table() {
-    stress(Duration::from_millis(700));
+    let seconds = std::env::var("HOLDFAST_STRESS_SECONDS").ok().and_then(|text| text.parse().ok());
+    stress(seconds.map_or(Duration::from_millis(700), Duration::from_secs));
 }
 
 fn stress(time: Duration) {
