@@ -291,10 +291,11 @@ bench_path() {
 # The page and the plot, from all results there are.
 write_performance_page() {
     local page=$REPOSITORY/docs/results/performance.md plot=$REPOSITORY/docs/results/performance.svg file files=()
-    for file in table path load; do
+    for file in table path load load-ipv6; do
         if [[ -s $OUT/$file.json ]]; then files+=("$OUT/$file.json"); else files+=(/dev/null); fi
     done
-    jq -nr --slurpfile table "${files[0]}" --slurpfile path "${files[1]}" --slurpfile load "${files[2]}" \
+    jq -nr --slurpfile table "${files[0]}" --slurpfile path "${files[1]}" \
+        --slurpfile load <(cat "${files[2]}" "${files[3]}") \
         -f "$SCRIPTS/lib/bench-performance-page.jq" >"$page.new"
     mv "$page.new" "$page"
     if have python3; then

@@ -1,6 +1,6 @@
 # The results of `scripts/bench table`, `path` and `load` as docs/results/performance.md. Every
 # figure in it is from the results; what is missing is said to be.
-# Input: none; $table, $path, $load: the results, each an array of one or none.
+# Input: none; $table, $path: the results, each an array of one or none; $load: one a family.
 
 def cell: if . == null then "-" else tostring end;
 def spread: if . == null then "-" else "\(.median) (\(.p10)–\(.p90))" end;
@@ -56,7 +56,7 @@ def rate($run; $rate):
     | row;
 
 def load_part:
-    "## Load", "",
+    "## Load, IPv\(.family)", "",
     "`scripts/bench load`: packets through holdfastd, IPv\(.family), \(.sessions) sessions, \(.redirected_sessions) redirects, \(.churn_per_second) opened and closed a second, frames of \(.frame_bytes) bytes. The highest rate is the greatest tried with at most \(.loss_percent_max) % lost.", "",
     (["", "rate", "offered Mpps", "forwarded Mpps", "lost %", "p50 µs", "p99 µs"] | heading),
     (. as $all | ("mix", "hits", "redirects", "misses") as $run | $all[$run] // empty
@@ -67,4 +67,4 @@ def load_part:
 (if ($table | length) + ($path | length) > 0 then "![Lookups per second and nanoseconds per packet](performance.svg)", "" else empty end),
 (if $table | length > 0 then $table[0] | table_part else "*No result of `scripts/bench table`.*", "" end),
 (if $path | length > 0 then $path[0] | path_part else "*No result of `scripts/bench path`.*", "" end),
-(if $load | length > 0 then $load[0] | load_part else "*No result of `scripts/bench load`.*", "" end)
+(if $load | length > 0 then $load[] | load_part else "*No result of `scripts/bench load`.*", "" end)
