@@ -141,16 +141,19 @@ proptest! {
             prop_assert_eq!(session(&table, &flow(n)), model.get(&n).copied());
         }
         for count in [0, 1, 31, 32, 33, 48, 100, 128] {
-            let numbers: Vec<u32> = (0..count).map(|n| n % 48).collect();
-            let keys: Vec<_> = numbers.iter().map(|n| table.services().key(&flow(*n)).unwrap()).collect();
-            let mut next = 0;
-            table.find_all(&keys, |index, found| {
-                assert_eq!(index, next);
-                next += 1;
-                let view = found.and_then(|entry| table.view(&entry, NOW));
-                assert_eq!(view.map(|f| f.session), model.get(&numbers[index]).copied());
-            });
-            prop_assert_eq!(next, keys.len());
+            for first in 0..2 {
+                let numbers: Vec<u32> = (first..first + count).map(|n| n % 48).collect();
+                let key = |n: &u32| table.services().key(&flow(*n)).unwrap();
+                let keys: Vec<_> = numbers.iter().map(key).collect();
+                let mut next = 0;
+                table.find_all(&keys, |index, found| {
+                    assert_eq!(index, next);
+                    next += 1;
+                    let view = found.and_then(|entry| table.view(&entry, NOW));
+                    assert_eq!(view.map(|f| f.session), model.get(&numbers[index]).copied());
+                });
+                prop_assert_eq!(next, keys.len());
+            }
         }
         let mut listed = HashMap::new();
         for bucket in 0..table.buckets() {
