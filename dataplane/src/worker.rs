@@ -482,11 +482,13 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         for frame in &mut burst {
             let read = self.shared.settings.classifier.read_host(frame.data());
             if let FromHost::Segment(Segment { key, flags, .. }) = read {
+                let at = self.shared.table.locate(&key);
                 if flags.contains(TcpFlags::SYN) {
                     self.clamp_mss(frame);
+                    self.shared.table.prefetch_insert(&at);
+                } else {
+                    self.shared.table.prefetch(&at);
                 }
-                let at = self.shared.table.locate(&key);
-                self.shared.table.prefetch(&at);
                 segments.push((at, flags));
             }
         }

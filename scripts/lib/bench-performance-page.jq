@@ -22,7 +22,7 @@ def sizes_of_paths: to_entries[] | select(.value | type == "object" and has("ns"
 
 def table_part:
     "## Session table", "",
-    "`scripts/bench table`: \(machine). Million operations per second of one core's CPU time, all in one process on the same flows, slices of \(.settings.lookups_per_slice) lookups or \(.settings.updates_per_slice) updates in turn; median (p10–p90). The limit reads random cache lines of as many bytes as our table has, 32 to 64 of them asked for ahead. Insertions and removals are one by one, but for the row that says bursts.", "",
+    "`scripts/bench table`: \(machine). Million operations per second of one core's CPU time, all in one process on the same flows, slices of \(.settings.lookups_per_slice) lookups or \(.settings.updates_per_slice) updates in turn; median (p10–p90). The limit reads random cache lines of as many bytes as our table has, 32 to 64 of them asked for ahead. In bursts is how a worker asks: 32 lines are asked for, then looked at. Under way is a stream of lookups (`find_all`), which no worker has. Insertions and removals are one by one, but for the row that says bursts.", "",
     (sizes | .key as $size | .value | families | .key as $family | .value as $of
         | "### \($size) sessions, \($family | if . == "ipv4" then "IPv4" else "IPv6" end), load \($of.load)", "",
           (["", "hit", "miss", "insert", "remove"] | heading),

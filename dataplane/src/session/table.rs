@@ -366,7 +366,7 @@ impl SessionTable {
         self.services.flow(&key)
     }
 
-    /// Asks for what an insertion writes.
+    /// [`SessionTable::prefetch`], and for what an insertion writes beside the bucket.
     #[inline]
     pub fn prefetch_insert(&self, at: &Located) {
         let (family, home) = match &at.0 {
@@ -853,8 +853,8 @@ impl Family {
         self.at(key, 0, hash)
     }
 
-    /// A keyed hash that is cheap: two multiplications. An attacker sees none of its values, so
-    /// it need not withstand one who does.
+    /// A keyed hash that is cheap: two multiplications. No client sees any of its values, so it
+    /// need not withstand one who does; the fabric sees a few bits mixed ([`Located::entropy`]).
     #[inline(always)]
     fn hash_v4(&self, remainder: u64) -> u64 {
         let [k0, k1, k2, k3] = self.keys;

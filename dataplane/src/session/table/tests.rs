@@ -303,6 +303,46 @@ fn r12_versions_belong_to_their_session() {
     assert!(table.find(&place).unwrap().is_published());
 }
 
+/// Two workers have inserted one flow: whichever of them looks, the later place goes, and its
+/// maker, which alone may take it away before its version is there, is told.
+fn the_later_of_two_goes<L: Layout>(table: &SessionTable, family: &Family, at: &At<L::Key>) {
+    let session = local(State::HalfOpen, 7);
+    let claim = || {
+        let (entry, _) = family.claim::<L>(at, table.meta(session, NOW).unwrap()).unwrap();
+        table.gauge(0, entry.word);
+        entry
+    };
+    let (first, second) = (claim(), claim());
+    assert_ne!(first.place, second.place);
+    assert_eq!(table.settle::<L>(family, at, second), Some(first), "the later one looks");
+    assert_eq!(table.gauges().local, 1);
+
+    let second = claim();
+    assert_eq!(table.settle::<L>(family, at, first), None, "the first one looks");
+    assert_eq!(table.gauges().local, 2, "only its maker may take it away");
+    assert!(!table.remove(&second) && table.replace(&second, session, NOW).is_none());
+    assert_eq!(table.complete(second, session), None);
+    assert_eq!(table.gauges().local, 1);
+
+    let first = table.complete(first, session).unwrap();
+    assert_eq!(table.version(&first), Some(Version(7)));
+    assert_eq!(family.find::<L>(at), Some(first));
+    // One that is complete goes at once.
+    let second = table.complete(claim(), session).unwrap();
+    assert_eq!(table.settle::<L>(family, at, first), None);
+    assert_eq!((table.gauges().local, table.version(&second)), (1, None));
+}
+
+#[test]
+fn of_two_entries_of_a_flow_the_later_goes() {
+    let table = table(16);
+    let AtFamily::V4(place) = at(&table, &v4(1)).0 else { panic!() };
+    the_later_of_two_goes::<V4>(&table, &table.v4, &place);
+    assert!(table.remove(&table.find(&at(&table, &v4(1))).unwrap()));
+    let AtFamily::V6(place) = at(&table, &v6(1)).0 else { panic!() };
+    the_later_of_two_goes::<V6>(&table, &table.v6, &place);
+}
+
 /// Writers on the same few flows: nothing is ever read that belongs to another flow, and
 /// afterwards each flow is there at most once and all books balance. Set
 /// `HOLDFAST_STRESS_SECONDS` for a long one.
