@@ -1,0 +1,2 @@
+# shellcheck shell=bash
+command_chaos() { die "not there yet"; }
