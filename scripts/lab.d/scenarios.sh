@@ -96,8 +96,9 @@ variants_of() {
     done
 }
 
-run_scenarios() {
-    local one rows=() failed=0 start
+# What all runs need, once.
+prepare_scenarios() {
+    local one
     need_tools ip ethtool jq curl nginx vtysh nft ss
     for one in session-load session-serve holdfastd holdfastctl; do
         [[ -x $BIN_DIR/$one ]] || die "no $one in $BIN_DIR: cargo build --release, or give --bin-dir"
@@ -106,6 +107,11 @@ run_scenarios() {
     mkdir -p "$TEST_OUT"
     exec {TEST_LOCK}>"/run/lock/$(basename "$LAB_DIR").lock"
     flock -n "$TEST_LOCK" || die "another test of the lab is running"
+}
+
+run_scenarios() {
+    local one rows=() failed=0 start
+    prepare_scenarios
     start=$(now_us)
     say "$# scenarios: $*"
     for one in "$@"; do

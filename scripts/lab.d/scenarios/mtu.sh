@@ -84,7 +84,7 @@ run_icmp_elsewhere() {
     family=$(first_family)
     make_steering_routes
     steer all server1 icmp server3
-    load_start "${PROBE[@]}" --idle 0 --request 180 --bulk 20
+    load_start "${PROBE[@]}" --idle 0 --request 140 --bulk 20 --echo 40
     sleep 1
     expect "sizes that server1 has learnt" "$(learnt_sizes server1 "$(client_address "$family")")" 0
     load_mark narrow

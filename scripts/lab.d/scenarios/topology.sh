@@ -130,8 +130,12 @@ run_asymmetric_return() {
     done
     start_mix
     before=$(sent_to leaf2 spine1)
-    change fail_link spine1-leaf1
-    change heal_link spine1-leaf1
+    load_mark fail
+    fail_link spine1-leaf1
+    sleep 6
+    load_mark heal
+    heal_link spine1-leaf1
+    sleep 6
     # BGP's own packets go that way, a few a second.
     expect "bulk that returned by spine1, in MiB" $((($(sent_to leaf2 spine1) - before) >> 20)) 0
 }
