@@ -4,8 +4,9 @@
 //! prints what it saw as JSON lines.
 //!
 //! Standard input takes one command per line: `mark [NAME]` (the network changes
-//! now: the idle sessions ask again some seconds later), `status` (how many live)
-//! and `finish` (end: each session completes what it is at).
+//! now: the idle sessions ask again some seconds later), `status` (how many live) and
+//! `finish` (end: each session completes what it is at). They are heard from the
+//! `ready` line on, which says that every session was opened or failed to open.
 
 #![forbid(unsafe_code)]
 
@@ -176,7 +177,7 @@ fn counts_by_kind(args: &Args) -> [(Kind, usize); 10] {
 
 /// Refuses what cannot be run, or would not do what it says.
 fn check(args: &Args, kinds: &[Kind]) -> Result<()> {
-    ensure!(!kinds.is_empty(), "no sessions asked for: give --idle, --request or --bulk");
+    ensure!(!kinds.is_empty(), "no sessions asked for: see --help for their kinds");
     ensure!(args.timeout_s > 0, "--timeout-s must be at least 1");
     ensure!(
         args.serve_target.is_some() || !kinds.iter().any(|kind| kind.needs_session_serve()),
