@@ -423,6 +423,38 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_run_is_refused() {
+        let checked = |options: &str| {
+            let words = format!("session-load --target 192.0.2.1:80 {options}");
+            let args = Args::try_parse_from(words.split_whitespace()).expect("known options");
+            check(&args, &interleaved(&counts_by_kind(&args)))
+        };
+        for good in [
+            "",
+            "--churn 2 --upload 1 --upload-rate-kib 0",
+            "--echo 1 --serve-target 192.0.2.1:9000 --source-address 198.51.100.1",
+            "--idle 2 --request 0 --bulk 0 --source-port-first 65534",
+        ] {
+            checked(good).expect(good);
+        }
+        for bad in [
+            "--idle 0 --request 0 --bulk 0",
+            "--echo 1",
+            "--client-reset 1",
+            "--idle 2 --request 0 --bulk 0 --source-port-first 65535",
+            "--source-port-first 0",
+            "--source-address 2001:db8::1",
+            "--serve-target [2001:db8::1]:9000 --source-address 198.51.100.1",
+            "--echo-bytes 1048577",
+            "--half-close-s 3601",
+            "--server-reset-ms 3600001",
+            "--upload-bytes 0",
+        ] {
+            assert!(checked(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn sha256_is_read_or_refused() {
         let digest =
             parse_sha256("00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff0a0b")
