@@ -122,14 +122,25 @@ pub enum Fault {
     CutByFin(usize),
     /// The same by RST.
     CutByReset(usize),
+    /// Loses the server's RST.
+    LoseReset,
+    /// Nothing.
+    None,
 }
 
 /// Listens, and passes each connection on to `target` with the fault.
 pub fn proxy(target: SocketAddr, fault: Fault) -> SocketAddr {
-    let (listener, address) = listen(target.ip());
+    proxy_in_turn(vec![target], fault)
+}
+
+/// Passes one connection after another on to the next one of `targets`.
+pub fn proxy_in_turn(targets: Vec<SocketAddr>, fault: Fault) -> SocketAddr {
+    let (listener, address) = listen(targets[0].ip());
+    let turn = AtomicUsize::new(0);
     each_connection(listener, move |client| {
-        let (client, server) =
-            (Arc::new(client), Arc::new(TcpStream::connect(target).expect("the target")));
+        let target = targets[turn.fetch_add(1, Ordering::Relaxed) % targets.len()];
+        let server = Arc::new(TcpStream::connect(target).expect("the target"));
+        let client = Arc::new(client);
         let (from, to) = (Arc::clone(&client), Arc::clone(&server));
         let up = thread::spawn(move || pass(&from, &to, Way::Up, fault));
         pass(&server, &client, Way::Down, fault);
@@ -147,6 +158,7 @@ fn pass(mut from: &TcpStream, mut to: &TcpStream, way: Way, fault: Fault) {
         let count = match from.read(&mut buffer) {
             Ok(count) if count > 0 => count,
             Ok(_) => return end(to, Shutdown::Write),
+            Err(_) if way == Way::Down && matches!(fault, Fault::LoseReset) => return,
             Err(_) => return end_by_reset(to),
         };
         let mut bytes = buffer[..count].to_vec();

@@ -24,6 +24,7 @@ impl Session<'_> {
         for ending in endings.into_iter().cycle() {
             self.open_and_close(ending)?;
             self.report.connections += 1;
+            self.report.phase = None;
             if self.pause(self.plan.churn_pause)? {
                 break;
             }

@@ -4,8 +4,9 @@
 //! prints what it saw as JSON lines.
 //!
 //! Standard input takes one command per line: `mark [NAME]` (the network changes
-//! now: the idle sessions ask again some seconds later), `status` (how many live)
-//! and `finish` (end: each session completes what it is at).
+//! now: the idle sessions ask again some seconds later), `status` (how many live) and
+//! `finish` (end: each session completes what it is at). They are heard from the
+//! `ready` line on, which says that every session was opened or failed to open.
 
 #![forbid(unsafe_code)]
 
@@ -176,7 +177,7 @@ fn counts_by_kind(args: &Args) -> [(Kind, usize); 10] {
 
 /// Refuses what cannot be run, or would not do what it says.
 fn check(args: &Args, kinds: &[Kind]) -> Result<()> {
-    ensure!(!kinds.is_empty(), "no sessions asked for: give --idle, --request or --bulk");
+    ensure!(!kinds.is_empty(), "no sessions asked for: see --help for their kinds");
     ensure!(args.timeout_s > 0, "--timeout-s must be at least 1");
     ensure!(
         args.serve_target.is_some() || !kinds.iter().any(|kind| kind.needs_session_serve()),
@@ -419,6 +420,38 @@ mod tests {
         assert_eq!((count(Kind::Idle), count(Kind::Request), count(Kind::Bulk)), (6, 3, 1));
         assert!(kinds[..5].contains(&Kind::Request) && kinds[5..].contains(&Kind::Request));
         assert_eq!(interleaved(&[(Kind::Idle, 0), (Kind::Bulk, 2)]), [Kind::Bulk, Kind::Bulk]);
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused() {
+        let checked = |options: &str| {
+            let words = format!("session-load --target 192.0.2.1:80 {options}");
+            let args = Args::try_parse_from(words.split_whitespace()).expect("known options");
+            check(&args, &interleaved(&counts_by_kind(&args)))
+        };
+        for good in [
+            "",
+            "--churn 2 --upload 1 --upload-rate-kib 0",
+            "--echo 1 --serve-target 192.0.2.1:9000 --source-address 198.51.100.1",
+            "--idle 2 --request 0 --bulk 0 --source-port-first 65534",
+        ] {
+            checked(good).expect(good);
+        }
+        for bad in [
+            "--idle 0 --request 0 --bulk 0",
+            "--echo 1",
+            "--client-reset 1",
+            "--idle 2 --request 0 --bulk 0 --source-port-first 65535",
+            "--source-port-first 0",
+            "--source-address 2001:db8::1",
+            "--serve-target [2001:db8::1]:9000 --source-address 198.51.100.1",
+            "--echo-bytes 1048577",
+            "--half-close-s 3601",
+            "--server-reset-ms 3600001",
+            "--upload-bytes 0",
+        ] {
+            assert!(checked(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -67,6 +67,7 @@ fn main() -> Result<()> {
         accepted: AtomicU64::new(0),
         refused: AtomicU64::new(0),
         bad_requests: AtomicU64::new(0),
+        resets: AtomicU64::new(0),
     });
     print_listening(&server.name, &listeners)?;
     thread::scope(|scope| {

@@ -36,6 +36,8 @@ pub struct Server {
     pub refused: AtomicU64,
     /// Connections that ended for a request that is none.
     pub bad_requests: AtomicU64,
+    /// Connections that the client ended with RST.
+    pub resets: AtomicU64,
 }
 
 impl Server {
@@ -51,21 +53,28 @@ impl Server {
         let mut session =
             Session { server: self, stream, reader: BufReader::with_capacity(READ_BYTES, stream) };
         let result = session.answer_all();
-        if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::InvalidData) {
-            self.bad_requests.fetch_add(1, Ordering::Relaxed);
-            // For whoever looks; the connection ends anyway.
-            let _ = (&mut { stream }).write_all(format!("ERROR {}\n", self.name).as_bytes());
+        match result.as_ref().map_err(io::Error::kind) {
+            Err(ErrorKind::InvalidData) => {
+                self.bad_requests.fetch_add(1, Ordering::Relaxed);
+                // For whoever looks; the connection ends anyway.
+                let _ = (&mut { stream }).write_all(format!("ERROR {}\n", self.name).as_bytes());
+            }
+            Err(ErrorKind::ConnectionReset) => {
+                self.resets.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
         }
         result
     }
 
     fn counts(&self) -> String {
         format!(
-            "accepted={} open={} refused={} bad_requests={}",
+            "accepted={} open={} refused={} bad_requests={} resets={}",
             self.accepted.load(Ordering::Relaxed),
             self.open.load(Ordering::Relaxed),
             self.refused.load(Ordering::Relaxed),
             self.bad_requests.load(Ordering::Relaxed),
+            self.resets.load(Ordering::Relaxed),
         )
     }
 }
@@ -143,12 +152,13 @@ impl Session<'_> {
         if !self.server.verdicts.begin(token) {
             return Err(ErrorKind::InvalidData.into());
         }
-        let verdict = match self.check_stream(seed, bytes) {
-            Ok(verdict) => verdict,
+        let result = self.check_stream(seed, bytes);
+        let verdict = match &result {
+            Ok(verdict) => verdict.clone(),
             Err(error) => Verdict::Bad(format!("the connection failed: {error}")),
         };
         self.server.verdicts.end(token, verdict);
-        Ok(())
+        result.map(|_| ())
     }
 
     fn check_stream(&mut self, seed: u64, bytes: u64) -> io::Result<Verdict> {
