@@ -1020,6 +1020,30 @@ fn r10_fragments_of_other_traffic_pass() {
     }
 }
 
+/// Over IPv6 only the first fragment tells what is behind the options in front of it.
+#[test]
+fn r10_fragments_with_options_follow_what_the_first_carries() {
+    let net = nets()[1];
+    for (protocol, is_ours) in [(6, true), (17, false)] {
+        for order in ORDERS {
+            let mut bench = Bench::new(net);
+            bench.redirect(1000);
+            let mut packet = net.client_segment(1000, ACK, &[7; 100]);
+            let length = packet.len() as u16 - 54 + 8;
+            packet[18..20].copy_from_slice(&length.to_be_bytes());
+            packet[20] = 60;
+            packet.splice(54..54, [protocol, 0, 1, 4, 0, 0, 0, 0]);
+            let fragments = cut(&packet, 9, &[40, 80]);
+            for index in order {
+                bench.uplink_brings(&fragments[index]);
+            }
+            let counts = (bench.host_gets_all().len(), bench.uplink_gets_all().len());
+            assert_eq!(counts, if is_ours { (0, 3) } else { (3, 0) });
+            bench.check_books();
+        }
+    }
+}
+
 #[test]
 fn r10_what_the_host_sends_in_fragments_goes_out_as_it_is() {
     both(|net| {
