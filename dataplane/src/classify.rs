@@ -79,7 +79,7 @@ pub enum Part {
     /// The same with its destination rewritten to our locator: what the segment is and the
     /// service's address, once it is turned back.
     FirstRewritten(Segment, IpAddr),
-    /// The first fragment of TCP to a port of no service.
+    /// The first fragment of TCP to a port of no service, or of no TCP.
     FirstOfOther,
     /// The first fragment without the whole TCP header (RFC 1858 §3).
     FirstTiny,
@@ -324,9 +324,12 @@ impl Classifier {
     /// What the `fragment` in the packet at `packet` of `frame` is to us.
     fn fragment(&self, frame: &[u8], packet: Packet, fragment: net::Fragment) -> FromUplink {
         let is_first = fragment.offset == 0;
-        // Over IPv6 a later fragment may begin with options in front of TCP.
-        let may_be_tcp = fragment.protocol == PROTOCOL_TCP
-            || !is_first && packet.headers().is_ipv6 && fragment.protocol == NEXT_DESTINATION;
+        // Over IPv6 options may stand between.
+        let may_be_tcp = match fragment.next_header {
+            PROTOCOL_TCP => true,
+            NEXT_DESTINATION => packet.headers().is_ipv6,
+            _ => false,
+        };
         let is_rewritten = self.is_rewritten(&packet);
         if !is_rewritten && !self.services.has_address(packet.network.destination()) {
             return FromUplink::Other;
@@ -337,7 +340,8 @@ impl Classifier {
         let whole = packet.first_fragment(frame).map(|transport| Packet { transport, ..packet });
         let part = match whole {
             _ if !is_first => Part::Later,
-            // A whole one is what a server rewrites; this is the host's own.
+            None if fragment.protocol != PROTOCOL_TCP => Part::FirstOfOther,
+            // A server rewrites those that have the whole header: this is the host's own.
             None if is_rewritten => Part::FirstOfOther,
             None => Part::FirstTiny,
             Some(whole) if is_rewritten => match self.rewritten(&whole) {

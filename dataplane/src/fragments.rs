@@ -39,8 +39,8 @@ pub struct Limits {
 /// (RFC 6864), so longer is no better.
 pub const LIMITS: Limits = Limits { datagrams: 4096, waiting: WAITING_MAX, lifetime_us: 1_000_000 };
 
-/// What fragments of one datagram have in common (RFC 791 §3.2, RFC 8200 §4.5). All that come
-/// here carry TCP, so the protocol need not tell them apart.
+/// What fragments of one datagram have in common (RFC 791 §3.2, RFC 8200 §4.5). Over IPv4 the
+/// protocol tells datagrams apart as well, but only TCP comes here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Datagram {
     /// Source and destination.

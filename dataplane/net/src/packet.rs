@@ -107,8 +107,10 @@ pub struct Fragment {
     pub identification: u32,
     /// Where its payload belongs in the whole packet's, in bytes; 0 of the first fragment.
     pub offset: u16,
-    /// What the whole packet carries. Over IPv6 only the first fragment has all headers; of a
-    /// later one this is the first header that was fragmented.
+    /// The first header of what was fragmented, as this fragment names it: over IPv4 the protocol.
+    pub next_header: u8,
+    /// What the whole packet carries. Over IPv6 only the first fragment says that; of those behind
+    /// it this is `next_header`.
     pub protocol: u8,
 }
 
@@ -328,7 +330,8 @@ fn ipv4(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
     let end = offset + total_length;
     let transport = if header.is_fragment() {
         let (identification, offset) = (header.identification.get().into(), header.offset());
-        Transport::Fragment(Fragment { identification, offset, protocol: header.protocol })
+        let (next_header, protocol) = (header.protocol, header.protocol);
+        Transport::Fragment(Fragment { identification, offset, next_header, protocol })
     } else {
         transport(header.protocol, &frame[transport_offset..end])?
     };
@@ -369,7 +372,8 @@ fn ipv6(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
                 next = header.next_header;
                 transport_offset += size_of::<Ipv6Fragment>();
                 let (identification, offset) = (header.identification.get(), header.offset());
-                let fragment = Fragment { identification, offset, protocol: next };
+                let fragment =
+                    Fragment { identification, offset, next_header: next, protocol: next };
                 if offset != 0 {
                     return packet(transport_offset, Transport::Fragment(fragment));
                 }
@@ -478,7 +482,7 @@ mod tests {
         frame[18..20].copy_from_slice(&[7, 8]);
         frame[20] |= 0x20; // more fragments
         let packet = Packet::from_ethernet(&frame).expect("sound").expect("IP");
-        let first = Fragment { identification: 0x0708, offset: 0, protocol: 6 };
+        let first = Fragment { identification: 0x0708, offset: 0, next_header: 6, protocol: 6 };
         assert_eq!(packet.transport, Transport::Fragment(first));
         assert_eq!(packet.headers().address_checksum, TCP_CHECKSUM);
         let ports =
@@ -512,22 +516,23 @@ mod tests {
         let options = [0, 1, 4, 0, 0, 0, 0];
         let place = |low: u8| [0, 0x02, low, 0xa, 0xb, 0xc, 0xd];
         let read = |frame: &[u8]| Packet::from_ethernet(frame).expect("sound").expect("IP");
-        let of = |offset, protocol| {
-            Transport::Fragment(Fragment { identification: 0x0a0b_0c0d, offset, protocol })
+        let of = |offset, next_header, protocol| {
+            let identification = 0x0a0b_0c0d;
+            Transport::Fragment(Fragment { identification, offset, next_header, protocol })
         };
         let frame = v6_chain(0, &[(44, options), (6, place(0))], segment);
-        assert_eq!((read(&frame).transport, read(&frame).transport_offset), (of(0x200, 6), 70));
+        assert_eq!((read(&frame).transport, read(&frame).transport_offset), (of(0x200, 6, 6), 70));
         assert_eq!(read(&frame).first_fragment(&frame), None);
 
         let first = [0, 0, 1, 0xa, 0xb, 0xc, 0xd];
         let frame = v6_chain(44, &[(60, first), (6, options)], segment);
-        assert_eq!((read(&frame).transport, read(&frame).transport_offset), (of(0, 6), 70));
+        assert_eq!((read(&frame).transport, read(&frame).transport_offset), (of(0, 60, 6), 70));
         assert!(read(&frame).first_fragment(&frame).is_some());
         let tiny = v6_chain(44, &[(6, first)], &segment[..16]);
         assert_eq!(read(&tiny).first_fragment(&tiny), None, "RFC 1858");
         // A second fragment header is no transport of ours.
         let twice = v6_chain(44, &[(44, first), (6, first)], segment);
-        assert_eq!(read(&twice).transport, of(0, 44));
+        assert_eq!(read(&twice).transport, of(0, 44, 44));
     }
 
     #[test]
