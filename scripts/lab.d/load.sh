@@ -57,11 +57,16 @@ load_wait_event() { # NAME EVENT SECONDS
 }
 
 load_check_opened() {
-    local name
+    local name failed=0
     for name in "${LOADS[@]}"; do
-        load_event "$name" ready | jq -e '.failed_to_open == 0' >/dev/null ||
-            die "$(load_event "$name" ready | jq .failed_to_open) sessions could not be opened"
+        if load_event "$name" ready | jq -e '.failed_to_open > 0' >/dev/null; then failed=1; fi
     done
+    ((failed)) || return 0
+    # Why is in the result.
+    load_end 60
+    die "sessions could not be opened: $(jq -s -r '[.[].per_session[] | select(.outcome != "ok")
+        | "\(.kind) \(.outcome) \(.detail // "")"] | group_by(.) | map("\(length) \(.[0])") | join("; ")' \
+        "$RUN_DIR"/load-*.json)"
 }
 
 load_tell() {

@@ -72,7 +72,9 @@ END_OF_RULES
 steering_match() { # FAMILY MATCH
     case $1:$2 in
         *:all) ;;
-        *:syn) echo "tcp flags & (syn | ack) == syn" ;;
+        # What is behind a later fragment's header are no ports and flags.
+        4:syn) echo "ip frag-off & 0x1fff == 0 tcp flags & (syn | ack) == syn" ;;
+        6:syn) echo "tcp flags & (syn | ack) == syn" ;;
         4:icmp) echo "icmp type { destination-unreachable, time-exceeded }" ;;
         6:icmp) echo "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded }" ;;
         *) echo "$2" ;;
