@@ -61,7 +61,7 @@ run_without_df() {
     echo net/ipv4/ip_no_pmtu_disc 1 | set_sysctls client
     start_uploads
     narrow_fabric
-    prove "strays fragmented" "$(counter tunnel_fragmented server3)"
+    prove "strays fragmented" "$(counter too_big_fragments server3)"
     prove "fragments put together by server1's kernel" "$(kernel_counter server1 IpReasmOKs)"
 }
 
