@@ -11,6 +11,7 @@ pub mod classify;
 pub mod encap;
 pub mod frame;
 pub mod idle;
+pub mod kernel;
 pub mod mss;
 pub mod parking;
 pub mod port;
