@@ -243,22 +243,30 @@ socket_text() { # ADDRESS PORT
     if [[ $1 == *:* ]]; then echo "[$1]:$2"; else echo "$1:$2"; fi
 }
 
+# Also holds the host port, in a directory of its own, so that the interface keeps its carrier
+# when holdfastd is ended and started again.
 start_holdfastd() {
     local node=$1 dir
     dir=$(node_dir "$node")
     holdfastd_config "$node" >"$dir/holdfastd.toml"
-    # Not in_node: $! must be the process itself, not a subshell around it.
-    ip netns exec "$(ns "$node")" setsid "$HOLDFASTD" run "$dir/holdfastd.toml" \
-        </dev/null >>"$dir/holdfastd.log" 2>&1 &
-    echo $! >"$dir/holdfastd.pid"
+    mkdir -p "$dir-hold"
+    run_holdfastd "$node" hold "$dir-hold"
+    run_holdfastd "$node" run "$dir"
 }
 
-# The appliance makes the host port's kernel interface when it starts.
+run_holdfastd() { # NODE VERB DIRECTORY
+    # Not in_node: $! must be the process itself, not a subshell around it.
+    ip netns exec "$(ns "$1")" setsid "$HOLDFASTD" "$2" "$(node_dir "$1")/holdfastd.toml" \
+        </dev/null >>"$3/holdfastd.log" 2>&1 &
+    echo $! >"$3/holdfastd.pid"
+}
+
+# The host port's kernel interface is there before the appliance carries its packets.
 finish_host_port() {
     local node=$1 dir tries
     dir=$(node_dir "$node")
     for ((tries = 0; tries < 200; tries++)); do
-        if ip -n "$(ns "$node")" link show host0 >/dev/null 2>&1; then
+        if [[ -S $dir/holdfastd.sock ]]; then
             # The interface is new: the "default" settings of the node hold for it.
             ip -n "$(ns "$node")" link set host0 mtu "$HOST_MTU" up
             return 0
@@ -267,7 +275,7 @@ finish_host_port() {
             die "holdfastd ended in $node: $(tail -n 3 "$dir/holdfastd.log")"
         sleep 0.1
     done
-    die "holdfastd in $node made no host0 within 20 s: see $dir/holdfastd.log"
+    die "holdfastd in $node does not run after 20 s: see $dir/holdfastd.log"
 }
 
 # --- ending ------------------------------------------------------------------
