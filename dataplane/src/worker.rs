@@ -301,11 +301,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                         self.count(Counter::TunnelReceived);
                         self.arrival(&segment, Way::Rewritten)
                     }
-                    None => Reading::Refuse(Counter::TunnelMalformed),
+                    None => Reading::Refuse(Counter::TunnelLength),
                 }
             }
             FromUplink::Other => Reading::Pass(Counter::Passed),
-            FromUplink::Malformed(_) => Reading::Pass(Counter::MalformedPassed),
+            FromUplink::Malformed(reason) => Reading::Pass(Counter::malformed(reason)),
             FromUplink::Fragment => Reading::Pass(Counter::FragmentPassed),
         }
     }
@@ -325,11 +325,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         if !self.is_member(sender) {
             return Err(Counter::TunnelStranger);
         }
-        let inner =
-            classify::tunnelled(frame.data(), &outer).map_err(|_| Counter::TunnelMalformed)?;
+        let inner = classify::tunnelled(frame.data(), &outer).map_err(Counter::tunnel_malformed)?;
         let segment = self.shared.settings.classifier.inside(frame.data(), inner);
         let segment = segment.ok_or(Counter::TunnelNotService)?;
-        let packet = encap::decapsulate(frame, &outer, &inner).ok_or(Counter::TunnelMalformed)?;
+        let packet = encap::decapsulate(frame, &outer, &inner).ok_or(Counter::TunnelLength)?;
         self.count(Counter::TunnelReceived);
         Ok(Segment { headers: packet.headers(), ..segment })
     }
