@@ -26,8 +26,9 @@ pub const WORKERS_MAX: usize = 64;
 
 /// Bytes that an mbuf takes with its metadata, headroom and share of the pool's rings.
 const MBUF_BYTES: u64 = 2432;
-/// Mbufs that are neither in a descriptor ring nor parked: bursts and the pool's caches.
-const MBUFS_UNDER_WAY: u64 = 512;
+/// Mbufs that are neither in a descriptor ring nor parked: bursts and the pool's caches (512), and
+/// fragments that wait for the first of their segment (256).
+const MBUFS_UNDER_WAY: u64 = 512 + 256;
 /// `sockaddr_un` holds a path of this many bytes and a zero.
 const SOCKET_PATH_MAX: usize = 107;
 /// A lease is at least this many times as long as it takes to find a server dead.

@@ -7,12 +7,15 @@
 use std::net::IpAddr;
 
 use holdfast_net::headers::{
-    Gue, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP, TcpFlags, Udp,
+    Gue, NEXT_DESTINATION, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPV4, PROTOCOL_IPV6,
+    PROTOCOL_TCP, TcpFlags, Udp,
 };
-use holdfast_net::{Headers, Malformed, Network, Packet, Transport};
+use holdfast_net::packet::TCP_CHECKSUM;
+use holdfast_net::{self as net, Headers, Malformed, Network, Packet, Transport};
 use zerocopy::FromBytes;
 
 use crate::encap::Encapsulation;
+use crate::fragments::Datagram;
 use crate::service::{Services, SessionKey};
 
 /// A TCP segment of a service's flow, or an ICMP error about one.
@@ -33,8 +36,10 @@ pub enum FromUplink {
     Other,
     /// Claims to be IP and is not sound: pass it on, the kernel judges.
     Malformed(Malformed),
-    /// A fragment to a service's address.
-    Fragment,
+    /// A fragment of what is, or may be, TCP to a service's address or rewritten (R10).
+    Fragment(Fragment),
+    /// A fragment of anything else to a service's address: pass it on.
+    OtherFragment,
     /// A client's segment to a service.
     Segment(Segment),
     /// An ICMP error about a service's segment to a client (R9).
@@ -53,6 +58,42 @@ pub enum FromUplink {
         /// The service's address.
         service: IpAddr,
     },
+}
+
+/// A fragment of what may be TCP to a service (R10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fragment {
+    /// What it is a fragment of.
+    pub datagram: Datagram,
+    /// Where its headers are.
+    pub headers: Headers,
+    /// What it says of the datagram.
+    pub part: Part,
+}
+
+/// What a fragment says of its datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The first fragment: a client's segment to a service.
+    First(Segment),
+    /// The same with its destination rewritten to our locator: what the segment is and the
+    /// service's address, once it is turned back.
+    FirstRewritten(Segment, IpAddr),
+    /// The first fragment of TCP to a port of no service, or of no TCP.
+    FirstOfOther,
+    /// The first fragment without the whole TCP header (RFC 1858 §3).
+    FirstTiny,
+    /// A fragment behind the first, which has no ports.
+    Later,
+}
+
+/// What a tunnel brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inside {
+    /// A client's segment to a service or its first fragment, or an ICMP error.
+    Segment(Segment),
+    /// A fragment behind the first, to a service's address.
+    LaterFragment,
 }
 
 /// What a frame from the host is.
@@ -108,7 +149,10 @@ impl Classifier {
         match packet.transport {
             Transport::Tcp { .. } => match self.segment(&packet, Direction::ToService) {
                 Some(segment) => FromUplink::Segment(segment),
-                None => self.rewritten(&packet).unwrap_or(FromUplink::Other),
+                None => match self.rewritten(&packet) {
+                    Some((segment, service)) => FromUplink::Rewritten { segment, service },
+                    None => FromUplink::Other,
+                },
             },
             Transport::Udp { destination_port, .. }
                 if destination_port == self.tunnel_port && destination == self.locator =>
@@ -130,7 +174,7 @@ impl Classifier {
                     None => FromUplink::Other,
                 }
             }
-            Transport::Fragment if self.services.has_address(destination) => FromUplink::Fragment,
+            Transport::Fragment(fragment) => self.fragment(frame, packet, fragment),
             _ => FromUplink::Other,
         }
     }
@@ -200,8 +244,13 @@ impl Classifier {
             }
         };
         let end = 14 + total_length as u16;
-        let headers =
-            Headers { network_offset: 14, transport_offset: 34, end, is_ipv6: false, is_tcp: true };
+        let headers = Headers {
+            network_offset: 14,
+            transport_offset: 34,
+            end,
+            is_ipv6: false,
+            address_checksum: TCP_CHECKSUM,
+        };
         Some(Segment { key, flags: TcpFlags(head[47]), headers })
     }
 
@@ -231,8 +280,13 @@ impl Classifier {
             }
         };
         let end = 54 + payload_length as u16;
-        let headers =
-            Headers { network_offset: 14, transport_offset: 54, end, is_ipv6: true, is_tcp: true };
+        let headers = Headers {
+            network_offset: 14,
+            transport_offset: 54,
+            end,
+            is_ipv6: true,
+            address_checksum: TCP_CHECKSUM,
+        };
         Some(Segment { key, flags: TcpFlags(head[67]), headers })
     }
 
@@ -247,11 +301,61 @@ impl Classifier {
     }
 
     /// What a tunnel may bring in the packet at `inner` of `frame`: a client's segment to a
-    /// service, or an ICMP error about a service's segment.
+    /// service, a fragment of one, or an ICMP error about a service's segment.
     #[must_use]
-    pub fn inside(&self, frame: &[u8], inner: Packet) -> Option<Segment> {
+    pub fn inside(&self, frame: &[u8], inner: Packet) -> Option<Inside> {
+        if let Transport::Fragment(fragment) = inner.transport {
+            let to_service = self.services.has_address(inner.network.destination());
+            return match self.fragment(frame, inner, fragment) {
+                FromUplink::Fragment(Fragment { part: Part::First(segment), .. }) => {
+                    Some(Inside::Segment(segment))
+                }
+                FromUplink::Fragment(Fragment { part: Part::Later, .. }) if to_service => {
+                    Some(Inside::LaterFragment)
+                }
+                _ => None,
+            };
+        }
         let segment = self.segment(&inner, Direction::ToService);
-        segment.or_else(|| self.icmp_error(frame, inner).map(|(segment, _)| segment))
+        let segment = segment.or_else(|| self.icmp_error(frame, inner).map(|(segment, _)| segment));
+        segment.map(Inside::Segment)
+    }
+
+    /// What the `fragment` in the packet at `packet` of `frame` is to us.
+    fn fragment(&self, frame: &[u8], packet: Packet, fragment: net::Fragment) -> FromUplink {
+        let is_first = fragment.offset == 0;
+        // Over IPv6 options may stand between.
+        let may_be_tcp = match fragment.next_header {
+            PROTOCOL_TCP => true,
+            NEXT_DESTINATION => packet.headers().is_ipv6,
+            _ => false,
+        };
+        let is_rewritten = self.is_rewritten(&packet);
+        if !is_rewritten && !self.services.has_address(packet.network.destination()) {
+            return FromUplink::Other;
+        }
+        if !may_be_tcp {
+            return if is_rewritten { FromUplink::Other } else { FromUplink::OtherFragment };
+        }
+        let whole = packet.first_fragment(frame).map(|transport| Packet { transport, ..packet });
+        let part = match whole {
+            _ if !is_first => Part::Later,
+            None if fragment.protocol != PROTOCOL_TCP => Part::FirstOfOther,
+            // A server rewrites those that have the whole header: this is the host's own.
+            None if is_rewritten => Part::FirstOfOther,
+            None => Part::FirstTiny,
+            Some(whole) if is_rewritten => match self.rewritten(&whole) {
+                Some((segment, service)) => Part::FirstRewritten(segment, service),
+                None => Part::FirstOfOther,
+            },
+            Some(whole) => match self.segment(&whole, Direction::ToService) {
+                Some(segment) => Part::First(segment),
+                None => Part::FirstOfOther,
+            },
+        };
+        let datagram =
+            Datagram { network: packet.network, identification: fragment.identification };
+        FromUplink::Fragment(Fragment { datagram, headers: packet.headers(), part })
     }
 
     /// The service's segment in `packet`, if that is what it is.
@@ -292,8 +396,8 @@ impl Classifier {
     }
 
     /// The segment to a service that `packet` was before its destination was rewritten to our
-    /// locator, if that is what happened to it: the port tells the service.
-    fn rewritten(&self, packet: &Packet) -> Option<FromUplink> {
+    /// locator, if that is what happened to it, and the service's address: the port tells.
+    fn rewritten(&self, packet: &Packet) -> Option<(Segment, IpAddr)> {
         if !self.is_rewritten(packet) {
             return None;
         }
@@ -312,7 +416,7 @@ impl Classifier {
         };
         let key = self.key(&network, (source_port, destination_port), Direction::ToService)?;
         let segment = Segment { key, flags, headers: packet.headers() };
-        Some(FromUplink::Rewritten { segment, service })
+        Some((segment, service))
     }
 }
 

@@ -330,8 +330,8 @@ pub fn turn_back<F: Frame>(frame: &mut F, headers: &Headers, service: IpAddr) ->
     }
 }
 
-/// Changes the destination address of a TCP segment or an ICMP error, and the checksums that
-/// cover it (RFC 1624).
+/// Changes the destination address of a TCP segment, of a fragment of one or of an ICMP error, and
+/// the checksums that cover it (RFC 1624): of a segment in fragments the first has TCP's.
 #[inline(always)]
 fn write_destination<const N: usize>(
     frame: &mut [u8],
@@ -343,16 +343,13 @@ fn write_destination<const N: usize>(
     }
     let (network, transport) =
         (usize::from(headers.network_offset), usize::from(headers.transport_offset));
-    let (destination, checksums) = match (headers.is_ipv6, headers.is_tcp) {
-        (false, true) => (network + 16, [Some(network + 10), Some(transport + 16)]),
-        // ICMP's checksum does not cover the addresses, ICMPv6's does (RFC 4443 §2.3).
-        (false, false) => (network + 16, [Some(network + 10), None]),
-        (true, true) => (network + 24, [None, Some(transport + 16)]),
-        (true, false) => (network + 24, [None, Some(transport + 2)]),
-    };
+    let (destination, network_checksum) =
+        if headers.is_ipv6 { (network + 24, None) } else { (network + 16, Some(network + 10)) };
+    let address_checksum = usize::from(headers.address_checksum);
+    let checksums =
+        [network_checksum, (address_checksum != 0).then_some(transport + address_checksum)];
     // All there is to write is inside.
-    frame.get(transport..transport + 8)?;
-    frame.get(..checksums[1].unwrap_or(transport) + 2)?;
+    frame.get(..checksums[1].map_or(transport, |at| at + 2))?;
     let address = frame.get_mut(destination..)?.first_chunk_mut::<N>()?;
     let (before, after) = (sum(address), sum(new));
     *address = *new;

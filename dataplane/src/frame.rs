@@ -1,8 +1,8 @@
 //! What the packet path needs of a frame, so that DPDK's mbufs and plain memory both serve.
-//! Never copies one.
+//! Copies one only where a packet becomes two ([`Frame::new_like`]).
 
 /// An Ethernet frame in one piece, with room in front for headers.
-pub trait Frame {
+pub trait Frame: Sized {
     /// The frame's bytes.
     fn data(&self) -> &[u8];
     /// The frame's bytes.
@@ -14,6 +14,9 @@ pub trait Frame {
     fn trim_front(&mut self, count: usize) -> Option<()>;
     /// Cuts the frame to `length` bytes, if it is longer.
     fn truncate(&mut self, length: usize);
+    /// A new frame from where this one is from, of these bytes, one part after the other. `None`
+    /// when there is none left, or they do not fit one.
+    fn new_like(&self, parts: &[&[u8]]) -> Option<Self>;
 }
 
 impl Frame for holdfast_dpdk::Mbuf {
@@ -43,6 +46,15 @@ impl Frame for holdfast_dpdk::Mbuf {
         // Only a frame in one piece comes here, so all of the excess is in its last segment.
         let _ = self.trim_back(excess);
     }
+
+    #[inline(never)]
+    fn new_like(&self, parts: &[&[u8]]) -> Option<Self> {
+        let mut new = self.alloc_like()?;
+        for part in parts {
+            new.extend_from_slice(part)?;
+        }
+        Some(new)
+    }
 }
 
 /// A frame in memory, for tests and tools.
@@ -54,6 +66,9 @@ pub struct MemFrame {
 
 /// Headroom of a [`MemFrame`], in bytes; the same as DPDK's default.
 pub const HEADROOM: usize = 128;
+
+/// Bytes that [`Frame::new_like`] of a [`MemFrame`] holds, at most; the same as DPDK's default.
+pub const DATA_ROOM: usize = 2048;
 
 impl MemFrame {
     /// A frame of these bytes.
@@ -89,5 +104,10 @@ impl Frame for MemFrame {
 
     fn truncate(&mut self, length: usize) {
         self.buffer.truncate(self.start + length);
+    }
+
+    fn new_like(&self, parts: &[&[u8]]) -> Option<Self> {
+        let bytes = parts.concat();
+        (bytes.len() <= DATA_ROOM).then(|| MemFrame::new(&bytes))
     }
 }

@@ -9,6 +9,8 @@
 pub mod admission;
 pub mod classify;
 pub mod encap;
+pub mod fragmentation;
+pub mod fragments;
 pub mod frame;
 pub mod idle;
 pub mod mss;

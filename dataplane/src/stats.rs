@@ -43,11 +43,18 @@ counters! {
     MalformedLength "malformed_length" "Frames with an IP, TCP or UDP header that claims an impossible length, passed on for the kernel to judge."
     MalformedExtensions "malformed_extensions" "Frames with more IPv6 extension headers than are walked, passed on for the kernel to judge."
     IcmpError "icmp_error" "ICMP errors about services' segments, taken to the session's owner (R9)."
-    FragmentPassed "fragment_passed" "Fragments to or from a service's address, passed on as they are."
+    FragmentPassed "fragment_passed" "Fragments to a service's address that are of another protocol or port than a service's, passed to the host."
+    FragmentToHost "fragment_to_host" "Fragments behind the first of a service's segment, given to the host as the first was (R10)."
+    FragmentToTunnel "fragment_to_tunnel" "Fragments behind the first of a service's segment, tunnelled to its owner as the first was (R10)."
+    FragmentWaited "fragment_waited" "Fragments that came before the first of their segment and waited for it; what became of them is counted as well (R10)."
+    FragmentExpired "fragment_expired" "Fragments dropped because the first of their segment did not come in time."
+    FragmentFull "fragment_full" "Fragments dropped because the first of their segment is not known and there is no room to wait for it."
+    FragmentTiny "fragment_tiny" "First fragments dropped because they have not the whole TCP header (RFC 1858)."
+    FragmentDropped "fragment_dropped" "Fragments behind the first of a segment, dropped because the first was."
     SynToHost "syn_to_host" "SYNs to a service, given to the host (R2)."
     LocalHit "local_hit" "Segments of local sessions, given to the host (R4)."
     RedirectHit "redirect_hit" "Segments tunnelled to their owner by a redirect in the table (R4)."
-    Miss "miss" "Stray segments: no SYN, and no session or redirect in the table (R5)."
+    Miss "miss" "Stray segments and fragments of them: no SYN, and no session or redirect in the table (R5)."
     NegativeHit "negative_hit" "Strays given to the host because the DHT just said that nobody owns the flow."
     Parked "parked" "Strays parked while the owner is looked up."
     ParkFull "park_full" "Strays dropped because the parking has no room."
@@ -70,7 +77,9 @@ counters! {
     MssClamped "mss_clamped" "SYN-ACKs whose MSS was lowered, so that segments fit a tunnel (R11)."
     TunnelSent "tunnel_sent" "Segments encapsulated and sent to their owner."
     TooBigAnswered "too_big_answered" "Segments too big for the tunnel, answered with the MTU that fits (R11)."
-    TunnelTooBig "tunnel_too_big" "Segments too big for the tunnel that were dropped unanswered: without DF, or above the limit of answers."
+    TunnelTooBig "tunnel_too_big" "Segments too big for the tunnel that were dropped unanswered: above the limit of answers, or such that nobody may be told of, as fragments behind the first and ICMP errors."
+    TooBigFragments "too_big_fragments" "Further fragments made of segments without DF that are too big for the tunnel: each is a frame more than came (R11)."
+    TunnelNoFrame "tunnel_no_frame" "Segments, or what was left of them, dropped because the pool had no frame for a further fragment."
     TunnelOtherFamily "tunnel_other_family" "Segments dropped because their owner's locator is of the other address family, which a rewritten packet cannot reach."
     TunnelNoHeadroom "tunnel_no_headroom" "Segments dropped because the frame has no room in front for the tunnel header."
     TunnelReceived "tunnel_received" "Tunnelled segments taken from members and given to the host (R6)."
@@ -139,6 +148,10 @@ impl Counter {
             self,
             Counter::UplinkUnsent
                 | Counter::HostUnsent
+                | Counter::FragmentExpired
+                | Counter::FragmentFull
+                | Counter::FragmentTiny
+                | Counter::FragmentDropped
                 | Counter::ParkFull
                 | Counter::ParkFlowFull
                 | Counter::ParkExpired
@@ -148,6 +161,7 @@ impl Counter {
                 | Counter::ResolvedStranger
                 | Counter::DroppedTimedOut
                 | Counter::TunnelTooBig
+                | Counter::TunnelNoFrame
                 | Counter::TunnelOtherFamily
                 | Counter::TunnelNoHeadroom
                 | Counter::TunnelStranger
@@ -203,6 +217,10 @@ mod tests {
         let expected = [
             "uplink_unsent",
             "host_unsent",
+            "fragment_expired",
+            "fragment_full",
+            "fragment_tiny",
+            "fragment_dropped",
             "park_full",
             "park_flow_full",
             "park_expired",
@@ -212,6 +230,7 @@ mod tests {
             "resolved_stranger",
             "dropped_timed_out",
             "tunnel_too_big",
+            "tunnel_no_frame",
             "tunnel_other_family",
             "tunnel_no_headroom",
             "tunnel_stranger",

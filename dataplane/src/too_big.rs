@@ -2,9 +2,11 @@
 //! "fragmentation needed" (RFC 792, RFC 1191 §4) or ICMPv6 "packet too big" (RFC 4443 §3.2).
 //! Turns the packet itself into the answer; never allocates.
 
+use std::net::Ipv6Addr;
+
 use holdfast_net::checksum::{add, checksum, sum};
 use holdfast_net::headers::{Ethernet, Ipv4, Ipv6, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
-use holdfast_net::{Network, Packet};
+use holdfast_net::{Fragment, Network, Packet, Transport};
 use zerocopy::IntoBytes;
 
 use crate::encap::{LINK_HEADER_MAX, link_header};
@@ -20,8 +22,11 @@ const TTL: u8 = 64;
 
 /// Turns `frame`, whose IP packet is `packet`, into the answer to its sender that at most `mtu`
 /// bytes fit. `None`, and the frame unchanged, when it may not be answered so: over IPv4 without
-/// DF it would have to be fragmented, or there is no room in front.
+/// DF it is to be fragmented, some are never answered, or there is no room in front.
 pub fn answer<F: Frame>(frame: &mut F, packet: &Packet, mtu: usize) -> Option<()> {
+    if !may_be_answered(frame.data(), packet) {
+        return None;
+    }
     let (header_length, answer_max) = match packet.network {
         Network::Ipv4 { .. } if !has_dont_fragment(frame.data(), packet) => return None,
         Network::Ipv4 { .. } => (size_of::<Ipv4>(), ANSWER_MAX_IPV4),
@@ -58,6 +63,25 @@ pub fn answer<F: Frame>(frame: &mut F, packet: &Packet, mtu: usize) -> Option<()
         }
     }
     Some(())
+}
+
+/// Whether there may be an ICMP error about a packet at all (RFC 1122 §3.2.2, RFC 1812 §4.3.2.7,
+/// RFC 4443 §2.4 e): not about an ICMP error, nor to what is not one host. Nor about a fragment
+/// behind the first: IPv6 does not forbid that, but it has no ports, so its sender could not tell
+/// whom it is about. Destinations need no look: they are services' addresses.
+fn may_be_answered(frame: &[u8], packet: &Packet) -> bool {
+    // The lowest bit of an Ethernet address: not to one station.
+    let is_to_many = frame.first().is_none_or(|byte| byte & 1 != 0);
+    let is_from_a_host = match packet.network {
+        // 0/8, 127/8, multicast, class E and the broadcast address in it.
+        Network::Ipv4 { source: [first, ..], .. } => !matches!(first, 0 | 127 | 224..),
+        Network::Ipv6 { source, .. } => {
+            let source = Ipv6Addr::from(source);
+            !(source.is_unspecified() || source.is_loopback() || source.is_multicast())
+        }
+    };
+    let is_later = matches!(packet.transport, Transport::Fragment(Fragment { offset: 1.., .. }));
+    !is_to_many && is_from_a_host && !is_later && !packet.is_icmp_error(frame)
 }
 
 fn has_dont_fragment(frame: &[u8], packet: &Packet) -> bool {
@@ -111,7 +135,7 @@ mod tests {
     use etherparse::{NetSlice, icmpv4::DestUnreachableHeader};
 
     fn segment(v6: bool, payload: usize) -> Vec<u8> {
-        let ethernet = PacketBuilder::ethernet2([0xaa; 6], [0xbb; 6]);
+        let ethernet = PacketBuilder::ethernet2([0xaa; 6], [0xba; 6]);
         let ip = if v6 {
             ethernet.ipv6([3; 16], [4; 16], 64)
         } else {
@@ -134,7 +158,7 @@ mod tests {
     fn r11_fragmentation_needed_names_the_mtu_and_quotes_the_packet() {
         let bytes = segment(false, 1400);
         let answer = answered(&bytes, 1468).expect("answered");
-        assert_eq!(answer[..12], [&[0xaa; 6][..], &[0xbb; 6]].concat(), "back where it came from");
+        assert_eq!(answer[..12], [&[0xaa; 6][..], &[0xba; 6]].concat(), "back where it came from");
         let sliced = SlicedPacket::from_ethernet(&answer).expect("sound");
         let Some(NetSlice::Ipv4(ip)) = &sliced.net else { panic!("no IPv4") };
         let header = ip.header().to_header();
@@ -166,6 +190,64 @@ mod tests {
         let mut bytes = segment(false, 1400);
         bytes[20] &= !0x40;
         assert_eq!(answered(&bytes, 1468), None);
+    }
+
+    /// With these flags and offset of a fragment.
+    fn with_flags(bytes: &[u8], flags: u16) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        bytes[20..22].copy_from_slice(&flags.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn r11_fragments_are_answered_only_if_they_are_the_first() {
+        let bytes = segment(false, 1400);
+        let first = with_flags(&bytes, 0x6000);
+        let answer = answered(&first, 1468).expect("the first has the ports");
+        assert_eq!(answer[14 + 28..], first[14..14 + 548]);
+        for later in [0x6001, 0x4001] {
+            assert_eq!(answered(&with_flags(&bytes, later), 1468), None);
+        }
+        // In IPv6: a fragment header between, the next header in front of it.
+        let mut v6 = segment(true, 1400);
+        let length = v6.len() as u16 - 54 + 8;
+        v6[18..20].copy_from_slice(&length.to_be_bytes());
+        v6[20] = 44;
+        v6.splice(54..54, [6, 0, 0, 1, 0, 0, 0, 9]);
+        assert!(answered(&v6, 1448).is_some());
+        v6[57] = 9;
+        assert_eq!(answered(&v6, 1448), None);
+    }
+
+    #[test]
+    fn r11_an_icmp_error_is_never_answered() {
+        for v6 in [false, true] {
+            let error = answered(&segment(v6, 1400), 1300).expect("answered");
+            assert_eq!(answered(&error, 500), None);
+        }
+    }
+
+    #[test]
+    fn r11_what_is_not_from_one_host_or_not_to_one_station_is_never_answered() {
+        for source in [[0; 4], [127, 0, 0, 1], [224, 0, 0, 5], [240, 1, 1, 1], [255; 4]] {
+            let mut bytes = segment(false, 1400);
+            bytes[26..30].copy_from_slice(&source);
+            assert_eq!(answered(&bytes, 1468), None, "{source:?}");
+        }
+        for source in
+            [Ipv6Addr::UNSPECIFIED, Ipv6Addr::LOCALHOST, [0xff02, 0, 0, 0, 0, 0, 0, 1].into()]
+        {
+            let mut bytes = segment(true, 1400);
+            bytes[22..38].copy_from_slice(&source.octets());
+            assert_eq!(answered(&bytes, 1448), None, "{source}");
+        }
+        for v6 in [false, true] {
+            for station in [[0xff; 6], [0x01, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
+                let mut bytes = segment(v6, 1400);
+                bytes[..6].copy_from_slice(&station);
+                assert_eq!(answered(&bytes, 1448), None, "{station:?}");
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! them. Read from [`Worker::turn`] downwards. Never waits: not for a packet, a lookup, a ring or
 //! another worker.
 //!
-//! The rules (R1 to R8, R12) are those of `docs/specification/rules.md`.
+//! The rules (R1 to R13) are those of `docs/specification/rules.md`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,8 +18,9 @@ use holdfast_net::{FlowKey, Headers, Packet};
 use ipnet::IpNet;
 
 use crate::admission::{Admission, AdmissionLimits, Refusal, TokenBucket, source_prefix};
-use crate::classify::{self, Classifier, FromHost, FromUplink, Segment};
+use crate::classify::{self, Classifier, FromHost, FromUplink, Inside, Segment};
 use crate::encap::{self, EncapError, Tunnel};
+use crate::fragments::{Fragments, LIMITS};
 use crate::frame::Frame;
 use crate::idle::{Idle, IdleStrategy};
 use crate::mss;
@@ -34,6 +35,10 @@ use crate::session::{Session, State};
 use crate::stats::{Counter, WorkerCounters};
 use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
+
+mod fragments;
+
+use fragments::Fate;
 
 /// Frames that wait to be sent out of one port, at most.
 const OUT_MAX: usize = 4 * BURST;
@@ -97,6 +102,7 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     to_uplink: ArrayVec<U::Frame, OUT_MAX>,
     to_host: ArrayVec<U::Frame, OUT_MAX>,
     parking: Parking<U::Frame>,
+    fragments: Fragments<U::Frame, Fate>,
     admission: Admission,
     sweep: Sweep,
     /// The tunnels to owners, by their numbers, made when they are first used.
@@ -132,6 +138,8 @@ enum Way {
 enum Reading {
     /// A client's segment.
     Segment(Arrival),
+    /// A fragment of what may be a client's segment (R10).
+    Fragment,
     /// None of ours: to the host, and count it.
     Pass(Counter),
     /// Drop, for this reason.
@@ -173,6 +181,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             to_uplink: ArrayVec::new(),
             to_host: ArrayVec::new(),
             parking: Parking::new(shared.settings.parking),
+            fragments: Fragments::new(LIMITS),
             admission: Admission::new(shared.settings.admission),
             sweep: Sweep::new(&shared.table, index, count),
             tunnels: vec![None; OwnerId::COUNT].into(),
@@ -239,6 +248,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         for (frame, reading) in burst.drain(..).zip(&readings) {
             match reading {
                 Reading::Segment(arrival) => self.decide(frame, arrival, &senders, now),
+                Reading::Fragment => self.fragment(frame, now),
                 Reading::Pass(counter) => self.pass(frame, *counter),
                 // Dropping the frame gives its buffer back.
                 Reading::Refuse(counter) => self.count(*counter),
@@ -287,11 +297,13 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             FromUplink::Tunnel { outer, sender } => {
                 match self.take_out_of_tunnel(frame, outer, sender) {
-                    Ok(segment) => {
+                    Ok(Inside::Segment(segment)) => {
+                        self.count(Counter::TunnelReceived);
                         let way = Way::Tunnelled(senders.len() as u8);
                         senders.push(sender);
                         self.arrival(&segment, way)
                     }
+                    Ok(Inside::LaterFragment) => Reading::Pass(Counter::TunnelReceived),
                     Err(refusal) => Reading::Refuse(refusal),
                 }
             }
@@ -306,7 +318,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             FromUplink::Other => Reading::Pass(Counter::Passed),
             FromUplink::Malformed(reason) => Reading::Pass(Counter::malformed(reason)),
-            FromUplink::Fragment => Reading::Pass(Counter::FragmentPassed),
+            FromUplink::Fragment(_) => Reading::Fragment,
+            FromUplink::OtherFragment => Reading::Pass(Counter::FragmentPassed),
         }
     }
 
@@ -315,22 +328,27 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         self.send_host(frame);
     }
 
-    /// R6: a tunnel packet is taken only from a member, and only with a service's segment inside.
+    /// R6: a tunnel packet is taken only from a member, and only with a service's segment inside,
+    /// or with a fragment to its address, which goes where the sender's table of fragments says.
     fn take_out_of_tunnel(
         &self,
         frame: &mut U::Frame,
         outer: Packet,
         sender: IpAddr,
-    ) -> Result<Segment, Counter> {
+    ) -> Result<Inside, Counter> {
         if !self.is_member(sender) {
             return Err(Counter::TunnelStranger);
         }
         let inner = classify::tunnelled(frame.data(), &outer).map_err(Counter::tunnel_malformed)?;
-        let segment = self.shared.settings.classifier.inside(frame.data(), inner);
-        let segment = segment.ok_or(Counter::TunnelNotService)?;
+        let inside = self.shared.settings.classifier.inside(frame.data(), inner);
+        let inside = inside.ok_or(Counter::TunnelNotService)?;
         let packet = encap::decapsulate(frame, &outer, &inner).ok_or(Counter::TunnelLength)?;
-        self.count(Counter::TunnelReceived);
-        Ok(Segment { headers: packet.headers(), ..segment })
+        Ok(match inside {
+            Inside::Segment(segment) => {
+                Inside::Segment(Segment { headers: packet.headers(), ..segment })
+            }
+            Inside::LaterFragment => Inside::LaterFragment,
+        })
     }
 
     /// R2, R4, R5: what becomes of a segment that came from the network as it is.
@@ -737,19 +755,25 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             None => otherwise,
         };
         for frame in self.parking.release(flow).into_iter().flatten() {
-            let read = self.shared.settings.classifier.read_uplink(frame.data());
-            let (FromUplink::Segment(segment) | FromUplink::IcmpError(segment)) = read else {
-                // It was one when it was parked.
-                self.pass(frame, Counter::Passed);
-                continue;
+            let headers = match self.shared.settings.classifier.read_uplink(frame.data()) {
+                FromUplink::Segment(segment) | FromUplink::IcmpError(segment) => segment.headers,
+                FromUplink::Fragment(fragment) => {
+                    self.settle_released(&fragment, verdict, at, now);
+                    fragment.headers
+                }
+                _ => {
+                    // It was one when it was parked.
+                    self.pass(frame, Counter::Passed);
+                    continue;
+                }
             };
             match verdict {
                 Verdict::Host => self.count(Counter::ReleasedHost),
                 Verdict::Tunnel(_) => self.count(Counter::ReleasedTunnel),
                 Verdict::Park | Verdict::Drop(_) => {}
             }
-            let Segment { flags, headers, .. } = segment;
-            self.act(verdict, frame, &Arrival { at, flags, headers, way: Way::Direct }, now);
+            let arrival = Arrival { at, flags: TcpFlags(0), headers, way: Way::Direct };
+            self.act(verdict, frame, &arrival, now);
         }
     }
 
@@ -810,6 +834,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 self.parking_due(due);
             }
         }
+        self.expire_fragments(now);
         self.drop_orphans();
         let mut due = ArrayVec::new();
         self.sweep.slice(&self.shared.table, now.tick(), &mut due);
@@ -900,7 +925,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 self.count(Counter::TunnelSent);
                 self.send_uplink(frame);
             }
-            Err(error) => self.not_sent(frame, error, owner, now),
+            Err(error) => self.not_sent(frame, error, arrival, owner, now),
         }
     }
 
@@ -918,19 +943,34 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     #[cold]
-    fn not_sent(&mut self, frame: U::Frame, error: EncapError, owner: OwnerId, now: Now) {
+    fn not_sent(
+        &mut self,
+        frame: U::Frame,
+        error: EncapError,
+        arrival: &Arrival,
+        owner: OwnerId,
+        now: Now,
+    ) {
         match error {
+            EncapError::TooBig if Self::may_fragment(&frame) => {
+                self.send_fragmented(frame, &arrival.at, owner);
+            }
             EncapError::TooBig => self.answer_too_big(frame, owner, now),
             EncapError::NoHeadroom => self.count(Counter::TunnelNoHeadroom),
             EncapError::OtherFamily => self.count(Counter::TunnelOtherFamily),
         }
     }
 
-    /// R11: the tunnel is no black hole. The sender learns what fits, and TCP sends it again.
-    fn answer_too_big(&mut self, mut frame: U::Frame, owner: OwnerId, now: Now) {
+    /// Bytes of IP packet that fit the tunnel to an owner.
+    fn tunnel_mtu(&self, owner: OwnerId) -> usize {
         let Shared { settings, table, .. } = &self.shared;
         let remote = table.owners().locator(owner).unwrap_or(settings.classifier.locator);
-        let mtu = settings.uplink_mtu.saturating_sub(self.overhead(remote));
+        settings.uplink_mtu.saturating_sub(self.overhead(remote))
+    }
+
+    /// R11: the tunnel is no black hole. The sender learns what fits, and TCP sends it again.
+    fn answer_too_big(&mut self, mut frame: U::Frame, owner: OwnerId, now: Now) {
+        let mtu = self.tunnel_mtu(owner);
         let may = self.too_big_answers.take(now, TOO_BIG_PER_SECOND, TOO_BIG_BURST);
         let packet = Packet::from_ethernet(frame.data()).ok().flatten();
         let answered =

@@ -20,6 +20,7 @@ use holdfast_dpdk::{
 };
 use holdfast_handoff::{Announcement, Answer, Clock, CoreEnd, Doorbell, rings};
 use holdfast_net::HashKey;
+use support::fragments::{cut, payload, reassembled, with_flags};
 use support::{ACK, FIN_ACK, Net, RST, SYN, SYN_ACK, TIMEOUTS, inside, nets, owner, settings};
 
 const WORKERS: u16 = 2;
@@ -78,6 +79,12 @@ enum Out {
     Tunnelled,
     /// What was inside.
     Inside(Vec<u8>),
+    /// The frame in two fragments, each in a tunnel to the other server.
+    Fragmented,
+    /// Nothing yet.
+    Waits,
+    /// The frame itself, to the host, and then one that waited for it.
+    And(Vec<u8>),
     /// Nothing; the core is asked, and answers that the other server owns the flow. Then the
     /// parked frame comes out in a tunnel.
     Asked,
@@ -93,14 +100,15 @@ struct Row {
 }
 
 fn rows(net: &Net) -> Vec<Row> {
-    use Out::{Asked, Inside, Same, Tunnelled};
+    use Out::{And, Asked, Fragmented, Inside, Same, Tunnelled, Waits};
     use Side::{Host, Uplink};
     let row = |shows, worker, side, frame, out| Row { shows, worker, side, frame, out };
     let c = |port, flags, payload: &[u8]| net.client_segment(port, flags, payload);
     let h = |port, flags, payload: &[u8]| net.host_segment(port, flags, payload);
     let tunnelled = |frame: &[u8]| net.tunnelled(frame, net.other);
     let data = c(1, ACK, b"by the other way");
-    vec![
+    let fragments = cut(&c(1, ACK, &[7; 100]), 9, &[40]);
+    let mut rows = vec![
         row("ARP passes in", 0, Uplink, arp(), Same(Host)),
         row("ARP passes out", 1, Host, arp(), Same(Uplink)),
         row("R2: SYN to the host", 0, Uplink, c(1, SYN, b""), Same(Host)),
@@ -123,7 +131,15 @@ fn rows(net: &Net) -> Vec<Row> {
         row("R8: FIN passes", 0, Uplink, c(1, FIN_ACK, b""), Same(Host)),
         row("R8: RST passes", 1, Host, h(2, RST, b""), Same(Uplink)),
         row("a full-size segment", 0, Uplink, c(1, ACK, &[7; 1400]), Same(Host)),
-    ]
+        row("R10: a fragment waits for the first", 0, Uplink, fragments[1].clone(), Waits),
+        row("R10: and follows it", 0, Uplink, fragments[0].clone(), And(fragments[1].clone())),
+        row("R5: a stray of a third flow", 1, Uplink, c(3, ACK, b"stray"), Asked),
+    ];
+    if net.client.is_ipv4() {
+        let large = with_flags(&c(3, ACK, &[7; 1450]), 0);
+        rows.push(row("R11: without DF it is fragmented", 1, Uplink, large, Fragmented));
+    }
+    rows
 }
 
 fn arp() -> Vec<u8> {
@@ -156,6 +172,17 @@ impl Server {
             }
             Out::Inside(inside) => assert_eq!(&self.host.receive(row.worker), inside, "{what}"),
             Out::Tunnelled => self.tunnelled(net, row),
+            Out::Waits => {}
+            Out::And(waited) => {
+                assert_eq!(self.host.receive(row.worker), row.frame, "{what}");
+                assert_eq!(&self.host.receive(row.worker), waited, "{what}");
+            }
+            Out::Fragmented => {
+                let sent = [(); 2].map(|()| self.uplink.receive(row.worker));
+                let inner = sent.map(|frame| [&row.frame[..14], &inside(&frame).2].concat());
+                let whole = reassembled(&inner, net.client, net.service);
+                assert_eq!(whole.as_deref(), Some(payload(&row.frame)), "{what}");
+            }
             Out::Asked => {
                 let end = Instant::now() + PATIENCE;
                 let flow = loop {
@@ -248,9 +275,11 @@ fn play_all(eal: &Eal, index: usize, pool: &Mempool, net: &Net) {
 
     let total = |counter| counters.iter().map(|counters| counters.get(counter)).sum::<u64>();
     let in_and_out = total(Counter::UplinkReceived) + total(Counter::HostReceived);
-    assert_eq!(in_and_out, total(Counter::UplinkSent) + total(Counter::HostSent));
-    assert_eq!(total(Counter::TunnelSent), 3);
-    assert_eq!(total(Counter::RedirectInstalled), 2);
+    let made = total(Counter::TooBigFragments);
+    assert_eq!(made, u64::from(net.client.is_ipv4()));
+    assert_eq!(in_and_out + made, total(Counter::UplinkSent) + total(Counter::HostSent));
+    assert_eq!(total(Counter::TunnelSent), 4 + 2 * made);
+    assert_eq!(total(Counter::RedirectInstalled), 3);
     assert_eq!(total(Counter::RedirectSuperseded), 2);
     let published = server
         .cores

@@ -9,7 +9,11 @@ use holdfast_dataplane::session::{Session, State};
 use holdfast_dataplane::stats::Counter;
 use holdfast_handoff::{Announcement, Answer, Resolution};
 use holdfast_net::{Packet, Transport};
+use support::fragments::{cut, payload, piece, reassembled, with_flags};
 use support::{ACK, Bench, FIN_ACK, Net, Options, RST, SYN, SYN_ACK, inside, nets, owner};
+
+const ENCAPSULATIONS: [Encapsulation; 3] =
+    [Encapsulation::Gue, Encapsulation::Ipip, Encapsulation::Rewrite];
 
 fn both(dialogue: impl Fn(Net)) {
     nets().into_iter().for_each(dialogue);
@@ -247,7 +251,7 @@ fn r6_a_members_tunnel_reaches_the_host() {
 /// errors, and also what the owner does not hold goes to its host and no further.
 #[test]
 fn r4_r6_what_one_worker_sends_the_owners_takes() {
-    for encapsulation in [Encapsulation::Gue, Encapsulation::Ipip, Encapsulation::Rewrite] {
+    for encapsulation in ENCAPSULATIONS {
         both(|net| {
             let options = || Options { encapsulation, ..Options::default() };
             let mut here = Bench::with(net, &options());
@@ -632,6 +636,549 @@ fn r9_an_icmp_error_completes_no_handshake_and_other_icmp_passes() {
         assert_eq!(bench.host_gets(), Some(other));
         assert_eq!(bench.asks(), None);
     });
+}
+
+/// The orders of three fragments.
+const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+
+/// Two servers of one cluster; flow 1000 is the second one's, and the first one knows that.
+fn here_and_there(net: Net, encapsulation: Encapsulation) -> (Bench, Bench) {
+    let options = || Options { encapsulation, ..Options::default() };
+    let mut here = Bench::with(net, &options());
+    let mut there = Bench::with(net.of_the_other(), &options());
+    there.open(1000);
+    here.redirect(1000);
+    (here, there)
+}
+
+/// What the network gets of one server, and the other's host then.
+fn carry(here: &mut Bench, there: &mut Bench) -> Vec<Vec<u8>> {
+    for frame in here.uplink_gets_all() {
+        let packet = Packet::from_ethernet(&frame).unwrap().unwrap();
+        assert_eq!(packet.network.destination(), here.net.other);
+        assert!(packet.end - packet.network_offset <= 1500, "it fits the uplink");
+        there.uplink_brings(&frame);
+    }
+    assert_eq!((there.uplink_gets(), there.asks()), (None, None), "never tunnelled again");
+    there.host_gets_all()
+}
+
+#[test]
+fn r10_fragments_of_a_local_session_reach_the_host_in_any_order() {
+    both(|net| {
+        for order in ORDERS {
+            let mut bench = Bench::new(net);
+            bench.open(1000);
+            let fragments = cut(&net.client_segment(1000, FIN_ACK, &[7; 100]), 9, &[40, 80]);
+            for index in order {
+                bench.uplink_brings(&fragments[index]);
+                let first_came = bench.count(Counter::LocalHit) > 1;
+                assert_eq!(bench.host.0.borrow().from_worker.is_empty(), !first_came);
+            }
+            let mut got = bench.host_gets_all();
+            assert_eq!(got.len(), 3);
+            got.sort_by_key(|frame| fragments.iter().position(|fragment| fragment == frame));
+            assert_eq!(got, fragments, "untouched");
+            assert_eq!(local_state(&bench, 1000), Some(State::ClientClosed), "the first has flags");
+            assert_eq!(bench.count(Counter::FragmentToHost), 2);
+            let waited = order.iter().position(|index| *index == 0).unwrap();
+            assert_eq!(bench.count(Counter::FragmentWaited), waited as u64);
+            bench.check_books();
+        }
+    });
+}
+
+#[test]
+fn r10_fragments_of_a_moved_session_reach_the_owners_host_in_any_order() {
+    for encapsulation in ENCAPSULATIONS {
+        both(|net| {
+            for order in ORDERS {
+                let (mut here, mut there) = here_and_there(net, encapsulation);
+                let segment = net.client_segment(1000, ACK, &[7; 100]);
+                let fragments = cut(&segment, 9, &[40, 80]);
+                for index in order {
+                    here.uplink_brings(&fragments[index]);
+                }
+                assert_eq!((here.host_gets(), here.asks()), (None, None));
+                let got = carry(&mut here, &mut there);
+                assert_eq!(got.len(), 3, "{encapsulation:?} {order:?}");
+                let whole = reassembled(&got, net.client, net.service);
+                assert_eq!(whole.as_deref(), Some(payload(&segment)));
+                assert_eq!(here.count(Counter::FragmentToTunnel), 2);
+                assert_eq!(there.count(Counter::TunnelReceived), 3);
+                assert_eq!(there.announces(), None, "it holds the session");
+                here.check_books();
+                there.check_books();
+            }
+        });
+    }
+}
+
+/// The way from server to server has an order of its own.
+#[test]
+fn r10_rewritten_fragments_are_turned_back_in_any_order() {
+    both(|net| {
+        for order in ORDERS {
+            let (mut here, mut there) = here_and_there(net, Encapsulation::Rewrite);
+            let segment = net.client_segment(1000, ACK, &[7; 100]);
+            for fragment in cut(&segment, 9, &[40, 80]) {
+                here.uplink_brings(&fragment);
+            }
+            let sent = here.uplink_gets_all();
+            for index in order {
+                there.uplink_brings(&sent[index]);
+            }
+            let got = there.host_gets_all();
+            let whole = reassembled(&got, net.client, net.service);
+            assert_eq!(whole.as_deref(), Some(payload(&segment)), "checksum included");
+            assert_eq!(local_state(&there, 1000), Some(State::Established));
+            there.check_books();
+        }
+    });
+}
+
+#[test]
+fn r10_the_owner_tells_of_the_first_fragment_that_it_does_not_hold_the_session() {
+    both(|net| {
+        let (mut here, mut there) = here_and_there(net, Encapsulation::Gue);
+        here.redirect(2000);
+        for fragment in cut(&net.client_segment(2000, ACK, &[7; 100]), 9, &[40, 80]) {
+            here.uplink_brings(&fragment);
+        }
+        assert_eq!(carry(&mut here, &mut there).len(), 3, "the host answers");
+        let told = Announcement::NotMine { flow: net.flow(2000), sender: net.me };
+        assert_eq!((there.announces(), there.announces()), (Some(told), None));
+    });
+}
+
+#[test]
+fn r10_r6_fragments_are_taken_out_of_members_tunnels_only_and_only_to_a_service() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        let later = piece(&net.client_segment(1000, ACK, &[7; 100]), 9, 40, 120);
+        bench.uplink_brings(&net.tunnelled(&later, net.stranger));
+        assert_eq!(bench.count(Counter::TunnelStranger), 1);
+        let other = piece(&net.host_segment(1000, ACK, &[7; 100]), 9, 40, 120);
+        bench.uplink_brings(&net.tunnelled(&other, net.other));
+        assert_eq!(bench.count(Counter::TunnelNotService), 1);
+        let tiny = piece(&net.client_segment(1000, ACK, &[7; 100]), 9, 0, 16);
+        bench.uplink_brings(&net.tunnelled(&tiny, net.other));
+        assert_eq!(bench.count(Counter::TunnelNotService), 2);
+        assert_eq!(bench.host_gets(), None);
+        bench.uplink_brings(&net.tunnelled(&later, net.other));
+        assert_eq!(bench.host_gets(), Some(later));
+    });
+}
+
+#[test]
+fn r10_r2_fragments_of_a_syn_go_to_the_host() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(1000);
+        let fragments = cut(&net.client_segment(1000, SYN, &[7; 100]), 9, &[40, 80]);
+        for index in [2, 0, 1] {
+            bench.uplink_brings(&fragments[index]);
+        }
+        assert_eq!(bench.host_gets_all().len(), 3);
+        assert_eq!(bench.session(1000), None, "the redirect is superseded");
+        assert_eq!((bench.uplink_gets(), bench.asks()), (None, None));
+    });
+}
+
+#[test]
+fn r10_r5_fragments_of_a_stray_wait_for_its_lookup() {
+    both(|net| {
+        let segment = net.client_segment(1000, ACK, &[7; 100]);
+        let fragments = cut(&segment, 9, &[40, 80]);
+        let before_the_answer = || {
+            let mut bench = Bench::new(net);
+            bench.uplink_brings(&fragments[1]);
+            assert_eq!(bench.asks(), None, "it has no ports");
+            bench.uplink_brings(&fragments[0]);
+            assert_eq!(bench.asks(), Some(net.flow(1000)));
+            bench
+        };
+
+        let mut bench = before_the_answer();
+        bench.core_answers(net.flow(1000), owner(net.other));
+        bench.uplink_brings(&fragments[2]);
+        assert_eq!(bench.asks(), None);
+        let sent = bench.uplink_gets_all();
+        let inner = sent.iter().map(|frame| [&segment[..14], &inside(frame).2].concat());
+        let whole = reassembled(&inner.collect::<Vec<_>>(), net.client, net.service);
+        assert_eq!(whole.as_deref(), Some(payload(&segment)));
+        assert_eq!(bench.count(Counter::ReleasedTunnel), 2);
+        bench.check_books();
+
+        let mut bench = before_the_answer();
+        bench.core_answers(net.flow(1000), Resolution::NotFound);
+        bench.pass_ms(100);
+        bench.core_answers(net.flow(1000), Resolution::NotFound);
+        bench.uplink_brings(&fragments[2]);
+        let whole = reassembled(&bench.host_gets_all(), net.client, net.service);
+        assert_eq!(whole.as_deref(), Some(payload(&segment)), "so that the host can answer");
+        bench.check_books();
+
+        let mut bench = before_the_answer();
+        bench.core_answers(net.flow(1000), Resolution::TimedOut);
+        bench.uplink_brings(&fragments[2]);
+        assert_eq!(bench.count(Counter::DroppedTimedOut), 2);
+        assert_eq!(bench.count(Counter::FragmentDropped), 1);
+        assert_eq!((bench.host_gets(), bench.uplink_gets()), (None, None));
+        bench.check_books();
+
+        let mut bench = before_the_answer();
+        bench.pass_ms(999);
+        bench.uplink_brings(&fragments[2]);
+        bench.pass_ms(2);
+        assert_eq!(bench.count(Counter::ParkExpired), 3);
+        bench.check_books();
+    });
+}
+
+#[test]
+fn r10_fragments_of_a_refused_stray_are_dropped_with_it() {
+    both(|net| {
+        let mut bench = Bench::with(net, &Options { resolves: 1, ..Options::default() });
+        bench.uplink_brings(&net.client_segment(1, ACK, b"fills the ring"));
+        for fragment in cut(&net.client_segment(1000, ACK, &[7; 100]), 9, &[40, 80]) {
+            bench.uplink_brings(&fragment);
+        }
+        assert_eq!(bench.count(Counter::LookupRingFull), 1);
+        assert_eq!(bench.count(Counter::FragmentDropped), 2);
+        assert_eq!((bench.host_gets(), bench.uplink_gets()), (None, None));
+    });
+}
+
+#[test]
+fn r10_without_the_first_fragment_the_others_wait_for_a_second_and_no_longer() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        let fragments = cut(&net.client_segment(1000, ACK, &[7; 100]), 9, &[40, 80]);
+        bench.uplink_brings(&fragments[1]);
+        bench.uplink_brings(&fragments[2]);
+        bench.pass_ms(999);
+        assert_eq!(bench.count(Counter::FragmentExpired), 0);
+        bench.pass_ms(2);
+        assert_eq!(bench.count(Counter::FragmentExpired), 2);
+        bench.check_books();
+        bench.uplink_brings(&fragments[0]);
+        assert_eq!(bench.host_gets_all(), [fragments[0].clone()], "the host never sees the others");
+        bench.pass_ms(1001);
+        bench.uplink_brings(&fragments[1]);
+        assert_eq!(bench.host_gets(), None, "what became of the first is forgotten as well");
+    });
+}
+
+#[test]
+fn r10_duplicates_and_overlaps_follow_like_all_others() {
+    for encapsulation in ENCAPSULATIONS {
+        both(|net| {
+            let (mut here, mut there) = here_and_there(net, encapsulation);
+            let segment = net.client_segment(1000, ACK, &[7; 100]);
+            let [first, middle, last] = &cut(&segment, 9, &[40, 80])[..] else { panic!() };
+            let overlap = piece(&segment, 9, 16, 96);
+            for fragment in [last, last, &overlap, first, middle, first, &overlap, last] {
+                here.uplink_brings(fragment);
+            }
+            let got = carry(&mut here, &mut there);
+            assert_eq!(got.len(), 8, "the kernel judges");
+            let whole = reassembled(&got, net.client, net.service);
+            assert_eq!(whole.as_deref(), Some(payload(&segment)));
+            here.check_books();
+            there.check_books();
+        });
+    }
+}
+
+#[test]
+fn r10_a_first_fragment_without_the_whole_tcp_header_is_dropped() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        let segment = net.client_segment(1000, ACK, &[7; 100]);
+        for end in [8, 16] {
+            bench.uplink_brings(&piece(&segment, 9, 0, end));
+        }
+        assert_eq!(bench.count(Counter::FragmentTiny), 2);
+        bench.uplink_brings(&piece(&segment, 9, 16, 120));
+        assert_eq!((bench.host_gets(), bench.uplink_gets()), (None, None));
+        assert_eq!(bench.count(Counter::FragmentWaited), 1);
+    });
+}
+
+#[test]
+fn r10_a_flood_of_fragments_is_bounded() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        let segment = net.client_segment(1000, ACK, &[7; 100]);
+        // Without a first fragment they take all that waits in all, and no more places.
+        for id in 0..1000 {
+            bench.uplink_brings(&piece(&segment, id, 40, 120));
+        }
+        assert_eq!(bench.count(Counter::FragmentWaited), 256);
+        assert_eq!(bench.count(Counter::FragmentFull), 744);
+        for fragment in cut(&segment, 5000, &[40, 80]) {
+            bench.uplink_brings(&fragment);
+        }
+        assert_eq!(bench.host_gets_all().len(), 3, "in order they need no place to wait");
+
+        // With one they fill the table; what is not remembered cannot be followed.
+        for id in 6000..11_000 {
+            bench.uplink_brings(&piece(&segment, id, 0, 40));
+        }
+        assert_eq!(bench.host_gets_all().len(), 5000);
+        bench.uplink_brings(&piece(&segment, 10_999, 40, 120));
+        assert_eq!(bench.count(Counter::FragmentFull), 745);
+        assert_eq!(bench.host_gets(), None);
+
+        bench.pass_ms(1010);
+        assert_eq!(bench.count(Counter::FragmentExpired), 256);
+        bench.check_books();
+        for index in [2, 1, 0] {
+            bench.uplink_brings(&cut(&segment, 12_000, &[40, 80])[index]);
+        }
+        assert_eq!(bench.host_gets_all().len(), 3, "and all is well again");
+    });
+}
+
+#[test]
+fn r10_many_fragments_of_one_datagram_are_bounded() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        let segment = net.client_segment(1000, ACK, &[7; 100]);
+        for _ in 0..20 {
+            bench.uplink_brings(&piece(&segment, 9, 40, 120));
+        }
+        assert_eq!(bench.count(Counter::FragmentWaited), 8);
+        assert_eq!(bench.count(Counter::FragmentFull), 12);
+        bench.uplink_brings(&piece(&segment, 9, 0, 40));
+        assert_eq!(bench.host_gets_all().len(), 9);
+        bench.check_books();
+    });
+}
+
+#[test]
+fn r10_an_identification_that_comes_again_follows_its_new_first_fragment() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        bench.redirect(2000);
+        for (port, to_host) in [(1000, true), (2000, false), (1000, true)] {
+            for fragment in cut(&net.client_segment(port, ACK, &[7; 100]), 9, &[40, 80]) {
+                bench.uplink_brings(&fragment);
+            }
+            let counts = (bench.host_gets_all().len(), bench.uplink_gets_all().len());
+            assert_eq!(counts, if to_host { (3, 0) } else { (0, 3) });
+        }
+    });
+}
+
+#[test]
+fn r10_fragments_of_other_traffic_pass() {
+    for encapsulation in ENCAPSULATIONS {
+        both(|net| {
+            let mut bench = Bench::with(net, &Options { encapsulation, ..Options::default() });
+            let mut ssh = net.client_segment(1000, ACK, &[7; 100]);
+            let transport = ssh.len() - payload(&ssh).len();
+            ssh[transport + 2..transport + 4].copy_from_slice(&22u16.to_be_bytes());
+            let mut udp = ssh.clone();
+            udp[if net.client.is_ipv4() { 23 } else { 20 }] = 17;
+            let mut to_us = ssh.clone();
+            let locator = match net.me {
+                std::net::IpAddr::V4(me) => me.octets().to_vec(),
+                std::net::IpAddr::V6(me) => me.octets().to_vec(),
+            };
+            to_us[transport - locator.len()..transport].copy_from_slice(&locator);
+            for (index, packet) in [&ssh, &udp, &to_us].into_iter().enumerate() {
+                for order in ORDERS {
+                    let fragments = cut(packet, 9, &[40, 80]);
+                    for index in order {
+                        bench.uplink_brings(&fragments[index]);
+                    }
+                    let mut got = bench.host_gets_all();
+                    got.sort_by_key(|frame| fragments.iter().position(|f| f == frame));
+                    assert_eq!(got, fragments, "{index} {encapsulation:?}");
+                    bench.pass_ms(1010);
+                }
+            }
+            assert_eq!(bench.count(Counter::FragmentPassed), 36);
+            assert_eq!(bench.count(Counter::Passed), 18);
+
+            // The host's own traffic is never dropped for want of a first fragment.
+            for id in 0..300 {
+                bench.uplink_brings(&piece(&to_us, id, 40, 120));
+            }
+            bench.pass_ms(1010);
+            assert_eq!(bench.host_gets_all().len(), 300);
+            assert_eq!((bench.asks(), bench.announces()), (None, None));
+            bench.check_books();
+        });
+    }
+}
+
+/// Over IPv6 only the first fragment tells what is behind the options in front of it.
+#[test]
+fn r10_fragments_with_options_follow_what_the_first_carries() {
+    let net = nets()[1];
+    for (protocol, is_ours) in [(6, true), (17, false)] {
+        for order in ORDERS {
+            let mut bench = Bench::new(net);
+            bench.redirect(1000);
+            let mut packet = net.client_segment(1000, ACK, &[7; 100]);
+            let length = packet.len() as u16 - 54 + 8;
+            packet[18..20].copy_from_slice(&length.to_be_bytes());
+            packet[20] = 60;
+            packet.splice(54..54, [protocol, 0, 1, 4, 0, 0, 0, 0]);
+            let fragments = cut(&packet, 9, &[40, 80]);
+            for index in order {
+                bench.uplink_brings(&fragments[index]);
+            }
+            let counts = (bench.host_gets_all().len(), bench.uplink_gets_all().len());
+            assert_eq!(counts, if is_ours { (0, 3) } else { (3, 0) });
+            bench.check_books();
+        }
+    }
+}
+
+#[test]
+fn r10_what_the_host_sends_in_fragments_goes_out_as_it_is() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        let fragments = cut(&net.host_segment(1000, ACK, &[7; 100]), 9, &[40, 80]);
+        for fragment in fragments.iter().rev() {
+            bench.host_sends(fragment);
+            assert_eq!(bench.uplink_gets().as_ref(), Some(fragment));
+        }
+        assert_eq!(bench.announces(), None);
+    });
+}
+
+#[test]
+fn r10_an_atomic_fragment_is_the_segment_it_is() {
+    let net = nets()[1];
+    for encapsulation in ENCAPSULATIONS {
+        let (mut here, mut there) = here_and_there(net, encapsulation);
+        let segment = net.client_segment(1000, ACK, &[7; 100]);
+        let atomic = piece(&segment, 9, 0, 120);
+        here.uplink_brings(&atomic);
+        let got = carry(&mut here, &mut there);
+        assert_eq!(got.len(), 1);
+        assert_eq!(got[0][12..], atomic[12..], "{encapsulation:?}");
+        assert_eq!(here.count(Counter::RedirectHit), 1);
+        there.uplink_brings(&atomic);
+        assert_eq!(there.host_gets(), Some(atomic));
+        assert_eq!(there.count(Counter::LocalHit), 2);
+    }
+}
+
+#[test]
+fn r11_a_stray_without_dont_fragment_is_fragmented_and_reaches_the_owners_host() {
+    let net = nets()[0];
+    for encapsulation in ENCAPSULATIONS {
+        // By lookup and by redirect; a frame longer than the uplink's MTU if nothing is added.
+        for (length, port) in [(1450, 1000), (1450, 3000), (2600, 1000), (2960, 3000)] {
+            let (mut here, mut there) = here_and_there(net, encapsulation);
+            let length = length + if encapsulation == Encapsulation::Rewrite { 100 } else { 0 };
+            let whole = net.client_segment(port, ACK, &vec![7; length]);
+            here.uplink_brings(&with_flags(&whole, 0));
+            if port == 3000 {
+                assert_eq!(here.asks(), Some(net.flow(3000)));
+                here.core_answers(net.flow(3000), owner(net.other));
+            }
+            let made = here.count(Counter::TooBigFragments);
+            let got = carry(&mut here, &mut there);
+            assert_eq!(got.len() as u64, 1 + made);
+            assert!(made > 0);
+            let again = reassembled(&got, net.client, net.service);
+            assert_eq!(again.as_deref(), Some(payload(&whole)), "{encapsulation:?} {length}");
+            let identification = |frame: &[u8]| [frame[18], frame[19]];
+            assert!(got.iter().all(|frame| identification(frame) == identification(&whole)));
+            assert_eq!(here.count(Counter::TooBigAnswered), 0);
+            here.check_books();
+            there.check_books();
+        }
+    }
+}
+
+#[test]
+fn r11_a_fragment_too_big_for_the_tunnel_is_fragmented_further() {
+    let net = nets()[0];
+    for encapsulation in ENCAPSULATIONS {
+        for order in [[0, 1, 2], [2, 1, 0]] {
+            let (mut here, mut there) = here_and_there(net, encapsulation);
+            let segment = net.client_segment(1000, ACK, &[7; 4000]);
+            let size = if encapsulation == Encapsulation::Rewrite { 1600 } else { 1480 };
+            let fragments = cut(&segment, 9, &[size, 2 * size]);
+            for index in order {
+                here.uplink_brings(&fragments[index]);
+            }
+            let got = carry(&mut here, &mut there);
+            assert_eq!(got.len(), 5, "two of them are split");
+            let again = reassembled(&got, net.client, net.service);
+            assert_eq!(again.as_deref(), Some(payload(&segment)), "{encapsulation:?}");
+            assert_eq!(here.count(Counter::TooBigFragments), 2);
+            here.check_books();
+            there.check_books();
+        }
+    }
+}
+
+#[test]
+fn r11_of_fragments_that_may_not_be_fragmented_only_the_first_is_answered() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(1000);
+        let mut fragments = cut(&net.client_segment(1000, ACK, &[7; 4000]), 9, &[1440, 2880]);
+        if net.client.is_ipv4() {
+            fragments = cut(&net.client_segment(1000, ACK, &[7; 4000]), 9, &[1480, 2960]);
+            fragments[0] = with_flags(&fragments[0], 0x6000);
+            fragments[1] = with_flags(&fragments[1], 0x6000 | 185);
+        }
+        bench.uplink_brings(&fragments[0]);
+        bench.uplink_brings(&fragments[1]);
+        let answers = bench.uplink_gets_all();
+        assert_eq!(answers.len(), 1);
+        let packet = Packet::from_ethernet(&answers[0]).unwrap().unwrap();
+        assert!(matches!(packet.transport, Transport::Other(1 | 58)));
+        assert_eq!(packet.network.destination(), net.client);
+        assert_eq!(bench.count(Counter::TooBigAnswered), 1);
+        assert_eq!(bench.count(Counter::TunnelTooBig), 1);
+    });
+}
+
+#[test]
+fn r11_an_icmp_error_too_big_for_the_tunnel_is_not_answered() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(1000);
+        let mut error = net.icmp_error(&net.host_segment(1000, ACK, &[7; 1480]));
+        // Longer than any router makes it, so that it does not fit.
+        error.resize(14 + 1500, 0);
+        let length = 14 + if net.client.is_ipv4() { 2 } else { 4 };
+        let bytes = if net.client.is_ipv4() { 1500u16 } else { 1460 };
+        error[length..length + 2].copy_from_slice(&bytes.to_be_bytes());
+        bench.uplink_brings(&error);
+        assert_eq!(bench.count(Counter::IcmpError), 1);
+        assert_eq!(bench.count(Counter::TunnelTooBig), 1);
+        assert_eq!((bench.host_gets(), bench.uplink_gets()), (None, None));
+    });
+}
+
+#[test]
+fn r11_without_a_frame_for_the_rest_the_stray_is_dropped() {
+    let net = nets()[0];
+    let mut bench = Bench::new(net);
+    bench.redirect(1000);
+    // The rest is longer than a new frame holds.
+    let stray = with_flags(&net.client_segment(1000, ACK, &[7; 3600]), 0);
+    bench.uplink_brings(&stray);
+    assert_eq!(bench.count(Counter::TunnelNoFrame), 1);
+    assert_eq!(bench.uplink_gets(), None);
+    bench.check_books();
 }
 
 #[test]

@@ -42,6 +42,16 @@ impl Mbuf {
         Mbuf(raw)
     }
 
+    /// An empty mbuf of this one's pool, with [`HEADROOM`] bytes in front; `None` when the pool is
+    /// empty.
+    #[must_use]
+    pub fn alloc_like(&self) -> Option<Mbuf> {
+        // SAFETY: pools with mbufs out are not freed, so this one's lives.
+        let raw = unsafe { sys::rte_pktmbuf_alloc(self.header().pool) };
+        // SAFETY: a fresh mbuf belongs to nobody else.
+        NonNull::new(raw).map(|raw| unsafe { Mbuf::from_raw(raw) })
+    }
+
     #[inline]
     fn header(&self) -> &sys::rte_mbuf {
         // SAFETY: the mbuf is valid while owned, and only its owner writes to it.

@@ -117,6 +117,22 @@ fn an_exhausted_pool_gives_none_until_an_mbuf_returns() {
 }
 
 #[test]
+fn an_mbuf_gets_others_from_its_own_pool() {
+    let pool = pool("alike", 3);
+    let mut mbuf = pool.alloc_copy(b"data").unwrap();
+    mbuf.trim_front(2).unwrap();
+    let like = mbuf.alloc_like().unwrap();
+    assert!(like.is_empty() && like.is_contiguous());
+    assert_eq!(like.headroom(), usize::from(HEADROOM));
+    let third = like.alloc_like().unwrap();
+    assert_eq!(pool.available(), 0);
+    assert!(mbuf.alloc_like().is_none(), "the pool is empty");
+    drop((like, third));
+    assert_eq!(pool.available(), 2);
+    assert_eq!(mbuf.data(), b"ta");
+}
+
+#[test]
 fn a_bulk_is_all_or_nothing() {
     let pool = pool("bulk", 15);
     let mut eight = ArrayVec::<Mbuf, 8>::new();

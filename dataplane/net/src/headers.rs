@@ -95,6 +95,12 @@ impl Ipv4 {
         self.flags_fragment.get() & 0x3fff != 0
     }
 
+    /// Where a fragment's payload belongs in the whole packet's, in bytes.
+    #[must_use]
+    pub fn offset(&self) -> u16 {
+        (self.flags_fragment.get() & 0x1fff) << 3
+    }
+
     /// Source address.
     #[must_use]
     pub fn source_addr(&self) -> Ipv4Addr {
@@ -137,6 +143,34 @@ impl Ipv6 {
     #[must_use]
     pub fn destination_addr(&self) -> Ipv6Addr {
         Ipv6Addr::from(self.destination)
+    }
+}
+
+/// An IPv6 fragment header (RFC 8200 §4.5).
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Ipv6Fragment {
+    /// Protocol of the first header of the part that is fragmented.
+    pub next_header: u8,
+    /// Reserved.
+    pub reserved: u8,
+    /// Offset in 8-byte units (13 bits), two reserved bits, and whether more fragments follow.
+    pub offset_more: U16,
+    /// Identification.
+    pub identification: U32,
+}
+
+impl Ipv6Fragment {
+    /// Where the fragment's payload belongs in the whole packet's, in bytes.
+    #[must_use]
+    pub fn offset(&self) -> u16 {
+        self.offset_more.get() & 0xfff8
+    }
+
+    /// Whether this is no fragment at all but a whole packet with a fragment header (RFC 6946).
+    #[must_use]
+    pub fn is_atomic(&self) -> bool {
+        self.offset_more.get() & 0xfff9 == 0
     }
 }
 

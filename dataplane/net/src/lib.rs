@@ -10,4 +10,4 @@ pub mod headers;
 pub mod packet;
 
 pub use flow::{FlowKey, FlowKeyError, HashKey};
-pub use packet::{Headers, Malformed, Network, Packet, Quoted, Transport};
+pub use packet::{Fragment, Headers, Malformed, Network, Packet, Quoted, Transport};

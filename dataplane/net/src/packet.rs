@@ -7,9 +7,9 @@ use thiserror::Error;
 use zerocopy::FromBytes;
 
 use crate::headers::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet, Ipv4, Ipv6, NEXT_DESTINATION,
-    NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP,
-    PROTOCOL_UDP, Tcp, TcpFlags, Udp, Vlan,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet, Ipv4, Ipv6, Ipv6Fragment,
+    NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
+    PROTOCOL_TCP, PROTOCOL_UDP, Tcp, TcpFlags, Udp, Vlan,
 };
 
 /// IPv6 extension headers that are walked before a packet counts as malformed.
@@ -37,7 +37,7 @@ pub enum Malformed {
 }
 
 /// The network header of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Network {
     /// IPv4.
     Ipv4 {
@@ -94,10 +94,24 @@ pub enum Transport {
         /// Destination port.
         destination_port: u16,
     },
-    /// A fragment, the first one included: only the whole datagram has ports one can trust.
-    Fragment,
+    /// A fragment of a packet, the first one included ([`Packet::first_fragment`]).
+    Fragment(Fragment),
     /// Another protocol.
     Other(u8),
+}
+
+/// A fragment (RFC 791 §3.2, RFC 8200 §4.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fragment {
+    /// What fragments of one packet have in common, beside their addresses: 16 bits over IPv4.
+    pub identification: u32,
+    /// Where its payload belongs in the whole packet's, in bytes; 0 of the first fragment.
+    pub offset: u16,
+    /// The first header of what was fragmented, as this fragment names it: over IPv4 the protocol.
+    pub next_header: u8,
+    /// What the whole packet carries. Over IPv6 only the first fragment says that; of those behind
+    /// it this is `next_header`.
+    pub protocol: u8,
 }
 
 /// A checked IP packet in a frame.
@@ -128,9 +142,16 @@ pub struct Headers {
     pub end: u16,
     /// Whether it is IPv6.
     pub is_ipv6: bool,
-    /// Whether it carries TCP.
-    pub is_tcp: bool,
+    /// Where in the transport header the checksum stands that covers the addresses as well, in
+    /// bytes: [`TCP_CHECKSUM`] or [`ICMPV6_CHECKSUM`]; 0 when there is none, as in ICMP and in
+    /// fragments behind the first.
+    pub address_checksum: u8,
 }
+
+/// Where a TCP header keeps its checksum, in bytes (RFC 9293 §3.1).
+pub const TCP_CHECKSUM: u8 = 16;
+/// Where an ICMPv6 header keeps its checksum, in bytes (RFC 4443 §2.1).
+pub const ICMPV6_CHECKSUM: u8 = 2;
 
 impl Headers {
     /// Length of the IP packet in bytes.
@@ -151,7 +172,14 @@ impl Packet {
             transport_offset: self.transport_offset as u16,
             end: self.end as u16,
             is_ipv6: matches!(self.network, Network::Ipv6 { .. }),
-            is_tcp: matches!(self.transport, Transport::Tcp { .. }),
+            address_checksum: match self.transport {
+                Transport::Tcp { .. } => TCP_CHECKSUM,
+                Transport::Fragment(Fragment { offset: 0, protocol: PROTOCOL_TCP, .. }) => {
+                    TCP_CHECKSUM
+                }
+                Transport::Other(PROTOCOL_ICMPV6) => ICMPV6_CHECKSUM,
+                _ => 0,
+            },
         }
     }
 
@@ -191,6 +219,32 @@ impl Packet {
             Some(6) => ipv6(frame, offset),
             Some(_) => Err(Malformed::Version),
             None => Err(Malformed::Truncated),
+        }
+    }
+}
+
+impl Packet {
+    /// The [`Transport::Tcp`] of the segment whose first fragment this packet of `frame` is.
+    /// `None` when it is no such fragment, or one without the whole TCP header, which only serves
+    /// to hide it from filters (RFC 1858 §3).
+    #[must_use]
+    pub fn first_fragment(&self, frame: &[u8]) -> Option<Transport> {
+        let Transport::Fragment(Fragment { offset: 0, protocol: PROTOCOL_TCP, .. }) =
+            self.transport
+        else {
+            return None;
+        };
+        transport(PROTOCOL_TCP, frame.get(self.transport_offset..self.end)?).ok()
+    }
+
+    /// Whether this packet of `frame` is an ICMP error, whatever it is about.
+    #[must_use]
+    pub fn is_icmp_error(&self, frame: &[u8]) -> bool {
+        let Some(kind) = frame.get(self.transport_offset) else { return false };
+        match self.transport {
+            Transport::Other(PROTOCOL_ICMP) => ICMP_ERRORS.contains(kind),
+            Transport::Other(PROTOCOL_ICMPV6) => ICMPV6_ERRORS.contains(kind),
+            _ => false,
         }
     }
 }
@@ -275,7 +329,9 @@ fn ipv4(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
     let transport_offset = offset + header_length;
     let end = offset + total_length;
     let transport = if header.is_fragment() {
-        Transport::Fragment
+        let (identification, offset) = (header.identification.get().into(), header.offset());
+        let (next_header, protocol) = (header.protocol, header.protocol);
+        Transport::Fragment(Fragment { identification, offset, next_header, protocol })
     } else {
         transport(header.protocol, &frame[transport_offset..end])?
     };
@@ -294,8 +350,12 @@ fn ipv6(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
         return Err(Malformed::Length);
     }
     let network = Network::Ipv6 { source: header.source, destination: header.destination };
+    let packet = |transport_offset, transport| {
+        Ok(Packet { network_offset: offset, transport_offset, end, network, transport })
+    };
     let mut transport_offset = offset + size_of::<Ipv6>();
     let mut next = header.next_header;
+    let mut first_fragment = None;
     for _ in 0..=EXTENSION_HEADERS_MAX {
         let rest = frame.get(transport_offset..end).ok_or(Malformed::Length)?;
         match next {
@@ -306,25 +366,27 @@ fn ipv6(frame: &[u8], offset: usize) -> Result<Packet, Malformed> {
                 next = following;
                 transport_offset += (usize::from(length) + 1) * 8;
             }
-            NEXT_FRAGMENT => {
-                let transport = Transport::Fragment;
-                return Ok(Packet {
-                    network_offset: offset,
-                    transport_offset,
-                    end,
-                    network,
-                    transport,
-                });
+            NEXT_FRAGMENT if first_fragment.is_none() => {
+                let (header, _) =
+                    Ipv6Fragment::ref_from_prefix(rest).map_err(|_| Malformed::Truncated)?;
+                next = header.next_header;
+                transport_offset += size_of::<Ipv6Fragment>();
+                let (identification, offset) = (header.identification.get(), header.offset());
+                let fragment =
+                    Fragment { identification, offset, next_header: next, protocol: next };
+                if offset != 0 {
+                    return packet(transport_offset, Transport::Fragment(fragment));
+                }
+                // An atomic fragment is the whole packet that it is (RFC 6946), and the first of
+                // several has all headers (RFC 7112).
+                first_fragment = (!header.is_atomic()).then_some(fragment);
             }
             protocol => {
-                let transport = transport(protocol, rest)?;
-                return Ok(Packet {
-                    network_offset: offset,
-                    transport_offset,
-                    end,
-                    network,
-                    transport,
-                });
+                let transport = match first_fragment {
+                    Some(fragment) => Transport::Fragment(Fragment { protocol, ..fragment }),
+                    None => transport(protocol, rest)?,
+                };
+                return packet(transport_offset, transport);
             }
         }
     }
@@ -415,11 +477,70 @@ mod tests {
     }
 
     #[test]
-    fn a_fragment_has_no_ports() {
+    fn r10_the_first_fragment_has_the_ports_and_a_later_one_has_not() {
         let mut frame = v4(b"hello");
+        frame[18..20].copy_from_slice(&[7, 8]);
         frame[20] |= 0x20; // more fragments
         let packet = Packet::from_ethernet(&frame).expect("sound").expect("IP");
-        assert_eq!(packet.transport, Transport::Fragment);
+        let first = Fragment { identification: 0x0708, offset: 0, next_header: 6, protocol: 6 };
+        assert_eq!(packet.transport, Transport::Fragment(first));
+        assert_eq!(packet.headers().address_checksum, TCP_CHECKSUM);
+        let ports =
+            Transport::Tcp { source_port: 1234, destination_port: 80, flags: TcpFlags::ACK };
+        assert_eq!(packet.first_fragment(&frame), Some(ports));
+
+        frame[21] = 0xff;
+        let packet = Packet::from_ethernet(&frame).expect("sound").expect("IP");
+        assert_eq!(packet.transport, Transport::Fragment(Fragment { offset: 0x7f8, ..first }));
+        assert_eq!(packet.headers().address_checksum, 0);
+        assert_eq!(packet.first_fragment(&frame), None);
+    }
+
+    /// IPv6 with headers in front of a segment's 20 bytes, each with what follows and its rest.
+    fn v6_chain(first: u8, chain: &[(u8, [u8; 7])], segment: &[u8]) -> Vec<u8> {
+        let mut payload: Vec<u8> =
+            chain.iter().flat_map(|(next, rest)| [&[*next][..], rest].concat()).collect();
+        payload.extend_from_slice(segment);
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([1; 6], [2; 6])
+            .ipv6([3; 16], [4; 16], 64)
+            .write(&mut frame, 253.into(), &payload)
+            .expect("fits");
+        frame[20] = first;
+        frame
+    }
+
+    #[test]
+    fn r10_ipv6_fragments_behind_and_in_front_of_other_headers() {
+        let segment = &v4(b"")[34..54];
+        let options = [0, 1, 4, 0, 0, 0, 0];
+        let place = |low: u8| [0, 0x02, low, 0xa, 0xb, 0xc, 0xd];
+        let read = |frame: &[u8]| Packet::from_ethernet(frame).expect("sound").expect("IP");
+        let of = |offset, next_header, protocol| {
+            let identification = 0x0a0b_0c0d;
+            Transport::Fragment(Fragment { identification, offset, next_header, protocol })
+        };
+        let frame = v6_chain(0, &[(44, options), (6, place(0))], segment);
+        assert_eq!((read(&frame).transport, read(&frame).transport_offset), (of(0x200, 6, 6), 70));
+        assert_eq!(read(&frame).first_fragment(&frame), None);
+
+        let first = [0, 0, 1, 0xa, 0xb, 0xc, 0xd];
+        let frame = v6_chain(44, &[(60, first), (6, options)], segment);
+        assert_eq!((read(&frame).transport, read(&frame).transport_offset), (of(0, 60, 6), 70));
+        assert!(read(&frame).first_fragment(&frame).is_some());
+        let tiny = v6_chain(44, &[(6, first)], &segment[..16]);
+        assert_eq!(read(&tiny).first_fragment(&tiny), None, "RFC 1858");
+        // A second fragment header is no transport of ours.
+        let twice = v6_chain(44, &[(44, first), (6, first)], segment);
+        assert_eq!(read(&twice).transport, of(0, 44, 44));
+    }
+
+    #[test]
+    fn r10_an_atomic_fragment_is_the_segment_it_is() {
+        let frame = v6_chain(44, &[(6, [0, 0, 6, 1, 2, 3, 4])], &v4(b"")[34..54]);
+        let packet = Packet::from_ethernet(&frame).expect("sound").expect("IP");
+        assert!(matches!(packet.transport, Transport::Tcp { source_port: 1234, .. }));
+        assert_eq!(packet.transport_offset, 62);
     }
 
     #[test]
@@ -482,6 +603,8 @@ mod tests {
                 prop_assert!(packet.transport_offset <= packet.end);
                 prop_assert!(packet.end <= frame.len());
                 let _ = packet.quoted_tcp(&frame);
+                let _ = packet.first_fragment(&frame);
+                let _ = packet.is_icmp_error(&frame);
             }
         }
     }

@@ -1,6 +1,8 @@
 //! A worker with its ports in memory, and the frames that tests send through it.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod fragments;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -341,6 +343,16 @@ impl Bench {
         self.uplink.0.borrow_mut().from_worker.pop_front().map(|frame| frame.data().to_vec())
     }
 
+    /// All that the host gets.
+    pub fn host_gets_all(&mut self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.host_gets()).collect()
+    }
+
+    /// All that the uplink gets.
+    pub fn uplink_gets_all(&mut self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.uplink_gets()).collect()
+    }
+
     /// The flow that the worker asks the DHT core for.
     pub fn asks(&mut self) -> Option<FlowKey> {
         self.core.resolves.pop().ok().map(|resolve| resolve.flow)
@@ -378,6 +390,16 @@ impl Bench {
         self.uplink_brings(&net.client_segment(port, ACK, b""));
         assert_eq!(self.host_gets(), Some(net.client_segment(port, ACK, b"")));
         version
+    }
+
+    /// Every frame that came is accounted for: it was sent, or dropped by a counter; those that a
+    /// packet was fragmented into came as well. Not while any wait.
+    pub fn check_books(&self) {
+        let sum = |counters: &[Counter]| counters.iter().map(|c| self.count(*c)).sum::<u64>();
+        let came = sum(&[Counter::UplinkReceived, Counter::HostReceived, Counter::TooBigFragments]);
+        let drops: Vec<_> = Counter::ALL.iter().filter(|c| c.is_drop()).copied().collect();
+        let went = sum(&[Counter::UplinkSent, Counter::HostSent]) + sum(&drops);
+        assert_eq!(came, went);
     }
 
     /// Makes a redirect to the other server by a stray and its lookup.
