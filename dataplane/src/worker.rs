@@ -67,7 +67,8 @@ const ATTEMPTS: usize = 4;
 pub struct Settings {
     /// Our locator, our services, our tunnels' port.
     pub classifier: Classifier,
-    /// Prefixes of the members' locators: who may tunnel to us and be tunnelled to (R6).
+    /// Prefixes of the members' locators, of our locator's family: who may tunnel to us and be
+    /// tunnelled to (R6).
     pub members: Vec<IpNet>,
     /// The uplink's MTU: bytes of IP packet in a frame.
     pub uplink_mtu: usize,
