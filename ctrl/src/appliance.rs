@@ -1,7 +1,6 @@
 //! Puts a server's appliance together and keeps it running: ports, workers, DHT core, control
 //! socket. Never touches a packet.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -12,25 +11,26 @@ use holdfast_dataplane::admission::AdmissionLimits;
 use holdfast_dataplane::classify::Classifier;
 use holdfast_dataplane::encap;
 use holdfast_dataplane::idle::IdleStrategy;
+use holdfast_dataplane::kernel::{Comparison, Findings};
 use holdfast_dataplane::parking::ParkingLimits;
 use holdfast_dataplane::port::DpdkPort;
 use holdfast_dataplane::service::Services;
-use holdfast_dataplane::session::Session;
 use holdfast_dataplane::session::expiry::Timeouts;
-use holdfast_dataplane::session::table::{Insert, SessionTable};
+use holdfast_dataplane::session::table::SessionTable;
 use holdfast_dataplane::stats::WorkerCounters;
 use holdfast_dataplane::time::TscClock;
 use holdfast_dataplane::worker::{Settings, Shared, Worker};
 use holdfast_dht::{Handle, Keys, Service, auth};
 use holdfast_dpdk::{self as dpdk, Eal};
-use holdfast_handoff::{Announcement, Clock, CoreEnd, Doorbell, WorkerEnd, rings};
+use holdfast_handoff::{Clock, CoreEnd, Doorbell, WorkerEnd, rings};
 use holdfast_net::HashKey;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tracing::{info, warn};
 
 use crate::commands::Commands;
 use crate::config::{ClusterKey, Config, Encapsulation, Idle, Secret};
-use crate::kernel_sockets;
+use crate::kernel_check::{CheckThread, KernelCheck, Totals};
+use crate::kernel_sockets::KernelSockets;
 use crate::lifecycle::Shutdown;
 use crate::load::Samples;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
@@ -52,6 +52,8 @@ pub struct Appliance {
     pub config: Config,
     /// The session table.
     pub table: Arc<SessionTable>,
+    /// What comparing it with the kernel's sockets found.
+    pub kernel_check: Totals,
     /// Each worker's counters, in the order of the configuration.
     pub counters: Vec<Arc<WorkerCounters>>,
     /// The same as they were in the last seconds.
@@ -85,13 +87,14 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
 
     let workers = config.workers.cores.len();
     let (mut worker_ends, core_ends) = all_rings(&config, workers + 1, &core.doorbell());
-    // The last pair of rings is the main thread's.
-    let mut main_end = worker_ends.pop().context("no rings")?;
+    // The last pair of rings is the kernel check's.
+    let check_end = worker_ends.pop().context("no rings")?;
 
     let counters: Vec<_> = (0..workers).map(|_| Arc::default()).collect();
     let started = Instant::now();
     let appliance = Arc::new(Appliance {
         table: Arc::clone(&shared.table),
+        kernel_check: Totals::default(),
         samples: Samples::start(&counters, started),
         counters,
         ports,
@@ -104,10 +107,11 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     let mut threads = Threads {
         dht: spawn("dht", move || core.run(core_ends))?,
         workers: Vec::new(),
+        kernel_check: None,
         stop: Arc::default(),
     };
     let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, worker_ends)
-        .and_then(|()| adopt_kernel_sessions(&shared, &mut main_end, tsc_clock))
+        .and_then(|()| start_kernel_check(&mut threads, &appliance, &shared, check_end))
         .and_then(|()| serve(&appliance, &threads, shutdown));
     info!("stopping");
     threads.stop(&appliance.dht).and(outcome)
@@ -117,6 +121,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
 struct Threads {
     dht: JoinHandle<Result<(), holdfast_dht::Error>>,
     workers: Vec<JoinHandle<anyhow::Result<()>>>,
+    kernel_check: Option<CheckThread>,
     /// Ends the workers.
     stop: Arc<AtomicBool>,
 }
@@ -126,6 +131,9 @@ impl Threads {
     /// the workers carry that from the host port to the network.
     fn stop(self, dht: &Handle) -> anyhow::Result<()> {
         dht.stop();
+        if let Some(check) = self.kernel_check {
+            check.stop();
+        }
         let deadline = Instant::now() + STOP;
         while !self.dht.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
@@ -170,6 +178,20 @@ fn start_workers(
     Ok(())
 }
 
+fn start_kernel_check(
+    threads: &mut Threads,
+    appliance: &Appliance,
+    shared: &Shared,
+    core: WorkerEnd,
+) -> anyhow::Result<()> {
+    let stop = Arc::<AtomicBool>::default();
+    let check = adopt_kernel_sessions(appliance, shared, core, Arc::clone(&stop));
+    let interval = appliance.config.sessions.kernel_check;
+    let thread = CheckThread::start(check, interval, stop).context("starting the kernel check")?;
+    threads.kernel_check = Some(thread);
+    Ok(())
+}
+
 /// Answers the control socket until the end.
 fn serve(appliance: &Arc<Appliance>, threads: &Threads, shutdown: &Shutdown) -> anyhow::Result<()> {
     let commands = Commands::new(Arc::clone(appliance));
@@ -208,6 +230,9 @@ fn supervise(
         if threads.dht.is_finished() {
             bail!("the DHT core ended by itself");
         }
+        if threads.kernel_check.as_ref().is_some_and(CheckThread::is_finished) {
+            bail!("the kernel check ended by itself");
+        }
     }
     Ok(())
 }
@@ -240,9 +265,18 @@ fn work(
     Ok(())
 }
 
+fn timeouts(config: &Config) -> Timeouts {
+    let milliseconds = |duration: Duration| duration.as_millis().try_into().unwrap_or(u64::MAX);
+    Timeouts {
+        half_open_ms: milliseconds(config.sessions.half_open_timeout),
+        established_ms: milliseconds(config.sessions.established_idle),
+        linger_ms: milliseconds(config.sessions.linger),
+        redirect_ms: milliseconds(config.sessions.redirect_idle),
+    }
+}
+
 fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<Shared> {
     let microseconds = |duration: Duration| duration.as_micros().try_into().unwrap_or(u64::MAX);
-    let milliseconds = |duration: Duration| duration.as_millis().try_into().unwrap_or(u64::MAX);
     let settings = Settings {
         classifier: Classifier {
             services: Services::new(config.service_sockets())?,
@@ -257,6 +291,7 @@ fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<S
         members: config.cluster.members.clone(),
         uplink_mtu: ports.uplink_mtu()?,
         half_open_max: config.sessions.half_open_max as u64,
+        inbound_only: config.host_port.inbound_only,
         parking: ParkingLimits {
             packets_max: config.parking.packets_max,
             packets_per_flow_max: config.parking.packets_per_flow_max,
@@ -275,15 +310,9 @@ fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<S
             Idle::Adaptive => IdleStrategy::Adaptive,
         },
     };
-    let timeouts = Timeouts {
-        half_open_ms: milliseconds(config.sessions.half_open_timeout),
-        established_ms: milliseconds(config.sessions.established_idle),
-        linger_ms: milliseconds(config.sessions.linger),
-        redirect_ms: milliseconds(config.sessions.redirect_idle),
-    };
     let services = settings.classifier.services.clone();
     let hash_key = HashKey(random_words()?);
-    let table = SessionTable::new(services, config.sessions.capacity, &timeouts, hash_key)
+    let table = SessionTable::new(services, config.sessions.capacity, &timeouts(config), hash_key)
         .context("allocating the session table: lower sessions.capacity")?;
     info!(
         capacity = config.sessions.capacity,
@@ -342,39 +371,24 @@ fn dht_config(config: &Config) -> (holdfast_dht::Config, Keys) {
     (dht, keys)
 }
 
-/// R7: the sessions that the host's kernel holds already are ours; publish them. What finds no
-/// room in the ring is published by the workers' sweeps.
+/// R7: the sessions that the host's kernel holds already are ours; publish them. Gives what goes
+/// on comparing.
 fn adopt_kernel_sessions(
+    appliance: &Appliance,
     shared: &Shared,
-    core: &mut WorkerEnd,
-    clock: TscClock,
-) -> anyhow::Result<()> {
-    let services = &shared.settings.classifier.services;
-    let is_service = |socket: SocketAddr| services.contains(socket.ip(), socket.port());
-    let now = clock.at(dpdk::tsc()).tick();
-    let (mut adopted, mut refused) = (0u64, 0u64);
-    kernel_sockets::sessions(is_service, |flow, state| {
-        let version = shared.clock.next();
-        let session = Session::Local { state, version, published: false };
-        let Some(at) = shared.table.locate_flow(&flow) else {
-            return;
-        };
-        match shared.table.insert(&at, session, now) {
-            Insert::Inserted(entry) => {
-                adopted += 1;
-                if core.announce(Announcement::Publish { flow, version }).is_ok() {
-                    shared.table.set_published(&entry);
-                }
-            }
-            // A worker has learnt it meanwhile.
-            Insert::Exists(_) => {}
-            Insert::Full => refused += 1,
+    core: WorkerEnd,
+    stop: Arc<AtomicBool>,
+) -> KernelCheck<KernelSockets> {
+    let (table, clock) = (Arc::clone(&shared.table), Arc::clone(&shared.clock));
+    let comparison = Comparison::new(table, clock, core, &timeouts(&appliance.config));
+    let totals = appliance.kernel_check.clone();
+    let kernel = KernelSockets::new(stop);
+    let mut check = KernelCheck::new(comparison, kernel, appliance.clock, totals);
+    if let Some(Findings { learnt, table_full, .. }) = check.check() {
+        info!(adopted = learnt, "the kernel's sessions are known");
+        if table_full > 0 {
+            warn!("{table_full} of the kernel's sessions found no room: raise sessions.capacity");
         }
-    })?;
-    core.ring_doorbell();
-    info!(adopted, "the kernel's sessions are known");
-    if refused > 0 {
-        warn!("{refused} of the kernel's sessions found no room: raise sessions.capacity");
     }
-    Ok(())
+    check
 }

@@ -60,7 +60,7 @@ impl Commands {
     }
 
     fn stats(&self) -> Result<StatsReply, ProtocolError> {
-        let Appliance { config, counters, table, ports, dht, .. } = &*self.appliance;
+        let Appliance { config, counters, table, kernel_check, ports, dht, .. } = &*self.appliance;
         let gauges = table.gauges();
         let table = [
             ("capacity", gauges.capacity),
@@ -86,6 +86,7 @@ impl Commands {
                 .chain(ports.host_port.iter().map(|port| port_stats("host_port", port)))
                 .collect::<Result<_, _>>()?,
             table: table.map(|(name, value)| (name.to_owned(), value)).into(),
+            kernel_check: kernel_check.stats(),
             dht: dht_stats(&dht.stats().map_err(unavailable)?),
         })
     }
@@ -385,7 +386,8 @@ mod tests {
     #[test]
     fn the_specification_lists_every_gauge() {
         let gauges = dht_gauges(dht::Gauges::default());
-        for name in gauges.keys() {
+        let check = crate::kernel_check::Totals::default().stats();
+        for name in gauges.keys().chain(check.counters.keys()).chain(check.gauges.keys()) {
             let row = format!("| `{name}` |");
             let is_there = SPECIFICATION.lines().any(|line| line.starts_with(&row));
             assert!(is_there, "{name} has no row in the specification");

@@ -33,6 +33,12 @@ const MBUFS_UNDER_WAY: u64 = 512 + 256;
 const SOCKET_PATH_MAX: usize = 107;
 /// A lease is at least this many times as long as it takes to find a server dead.
 const LEASE_PER_DEAD_AFTER: u32 = 5;
+/// So many checks fit the time in which one must find what the kernel holds: a reset session's
+/// linger, of which the first quarter does not count, and the second half of an idle one's time.
+const CHECKS_PER_LINGER: u32 = 2;
+const CHECKS_PER_IDLE: u32 = 4;
+/// Longest pause between checks that find all ends of sessions.
+const CHECK_INBOUND_MAX: Duration = seconds(10);
 const KEY_FILE: &str = "the path of a file with the cluster's key, the same on every member: \
      `(umask 027; openssl rand -hex 32 > /etc/holdfast/cluster.key)` makes one. A cluster that \
      does without says `insecure = true`";
@@ -167,6 +173,8 @@ pub struct HostPort {
     pub device: Device,
     /// Address of a TAP; `None` lets the driver choose.
     pub mac: Option<MacAddress>,
+    /// Whether the kernel sends by another interface, so that its answers do not come by.
+    pub inbound_only: bool,
 }
 
 /// `[workers]`
@@ -211,6 +219,8 @@ pub struct Sessions {
     pub half_open_timeout: Duration,
     /// A closed session is kept for this time (R8).
     pub linger: Duration,
+    /// Pause between two comparisons of the table with the kernel's sockets (R7, R8).
+    pub kernel_check: Duration,
 }
 
 /// `[parking]`
@@ -389,8 +399,9 @@ impl Config {
             Encapsulation::Gue => format!("gue, UDP port {}", self.tunnel.port),
             other => other.name().to_owned(),
         };
+        let inbound_only = if self.host_port.inbound_only { ", inbound only" } else { "" };
         format!(
-            "  locator    {}\n  uplink     {}\n  host port  {}\n  workers    {} on cores {cores}\n  \
+            "  locator    {}\n  uplink     {}\n  host port  {}{inbound_only}\n  workers    {} on cores {cores}\n  \
              services   {services}\n  sessions   {}\n  tunnel     {tunnel}\n  \
              dht        {}, joins {bootstrap}, {} replicas among {}, lease {}\n  members    {members}\n  \
              keys       {keys}\n  control    {}\n",
@@ -433,13 +444,14 @@ fn read(file: &str, text: &str) -> Result<(Config, Vec<Known>), ConfigErrors> {
 fn sections(reader: &mut Reader<'_>) -> Config {
     let node = node(reader);
     let listen = SocketAddr::new(node.locator, 7000);
+    let (dpdk, uplink, host_port) = (dpdk(reader), uplink(reader), host_port(reader));
     Config {
-        dpdk: dpdk(reader),
-        uplink: uplink(reader),
-        host_port: host_port(reader),
+        dpdk,
+        uplink,
         workers: workers(reader),
         services: services(reader),
-        sessions: sessions(reader),
+        sessions: sessions(reader, host_port.inbound_only),
+        host_port,
         parking: parking(reader),
         admission: admission(reader),
         tunnel: tunnel(reader),
@@ -556,6 +568,7 @@ fn host_port(reader: &mut Reader<'_>) -> HostPort {
             "the Ethernet address of one station, as in \"02:00:00:00:00:01\"",
             |text| text.parse().ok(),
         ),
+        inbound_only: section.flag("inbound_only", false),
     };
     section.finish();
     host_port
@@ -588,7 +601,7 @@ fn services(reader: &mut Reader<'_>) -> Vec<Service> {
     services
 }
 
-fn sessions(reader: &mut Reader<'_>) -> Sessions {
+fn sessions(reader: &mut Reader<'_>, inbound_only: bool) -> Sessions {
     let mut section = reader.section("sessions");
     let sessions = Sessions {
         capacity: section.number("capacity", 1_000_000, 1024..=1 << 27),
@@ -611,6 +624,12 @@ fn sessions(reader: &mut Reader<'_>) -> Sessions {
             seconds(1)..=seconds(10 * MINUTE),
         ),
         linger: section.duration("linger", seconds(60), seconds(1)..=seconds(10 * MINUTE)),
+        // Reading a million sockets takes about a second. Inbound-only, ends wait for it.
+        kernel_check: section.duration(
+            "kernel_check",
+            seconds(if inbound_only { 2 } else { 15 }),
+            millis(500)..=seconds(5 * MINUTE),
+        ),
     };
     section.finish();
     sessions
@@ -729,6 +748,7 @@ fn check(reader: &mut Reader<'_>, config: &Config) {
     check_ports(reader, config);
     check_services(reader, config);
     check_limits(reader, config);
+    check_kernel_check(reader, config);
     check_dht(reader, config);
     check_cluster(reader, config);
 }
@@ -889,6 +909,31 @@ fn check_limits(reader: &mut Reader<'_>, config: &Config) {
         "parking.timeout",
         config.dht.lookup_timeout < parking.timeout,
     );
+}
+
+/// What the kernel holds must be found in time: before a session that a forged RST has reset, or
+/// that is idle, is withdrawn.
+fn check_kernel_check(reader: &mut Reader<'_>, config: &Config) {
+    let Sessions { kernel_check, linger, established_idle, .. } = config.sessions;
+    for (other, time, checks, part) in [
+        ("sessions.linger", linger, CHECKS_PER_LINGER, "half"),
+        ("sessions.established_idle", established_idle, CHECKS_PER_IDLE, "a quarter"),
+    ] {
+        let most = time / checks;
+        if kernel_check > most && reader.sound(&["sessions.kernel_check", other]) {
+            let most = format_duration(most);
+            let right = format_args!("expected at most \"{most}\", {part} of {other}");
+            reader.refuse("sessions.kernel_check", right);
+        }
+    }
+    let is_late = config.host_port.inbound_only && kernel_check > CHECK_INBOUND_MAX;
+    if is_late && reader.sound(&["sessions.kernel_check", "host_port.inbound_only"]) {
+        let most = format_duration(CHECK_INBOUND_MAX);
+        let right = format_args!(
+            "expected at most \"{most}\" with host_port.inbound_only: it finds the ends of sessions"
+        );
+        reader.refuse("sessions.kernel_check", right);
+    }
 }
 
 fn check_dht(reader: &mut Reader<'_>, config: &Config) {

@@ -1,9 +1,15 @@
 //! The TCP sockets that the host's kernel holds, read by sock_diag(7): the truth about which
-//! sessions are ours (R1, R7). Never changes anything in the kernel.
+//! sessions are ours (R1, R7). Never changes anything in the kernel, and never keeps what it
+//! lists.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use holdfast_dataplane::kernel::{Held, Kernel};
 use holdfast_dataplane::session::State;
 use holdfast_net::FlowKey;
 use netlink_packet_core::{
@@ -11,13 +17,16 @@ use netlink_packet_core::{
 };
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{
-    AF_INET, AF_INET6, IPPROTO_TCP, TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2,
+    AF_INET, AF_INET6, IPPROTO_TCP, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1,
+    TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_LISTEN, TCP_TIME_WAIT,
 };
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
-/// States of the kernel and what they are to us.
+/// States of the kernel and what they are to us. The others are no sessions: no handshake yet, or
+/// FIN both ways (`TIME_WAIT`, `LAST_ACK`, `CLOSING`).
 const STATES: [(u8, State); 4] = [
     (TCP_ESTABLISHED, State::Established),
     (TCP_FIN_WAIT1, State::HostClosed),
@@ -27,68 +36,135 @@ const STATES: [(u8, State); 4] = [
 
 /// Room for what the kernel sends at once; it fills at most 32 KiB.
 const RECEIVE_BYTES: usize = 64 * 1024;
+/// The kernel answers at once. Without an answer for so long, there is none.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// "Whatever the socket's cookie is": `INET_DIAG_NOCOOKIE`.
+const ANY_COOKIE: [u8; 8] = [0xff; 8];
 
-/// Shows `see` every session that the kernel holds on a socket for which `is_service` is true.
-///
-/// # Errors
-/// When the kernel refuses or its answer cannot be read.
-pub fn sessions(
-    is_service: impl Fn(SocketAddr) -> bool,
-    mut see: impl FnMut(FlowKey, State),
-) -> anyhow::Result<()> {
-    for family in [AF_INET, AF_INET6] {
-        dump(family, &is_service, &mut see).context("reading the kernel's sockets (sock_diag)")?;
-    }
-    Ok(())
+/// The kernel of the network namespace that the daemon runs in.
+pub struct KernelSockets {
+    /// Open while it works: what is left of an answer that was not read goes with it.
+    socket: Option<Socket>,
+    buffer: Vec<u8>,
+    stop: Arc<AtomicBool>,
 }
 
-fn dump(
-    family: u8,
-    is_service: &impl Fn(SocketAddr) -> bool,
-    see: &mut impl FnMut(FlowKey, State),
-) -> anyhow::Result<()> {
+impl KernelSockets {
+    /// Asks until `stop` is set: then nothing is answered any more.
+    #[must_use]
+    pub fn new(stop: Arc<AtomicBool>) -> KernelSockets {
+        KernelSockets { socket: None, buffer: Vec::with_capacity(RECEIVE_BYTES), stop }
+    }
+
+    /// Sends a request and shows `see` each message of the answer, until it returns something.
+    fn ask<T>(
+        &mut self,
+        request: &[u8],
+        see: impl FnMut(NetlinkPayload<SockDiagMessage>) -> anyhow::Result<Option<T>>,
+    ) -> anyhow::Result<T> {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => open()?,
+        };
+        let answer = exchange(&socket, &mut self.buffer, &self.stop, request, see)?;
+        self.socket = Some(socket);
+        Ok(answer)
+    }
+}
+
+impl Kernel for KernelSockets {
+    type Error = anyhow::Error;
+
+    fn list(&mut self, see: &mut dyn FnMut(FlowKey, State)) -> anyhow::Result<()> {
+        for id in [SocketId::new_v4(), SocketId::new_v6()] {
+            let request = request(id, NLM_F_DUMP);
+            let done = self.ask(&request, |payload| match payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                    let header = &response.header;
+                    if let Some((flow, state)) = session(&header.socket_id, header.state) {
+                        see(flow, state);
+                    }
+                    Ok(None)
+                }
+                NetlinkPayload::Done(_) => Ok(Some(())),
+                NetlinkPayload::Error(error) => bail!("the kernel answers {error}"),
+                _ => Ok(None),
+            });
+            done.context("reading the kernel's sockets (sock_diag)")?;
+        }
+        Ok(())
+    }
+
+    fn holds(&mut self, flow: &FlowKey) -> anyhow::Result<Held> {
+        let (client, service) = (flow.client(), flow.service());
+        let id = SocketId {
+            source_address: service.ip(),
+            source_port: service.port(),
+            destination_address: client.ip(),
+            destination_port: client.port(),
+            interface_id: 0,
+            cookie: ANY_COOKIE,
+        };
+        // The kernel looks a segment's socket up alike: the session's own, else the one that
+        // listens.
+        let held = self.ask(&request(id, 0), |payload| match payload {
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                Ok(Some(held(response.header.state)))
+            }
+            NetlinkPayload::Error(error) if error.to_io().kind() == ErrorKind::NotFound => {
+                Ok(Some(Held::NoService))
+            }
+            NetlinkPayload::Error(error) => bail!("the kernel answers {error}"),
+            _ => Ok(None),
+        });
+        held.context("asking the kernel for a socket (sock_diag)")
+    }
+}
+
+fn open() -> anyhow::Result<Socket> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&NetlinkAddr::new(0, 0))?;
-    socket.send(&request(family), 0)?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WAIT))?;
+    Ok(socket)
+}
 
-    let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
-    loop {
+fn exchange<T>(
+    socket: &Socket,
+    buffer: &mut Vec<u8>,
+    stop: &AtomicBool,
+    request: &[u8],
+    mut see: impl FnMut(NetlinkPayload<SockDiagMessage>) -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    socket.send(request, 0)?;
+    while !stop.load(Ordering::Relaxed) {
         buffer.clear();
-        socket.recv(&mut buffer, 0)?;
+        socket.recv(buffer, 0)?;
         let mut rest = buffer.as_slice();
         while !rest.is_empty() {
             let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)?;
             // Messages are aligned to four bytes (netlink(7)).
             let length = (message.header.length as usize).next_multiple_of(4).max(16);
-            match message.payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    let header = &response.header;
-                    if let Some((flow, state)) = session(&header.socket_id, header.state)
-                        && is_service(flow.service())
-                    {
-                        see(flow, state);
-                    }
-                }
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) => bail!("the kernel answers {error}"),
-                _ => {}
+            if let Some(answer) = see(message.payload)? {
+                return Ok(answer);
             }
             rest = rest.get(length..).unwrap_or_default();
         }
     }
+    bail!("stopped")
 }
 
-fn request(family: u8) -> Vec<u8> {
+/// A request for all sessions, with `NLM_F_DUMP`, or for one socket.
+fn request(socket_id: SocketId, flags: u16) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    header.flags = NLM_F_REQUEST | flags;
     let states = STATES.iter().fold(0, |bits, (number, _)| bits | 1 << number);
     let request = InetRequest {
-        family,
+        family: if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 },
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::empty(),
         states: StateFlags::from_bits_truncate(states),
-        socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
+        socket_id,
     };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
     message.finalize();
@@ -104,6 +180,16 @@ fn session(id: &SocketId, kernel_state: u8) -> Option<(FlowKey, State)> {
     Some((FlowKey::tcp(client, service)?, *state))
 }
 
+fn held(kernel_state: u8) -> Held {
+    match STATES.iter().find(|(number, _)| *number == kernel_state) {
+        Some((_, state)) => Held::Session(*state),
+        None if matches!(kernel_state, TCP_LISTEN | TCP_TIME_WAIT | TCP_LAST_ACK | TCP_CLOSING) => {
+            Held::Over
+        }
+        None => Held::Opening,
+    }
+}
+
 /// A socket that serves both families has IPv4 peers as mapped addresses.
 fn plain(address: IpAddr) -> IpAddr {
     address.to_canonical()
@@ -113,8 +199,21 @@ fn plain(address: IpAddr) -> IpAddr {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::print_stdout)]
     use super::*;
-    use std::net::{TcpListener, TcpStream};
-    use std::time::{Duration, Instant};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::time::Instant;
+
+    /// Looks again and again until it sees what is expected.
+    fn until<T: PartialEq + std::fmt::Debug>(expected: T, mut look: impl FnMut() -> T) {
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            let seen = look();
+            if seen == expected {
+                return;
+            }
+            assert!(Instant::now() < end, "{seen:?}, not {expected:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 
     /// Both families, and IPv4 through a socket of IPv6, against the kernel of this machine.
     #[test]
@@ -130,25 +229,60 @@ mod tests {
             if let Some(address) = connect {
                 service.set_ip(address.parse().unwrap());
             }
-            let client = TcpStream::connect(service).unwrap();
-            let (_accepted, _) = listener.accept().unwrap();
-            let flow = FlowKey::tcp(client.local_addr().unwrap(), service).unwrap();
-            let until_seen = |expected: State| {
-                let end = Instant::now() + Duration::from_secs(5);
-                loop {
-                    let mut seen = Vec::new();
-                    let is_service = |socket| socket == service;
-                    sessions(is_service, |flow, state| seen.push((flow, state))).unwrap();
-                    if seen == [(flow, expected)] {
-                        return;
+            let mut kernel = KernelSockets::new(Arc::default());
+            let mut both = |flow: FlowKey| {
+                let mut listed = Vec::new();
+                let see = &mut |found: FlowKey, state| {
+                    if found.service() == service {
+                        listed.push((found, state));
                     }
-                    assert!(Instant::now() < end, "{listen}: {seen:?}, not {expected:?}");
-                    std::thread::sleep(Duration::from_millis(10));
-                }
+                };
+                kernel.list(see).unwrap();
+                (listed, kernel.holds(&flow).unwrap())
             };
-            until_seen(State::Established);
-            client.shutdown(std::net::Shutdown::Write).unwrap();
-            until_seen(State::ClientClosed);
+            let client = TcpStream::connect(service).unwrap();
+            let flow = FlowKey::tcp(client.local_addr().unwrap(), service).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            for (close, state) in [(false, State::Established), (true, State::ClientClosed)] {
+                if close {
+                    client.shutdown(Shutdown::Write).unwrap();
+                }
+                until((vec![(flow, state)], Held::Session(state)), || both(flow));
+            }
+            // Over: the client is in TIME_WAIT, and the service's socket is gone.
+            drop(accepted);
+            until((vec![], Held::Over), || both(flow));
+            drop(listener);
+            until((vec![], Held::NoService), || both(flow));
         }
+    }
+
+    /// The service closes first: the socket waits for the client, then in `TIME_WAIT`.
+    #[test]
+    fn r8_time_wait_is_over() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let service = listener.local_addr().unwrap();
+        let client = TcpStream::connect(service).unwrap();
+        let flow = FlowKey::tcp(client.local_addr().unwrap(), service).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let mut kernel = KernelSockets::new(Arc::default());
+        accepted.shutdown(Shutdown::Write).unwrap();
+        until(Held::Session(State::HostClosed), || kernel.holds(&flow).unwrap());
+        drop(client);
+        drop(listener);
+        // No socket listens any more: what answers is the one in TIME_WAIT.
+        until(Held::Over, || kernel.holds(&flow).unwrap());
+        let mut listed = false;
+        kernel.list(&mut |found, _| listed |= found == flow).unwrap();
+        assert!(!listed);
+    }
+
+    #[test]
+    fn a_stopped_one_does_not_answer() {
+        let stop = Arc::new(AtomicBool::new(true));
+        let mut kernel = KernelSockets::new(Arc::clone(&stop));
+        assert!(kernel.list(&mut |_, _| {}).is_err());
+        stop.store(false, Ordering::Relaxed);
+        kernel.list(&mut |_, _| {}).unwrap();
     }
 }

@@ -9,6 +9,8 @@ pub mod client;
 pub mod commands;
 pub mod config;
 #[cfg(feature = "daemon")]
+pub mod kernel_check;
+#[cfg(feature = "daemon")]
 pub mod kernel_sockets;
 pub mod lifecycle;
 #[cfg(feature = "daemon")]

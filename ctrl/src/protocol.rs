@@ -328,8 +328,20 @@ pub struct StatsReply {
     pub ports: Vec<PortStats>,
     /// Gauges of the session table: at least `capacity`, `local` and `redirect`, in entries.
     pub table: Counters,
+    /// The comparison of the table with the kernel's sockets.
+    #[serde(default)]
+    pub kernel_check: KernelCheckStats,
     /// The DHT core.
     pub dht: DhtStats,
+}
+
+/// The comparison of the session table with the kernel's sockets.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct KernelCheckStats {
+    /// Since the daemon's start, as the specification lists them.
+    pub counters: Counters,
+    /// Of the last check: `held` and `duration_us`.
+    pub gauges: Counters,
 }
 
 /// One worker.

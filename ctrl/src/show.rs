@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use humantime_serde::re::humantime::format_rfc3339_millis;
 
 use crate::protocol::{
-    Counters, Distribution, LoadPeriod, LookupOutcome, LookupReply, LookupReport, LookupsReply,
-    Peer, PeersReply, PortStats, SessionEntry, SessionKind, SessionsReply, StatsReply,
-    VersionReply, WorkersReply,
+    Counters, Distribution, KernelCheckStats, LoadPeriod, LookupOutcome, LookupReply, LookupReport,
+    LookupsReply, Peer, PeersReply, PortStats, SessionEntry, SessionKind, SessionsReply,
+    StatsReply, VersionReply, WorkersReply,
 };
 
 /// Stands where there is no value.
@@ -112,6 +112,9 @@ pub fn stats(reply: &StatsReply, all: bool) -> String {
     text += &ports(&reply.ports);
     text += "\nSESSION TABLE\n";
     text += &numbers(&reply.table, &Counters::new(), all, &mut hidden);
+    text += "\nKERNEL CHECK\n";
+    let KernelCheckStats { gauges, counters } = &reply.kernel_check;
+    text += &numbers(gauges, counters, all, &mut hidden);
     text += "\nWORKERS\n";
     text += &worker_counters(reply, all, &mut hidden);
     text += "\nDHT\n";

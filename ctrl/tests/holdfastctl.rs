@@ -8,10 +8,10 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use holdfast::protocol::{
-    Counters, DhtStats, Distribution, ErrorCode, JournalEntry, LoadPeriod, LookupOutcome,
-    LookupReply, LookupReport, LookupsReply, Peer, PeersReply, PortStats, ProtocolError,
-    ReplicaAnswer, Reply, Request, SessionEntry, SessionKind, SessionsReply, StatsReply,
-    VersionReply, WorkerLoad, WorkerStats, WorkersReply,
+    Counters, DhtStats, Distribution, ErrorCode, JournalEntry, KernelCheckStats, LoadPeriod,
+    LookupOutcome, LookupReply, LookupReport, LookupsReply, Peer, PeersReply, PortStats,
+    ProtocolError, ReplicaAnswer, Reply, Request, SessionEntry, SessionKind, SessionsReply,
+    StatsReply, VersionReply, WorkerLoad, WorkerStats, WorkersReply,
 };
 use holdfast::socket::ControlSocket;
 use holdfast_net::FlowKey;
@@ -112,6 +112,10 @@ fn stats(workers: u32) -> StatsReply {
             ..PortStats::default()
         }],
         table: counters(&[("capacity", 1000), ("local", 0), ("redirect", 3)]),
+        kernel_check: KernelCheckStats {
+            counters: counters(&[("checks", 7), ("ended", 0)]),
+            gauges: counters(&[("held", 0)]),
+        },
         dht: DhtStats {
             counters: counters(&[("lookups", 9), ("stores_refused", 0)]),
             gauges: counters(&[("peers", 3), ("records", 0)]),
@@ -138,6 +142,10 @@ capacity  1000
 local        0
 redirect     3
 
+KERNEL CHECK
+held    0
+checks  7
+
 WORKERS
 hits  21
 
@@ -151,7 +159,7 @@ DISTRIBUTIONS
 lookup_time       0      -       -       -      -      -
 setting_time     15  90 µs  312 µs  1.5 ms  2.0 s  2.0 s
 
-2 counters are 0 and not shown; --all shows them.
+3 counters are 0 and not shown; --all shows them.
 ";
     assert_eq!(text, expected, "\n{text}");
 }

@@ -13,6 +13,7 @@ pub mod fragmentation;
 pub mod fragments;
 pub mod frame;
 pub mod idle;
+pub mod kernel;
 pub mod mss;
 pub mod parking;
 pub mod port;

@@ -73,7 +73,11 @@ pub struct Settings {
     /// The uplink's MTU: bytes of IP packet in a frame.
     pub uplink_mtu: usize,
     /// Half-open sessions that are published; those above wait for their handshake (R3).
+    /// Inbound-only, those that are kept at all.
     pub half_open_max: u64,
+    /// What the host sends does not come by: sessions follow from what clients send, and their
+    /// ends from what the kernel holds ([`crate::kernel`]).
+    pub inbound_only: bool,
     /// Limits of the parking, per worker.
     pub parking: ParkingLimits,
     /// Limits on lookups, per worker.
@@ -357,7 +361,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn verdict(&mut self, arrival: &Arrival, found: Option<Entry>, now: Now) -> Verdict {
         let is_syn = arrival.flags.0 & (TcpFlags::SYN.0 | TcpFlags::ACK.0) == TcpFlags::SYN.0;
         if is_syn {
-            self.supersede(&arrival.at, found);
+            self.supersede(&arrival.at, found, now);
             self.count(Counter::SynToHost);
             return Verdict::Host;
         }
@@ -417,17 +421,44 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
 
     /// R2: a SYN supersedes what was known of the flow's earlier life.
     #[inline(never)]
-    fn supersede(&mut self, at: &Located, found: Option<Entry>) {
+    fn supersede(&mut self, at: &Located, found: Option<Entry>, now: Now) {
         let table = &self.shared.table;
         if let Some(flow) = table.flow(at) {
             self.admission.forget(&flow, table.hash(&flow));
         }
+        if self.shared.settings.inbound_only && self.open_by_syn(at, found, now) {
+            return;
+        }
         if let Some(entry) = found
             && matches!(entry.kind(), Kind::Redirect(_))
-            && table.remove(&entry)
+            && self.shared.table.remove(&entry)
         {
             self.count(Counter::RedirectSuperseded);
         }
+    }
+
+    /// R3 where the host's SYN-ACK does not come by: the SYN makes a half-open session, which the
+    /// client's ACK publishes. Returns whether the flow has a local session now.
+    fn open_by_syn(&mut self, at: &Located, found: Option<Entry>, now: Now) -> bool {
+        match found.map(|entry| (entry, entry.kind())) {
+            Some((entry, Kind::Local(State::HalfOpen))) => {
+                self.shared.table.touch(&entry, now.tick());
+                return true;
+            }
+            // Anybody can send a SYN: the kernel challenges it, and a client that does begin anew
+            // answers with RST.
+            Some((_, Kind::Local(state))) if !state.is_lingering() => return true,
+            _ => {}
+        }
+        if self.shared.table.gauges().half_open >= self.shared.settings.half_open_max {
+            self.count(Counter::HalfOpenOverLimit);
+            return false;
+        }
+        self.count(Counter::SessionOpened);
+        // A record that is still there is taken over, so that the newer version ends it (R12).
+        let publish = found.is_some_and(|entry| entry.is_published());
+        self.enter(at, found, State::HalfOpen, publish, now.tick());
+        true
     }
 
     /// R5: nothing is known of the flow. Ask for its owner, unless somebody asks too much.
@@ -876,19 +907,22 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Kind::Local(state) if state.is_lingering() => Counter::SessionClosed,
             Kind::Local(_) => Counter::SessionExpired,
         };
-        if entry.is_published() {
-            // Without a version it has changed since it was found due.
-            let Some(version) = self.shared.table.version(&entry) else {
-                return;
-            };
-            let withdraw = Announcement::Withdraw { flow: listed.flow, version };
-            if self.core.announce(withdraw).is_err() {
-                return self.count(Counter::WithdrawDeferred);
-            }
-            self.count(Counter::WithdrawQueued);
+        if entry.is_published() && !self.core.can_announce() {
+            return self.count(Counter::WithdrawDeferred);
         }
-        if self.shared.table.remove_idle(&entry) {
-            self.count(counter);
+        let version = self.shared.table.version(&entry);
+        // First out of the table, which refuses if the session lives after all.
+        if !self.shared.table.remove_idle(&entry) {
+            return;
+        }
+        self.count(counter);
+        if entry.is_published()
+            && let Some(version) = version
+        {
+            let withdraw = Announcement::Withdraw { flow: listed.flow, version };
+            if self.core.announce(withdraw).is_ok() {
+                self.count(Counter::WithdrawQueued);
+            }
         }
     }
 

@@ -5,12 +5,16 @@
 mod support;
 
 use holdfast_dataplane::encap::Encapsulation;
+use holdfast_dataplane::kernel::{Findings, Held, Kernel};
+use holdfast_dataplane::session::table::SessionTable;
 use holdfast_dataplane::session::{Session, State};
 use holdfast_dataplane::stats::Counter;
-use holdfast_handoff::{Announcement, Answer, Resolution};
-use holdfast_net::{Packet, Transport};
+use holdfast_handoff::{Announcement, Answer, Clock, Resolution, Version};
+use holdfast_net::{FlowKey, Packet, Transport};
 use support::fragments::{cut, payload, piece, reassembled, with_flags};
-use support::{ACK, Bench, FIN_ACK, Net, Options, RST, SYN, SYN_ACK, inside, nets, owner};
+use support::{
+    ACK, Bench, FIN_ACK, MemKernel, Net, Options, RST, SYN, SYN_ACK, TIMEOUTS, inside, nets, owner,
+};
 
 const ENCAPSULATIONS: [Encapsulation; 3] =
     [Encapsulation::Gue, Encapsulation::Ipip, Encapsulation::Rewrite];
@@ -1223,5 +1227,368 @@ fn r11_the_mss_of_a_syn_ack_leaves_room_for_the_tunnel() {
         let mss = sent.len() - 2;
         assert_eq!(sent[mss..], syn_ack(limit)[mss..]);
         assert_eq!(bench.count(Counter::MssClamped), 1);
+    });
+}
+
+/// A server whose host's segments do not come by.
+fn inbound_only(net: Net) -> Bench {
+    Bench::with(net, &Options { inbound_only: true, ..Options::default() })
+}
+
+/// The client's two segments of a handshake; the session's version.
+fn open_inbound(bench: &mut Bench, port: u16) -> Version {
+    let net = bench.net;
+    for flags in [SYN, ACK] {
+        let segment = net.client_segment(port, flags, b"");
+        bench.uplink_brings(&segment);
+        assert_eq!(bench.host_gets(), Some(segment));
+    }
+    match bench.announces() {
+        Some(Announcement::Publish { flow, version }) if flow == net.flow(port) => version,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn r3_inbound_only_a_syn_opens_and_the_clients_ack_publishes() {
+    both(|net| {
+        let mut bench = inbound_only(net);
+        let syn = net.client_segment(1000, SYN, b"");
+        for _ in 0..2 {
+            bench.uplink_brings(&syn);
+            assert_eq!(bench.host_gets().as_ref(), Some(&syn));
+            assert_eq!(local_state(&bench, 1000), Some(State::HalfOpen));
+        }
+        bench.pass_ms(2000);
+        assert_eq!(bench.announces(), None, "a SYN alone proves nothing");
+        bench.uplink_brings(&net.client_segment(1000, ACK, b""));
+        assert!(
+            matches!(bench.announces(), Some(Announcement::Publish { flow, .. }) if flow == net.flow(1000))
+        );
+        assert_eq!(local_state(&bench, 1000), Some(State::Established));
+        assert_eq!(bench.asks(), None);
+        assert_eq!(bench.count(Counter::SessionOpened), 1, "a retransmission is no new session");
+    });
+}
+
+#[test]
+fn r3_inbound_only_a_handshake_that_fails_is_never_published() {
+    both(|net| {
+        let mut bench = inbound_only(net);
+        for port in [1, 2] {
+            bench.uplink_brings(&net.client_segment(port, SYN, b""));
+        }
+        bench.uplink_brings(&net.client_segment(1, RST, b""));
+        assert_eq!(local_state(&bench, 1), Some(State::Reset));
+        bench.pass_ms(11_000);
+        assert_eq!((bench.session(1), bench.session(2)), (None, None));
+        assert_eq!(bench.announces(), None);
+    });
+}
+
+#[test]
+fn r3_inbound_only_above_the_half_open_limit_the_kernel_tells() {
+    both(|net| {
+        let options = Options { half_open_max: 1, inbound_only: true, ..Options::default() };
+        let mut bench = Bench::with(net, &options);
+        for port in [1, 2] {
+            bench.uplink_brings(&net.client_segment(port, SYN, b""));
+            assert!(bench.host_gets().is_some());
+        }
+        assert_eq!(bench.session(2), None);
+        assert_eq!(bench.count(Counter::HalfOpenOverLimit), 1);
+
+        let ack = net.client_segment(2, ACK, b"");
+        bench.uplink_brings(&ack);
+        for _ in 0..2 {
+            assert_eq!(bench.asks(), Some(net.flow(2)));
+            bench.core_answers(net.flow(2), Resolution::NotFound);
+            bench.pass_ms(100);
+        }
+        assert_eq!(bench.host_gets(), Some(ack));
+        let mut kernel = MemKernel::with(net.flow(2), Held::Session(State::Established));
+        assert_eq!(bench.check(&mut kernel).learnt, 1);
+        assert!(
+            matches!(bench.comparison_announces(), Some(Announcement::Publish { flow, .. }) if flow == net.flow(2))
+        );
+    });
+}
+
+#[test]
+fn r2_inbound_only_a_syn_makes_a_redirected_flow_our_own() {
+    both(|net| {
+        let mut bench = inbound_only(net);
+        bench.redirect(1000);
+        open_inbound(&mut bench, 1000);
+        assert_eq!(local_state(&bench, 1000), Some(State::Established));
+        assert_eq!(bench.count(Counter::RedirectSuperseded), 1);
+        assert_eq!(bench.uplink_gets(), None);
+    });
+}
+
+#[test]
+fn r12_inbound_only_a_syn_begins_anew_only_what_is_over() {
+    both(|net| {
+        let mut bench = inbound_only(net);
+        let first = open_inbound(&mut bench, 1000);
+        let syn = net.client_segment(1000, SYN, b"");
+        bench.uplink_brings(&syn);
+        assert_eq!(local_state(&bench, 1000), Some(State::Established), "it may be a blind one");
+        // The client's answer to the kernel's challenge.
+        bench.uplink_brings(&net.client_segment(1000, RST, b""));
+        assert_eq!(local_state(&bench, 1000), Some(State::Reset));
+        assert_eq!(bench.announces(), None);
+        bench.uplink_brings(&syn);
+        assert_eq!(local_state(&bench, 1000), Some(State::HalfOpen));
+        let Some(Announcement::Publish { version: second, .. }) = bench.announces() else {
+            panic!("the record that is still there is taken over")
+        };
+        assert!(second > first);
+        bench.uplink_brings(&net.client_segment(1000, ACK, b""));
+        bench.pass_ms(7000);
+        assert_eq!(bench.announces(), None, "nothing withdraws the new session");
+        assert_eq!(local_state(&bench, 1000), Some(State::Established));
+    });
+}
+
+#[test]
+fn r8_inbound_only_the_kernel_tells_the_end() {
+    both(|net| {
+        let mut bench = inbound_only(net);
+        let version = open_inbound(&mut bench, 1000);
+        bench.uplink_brings(&net.client_segment(1000, FIN_ACK, b""));
+        assert_eq!(local_state(&bench, 1000), Some(State::ClientClosed));
+        let mut kernel = MemKernel::with(net.flow(1000), Held::Session(State::ClientClosed));
+        for _ in 0..3 {
+            assert_eq!(bench.check(&mut kernel), Findings { held: 1, ..Findings::default() });
+        }
+        kernel.sockets.insert(net.flow(1000), Held::Over);
+        assert_eq!(bench.check(&mut kernel), Findings::default(), "a list can pass one by");
+        let ended = Findings { asked: 1, ended: 1, ..Findings::default() };
+        assert_eq!(bench.check(&mut kernel), ended);
+        assert_eq!(local_state(&bench, 1000), Some(State::Closed));
+        assert_eq!(bench.announces(), None, "it lingers");
+        bench.pass_ms(7000);
+        let withdraw = Announcement::Withdraw { flow: net.flow(1000), version };
+        assert_eq!(bench.announces(), Some(withdraw));
+        assert_eq!(bench.session(1000), None);
+    });
+}
+
+#[test]
+fn r8_what_the_kernel_does_not_hold_ends_when_it_listens_for_the_service() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1);
+        bench.open(2);
+        bench.host_sends(&net.host_segment(3, SYN_ACK, b""));
+        let mut kernel = MemKernel { is_elsewhere: true, ..MemKernel::default() };
+        kernel.sockets.insert(net.flow(2), Held::Opening);
+        for _ in 0..3 {
+            assert_eq!(bench.check(&mut kernel).ended, 0);
+        }
+        kernel.is_elsewhere = false;
+        assert_eq!(bench.check(&mut kernel).ended, 1);
+        let states = [1, 2, 3].map(|port| local_state(&bench, port));
+        let expected = [State::Closed, State::Established, State::HalfOpen];
+        assert_eq!(states, expected.map(Some));
+    });
+}
+
+#[test]
+fn r8_a_session_is_ended_only_by_two_checks_that_it_was_there_for() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        let mut kernel = MemKernel::default();
+        bench.check(&mut kernel);
+        // Another one comes into its place.
+        bench.host_sends(&net.host_segment(1000, SYN_ACK, b""));
+        bench.uplink_brings(&net.client_segment(1000, ACK, b""));
+        assert_eq!(bench.check(&mut kernel).asked, 0);
+        assert_eq!(bench.check(&mut kernel).ended, 1);
+    });
+}
+
+/// A kernel that is asked for a flow, and while it says that this is over a new session of the
+/// flow comes as far as the old one was.
+struct Reused<'a> {
+    table: &'a SessionTable,
+    clock: &'a Clock,
+}
+
+impl Kernel for Reused<'_> {
+    type Error = &'static str;
+
+    fn list(&mut self, _see: &mut dyn FnMut(FlowKey, State)) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    fn holds(&mut self, flow: &FlowKey) -> Result<Held, &'static str> {
+        let entry = self.table.find(&self.table.locate_flow(flow).unwrap()).unwrap();
+        let version = self.clock.next();
+        let session = Session::Local { state: State::Established, version, published: true };
+        let now = holdfast_dataplane::time::Tick(10);
+        self.table.replace(&entry, session, now).unwrap();
+        Ok(Held::Over)
+    }
+}
+
+#[test]
+fn r12_a_check_does_not_end_the_next_session_of_the_flow() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        let first = bench.open(1000);
+        let (table, clock) = (bench.table.clone(), bench.clock.clone());
+        let mut kernel = Reused { table: &table, clock: &clock };
+        bench.check(&mut kernel);
+        assert_eq!(bench.check(&mut kernel), Findings { asked: 1, ..Findings::default() });
+        let Some(Session::Local { state, version, .. }) = bench.session(1000) else { panic!() };
+        assert!(version > first);
+        assert_eq!(state, State::Established);
+    });
+}
+
+#[test]
+fn r7_a_check_learns_what_the_table_lacks() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(2);
+        let mut kernel = MemKernel::with(net.flow(1), Held::Session(State::ClientClosed));
+        kernel.sockets.insert(net.flow(2), Held::Session(State::Established));
+        kernel.sockets.insert(net.flow(3), Held::Opening);
+        kernel.sockets.insert(net.flow(4), Held::Over);
+        let findings = bench.check(&mut kernel);
+        assert_eq!(findings, Findings { held: 2, learnt: 1, ..Findings::default() });
+        assert!(
+            matches!(bench.comparison_announces(), Some(Announcement::Publish { flow, .. }) if flow == net.flow(1))
+        );
+        assert_eq!(bench.comparison_announces(), None);
+        assert_eq!(local_state(&bench, 1), Some(State::ClientClosed));
+        assert!(matches!(bench.session(2), Some(Session::Redirect { .. })), "a later session's");
+        assert_eq!((bench.session(3), bench.session(4)), (None, None));
+        assert_eq!(bench.check(&mut kernel), Findings { held: 2, ..Findings::default() });
+    });
+}
+
+#[test]
+fn r7_what_a_check_cannot_publish_the_sweep_does_and_a_full_table_is_counted() {
+    both(|net| {
+        let options = Options { capacity: 2, announcements: 1, ..Options::default() };
+        let mut bench = Bench::with(net, &options);
+        let mut kernel = MemKernel::default();
+        for port in 1..=3 {
+            kernel.sockets.insert(net.flow(port), Held::Session(State::Established));
+        }
+        let findings = bench.check(&mut kernel);
+        assert_eq!((findings.learnt, findings.table_full), (2, 1));
+        assert!(bench.comparison_announces().is_some());
+        assert_eq!(bench.comparison_announces(), None);
+        bench.pass_ms(2000);
+        assert!(matches!(bench.announces(), Some(Announcement::Publish { .. })));
+    });
+}
+
+#[test]
+fn r7_a_session_that_the_kernel_holds_never_expires() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1);
+        bench.open(2);
+        let mut kernel = MemKernel::with(net.flow(1), Held::Session(State::Established));
+        kernel.is_elsewhere = true;
+        let third = TIMEOUTS.established_ms / 3;
+        bench.skip_ms(third);
+        assert_eq!(bench.check(&mut kernel).kept_alive, 0, "it is young");
+        bench.skip_ms(third);
+        assert_eq!(bench.check(&mut kernel).kept_alive, 1);
+        for _ in 0..6 {
+            bench.skip_ms(third);
+            bench.check(&mut kernel);
+        }
+        assert_eq!(local_state(&bench, 1), Some(State::Established));
+        assert_eq!(bench.session(2), None, "one that it does not hold does");
+        assert_eq!(bench.count(Counter::SessionExpired), 1);
+        assert!(
+            matches!(bench.announces(), Some(Announcement::Withdraw { flow, .. }) if flow == net.flow(2))
+        );
+        assert_eq!(bench.announces(), None);
+    });
+}
+
+#[test]
+fn r8_a_reset_that_the_kernel_ignored_ends_nothing() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1);
+        bench.open(2);
+        for port in [1, 2] {
+            bench.uplink_brings(&net.client_segment(port, RST, b""));
+        }
+        let mut kernel = MemKernel::with(net.flow(1), Held::Session(State::Established));
+        assert_eq!(bench.check(&mut kernel).revived, 0, "the kernel may not have read it yet");
+        bench.pass_ms(2000);
+        assert_eq!(bench.check(&mut kernel).revived, 1);
+        let states = [1, 2].map(|port| local_state(&bench, port));
+        assert_eq!(states, [Some(State::Established), Some(State::Reset)]);
+        bench.pass_ms(7000);
+        assert!(
+            matches!(bench.announces(), Some(Announcement::Withdraw { flow, .. }) if flow == net.flow(2))
+        );
+        assert_eq!(bench.announces(), None);
+        assert_eq!(local_state(&bench, 1), Some(State::Established));
+    });
+}
+
+/// A client's FIN can be forged as well; when the host's own follows, both have gone by.
+#[test]
+fn r8_fin_both_ways_ends_nothing_that_the_kernel_holds_half_closed() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        bench.uplink_brings(&net.client_segment(1000, FIN_ACK, b""));
+        bench.host_sends(&net.host_segment(1000, FIN_ACK, b""));
+        assert_eq!(local_state(&bench, 1000), Some(State::Closed));
+        bench.pass_ms(2000);
+        let mut kernel = MemKernel::with(net.flow(1000), Held::Session(State::HostClosed));
+        assert_eq!(bench.check(&mut kernel).revived, 1);
+        assert_eq!(local_state(&bench, 1000), Some(State::HostClosed));
+        // And when its time has come, it is over.
+        kernel.sockets.clear();
+        bench.check(&mut kernel);
+        assert_eq!(bench.check(&mut kernel).ended, 1);
+    });
+}
+
+#[test]
+fn r7_a_half_open_session_that_the_kernel_holds_is_established_and_published() {
+    both(|net| {
+        let mut bench = Bench::with(net, &Options { half_open_max: 0, ..Options::default() });
+        bench.host_sends(&net.host_segment(1000, SYN_ACK, b""));
+        assert_eq!(bench.announces(), None);
+        let mut kernel = MemKernel::with(net.flow(1000), Held::Session(State::Established));
+        assert_eq!(bench.check(&mut kernel).established, 1);
+        assert_eq!(local_state(&bench, 1000), Some(State::Established));
+        bench.pass_ms(2000);
+        assert!(
+            matches!(bench.announces(), Some(Announcement::Publish { flow, .. }) if flow == net.flow(1000))
+        );
+    });
+}
+
+#[test]
+fn r7_a_kernel_that_does_not_answer_ends_nothing() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        let mut kernel = MemKernel::default();
+        bench.check(&mut kernel);
+        kernel.is_broken = true;
+        let now = bench.now.tick();
+        assert_eq!(bench.comparison.check(&mut kernel, || now), Err("broken"));
+        kernel.is_broken = false;
+        assert_eq!(bench.check(&mut kernel).ended, 0, "two answers in a row are needed");
+        assert_eq!(local_state(&bench, 1000), Some(State::Established));
+        assert_eq!(bench.check(&mut kernel).ended, 1);
     });
 }

@@ -196,6 +196,7 @@ ports = [80]
 [sessions]
 capacity = $capacity
 linger = "2s"
+kernel_check = "1s"
 redirect_idle = "1h"
 
 [parking]

@@ -115,6 +115,10 @@ ports = [443]
 
 [sessions]
 linger = "1m 30s"
+kernel_check = "45s"
+
+[host_port]
+inbound_only = false
 
 [dht]
 bootstrap = ["[2001:db8::1]:7000", "[2001:db8::2]:7000"]
@@ -136,6 +140,7 @@ idle = "busy"
     assert_eq!(config.dht.dead_after, Duration::from_secs(3));
     assert_eq!(config.dht.probe_interval, Duration::from_millis(100));
     assert_eq!(config.sessions.linger, Duration::from_secs(90));
+    assert_eq!(config.sessions.kernel_check, Duration::from_secs(45));
     assert_eq!(config.workers, Workers { cores: vec![2, 3], idle: Idle::Busy });
     assert_eq!(config.uplink.device, Device::Pci("0000:3b:02.0".to_owned()));
     let services: Vec<String> = config.service_sockets().map(|s| s.to_string()).collect();
@@ -334,6 +339,41 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "",
         "[sessions]\ncapacity = 1024",
         "c.toml:15:1: sessions.half_open_max = 65536 (the default): expected less than sessions.capacity",
+    ),
+    (
+        "",
+        "[sessions]\nkernel_check = 15",
+        "c.toml:16:16: sessions.kernel_check = 15: expected a time with its unit",
+    ),
+    (
+        "",
+        "[sessions]\nkernel_check = \"400ms\"",
+        "sessions.kernel_check = \"400ms\": expected a time with its unit from \"500ms\" to \"5m\"",
+    ),
+    (
+        "",
+        "[sessions]\nkernel_check = \"31s\"",
+        "c.toml:16:16: sessions.kernel_check = \"31s\": expected at most \"30s\", half of sessions.linger",
+    ),
+    (
+        "",
+        "[sessions]\nlinger = \"20s\"",
+        "c.toml:15:1: sessions.kernel_check = 15s (the default): expected at most \"10s\", half of sessions.linger",
+    ),
+    (
+        "",
+        "[sessions]\nestablished_idle = \"1m\"\nkernel_check = \"16s\"",
+        "c.toml:17:16: sessions.kernel_check = \"16s\": expected at most \"15s\", a quarter of sessions.established_idle",
+    ),
+    (
+        "",
+        "[host_port]\ninbound_only = \"yes\"",
+        "c.toml:16:16: host_port.inbound_only = \"yes\": expected true or false",
+    ),
+    (
+        "",
+        "[sessions]\nkernel_check = \"11s\"\n[host_port]\ninbound_only = true",
+        "c.toml:16:16: sessions.kernel_check = \"11s\": expected at most \"10s\" with host_port.inbound_only",
     ),
     (
         "",
@@ -547,6 +587,18 @@ fn a_server_that_is_alone_in_the_list_has_nobody_to_wait_for() {
     let config = Config::parse("c.toml", &text).unwrap();
     assert!(config.dht.bootstrap.is_empty());
     assert!(config.summary().contains("joins nobody"), "{}", config.summary());
+}
+
+#[test]
+fn the_kernel_is_checked_more_often_where_its_answers_do_not_come_by() {
+    let of = |more: &str| Config::parse("c.toml", &(minimal() + more)).unwrap();
+    let (both_ways, inbound) = (of(""), of("[host_port]\ninbound_only = true\n"));
+    assert_eq!((both_ways.host_port.inbound_only, inbound.host_port.inbound_only), (false, true));
+    assert_eq!(both_ways.sessions.kernel_check, Duration::from_secs(15));
+    assert_eq!(inbound.sessions.kernel_check, Duration::from_secs(2));
+    let (both_ways, inbound) = (both_ways.summary(), inbound.summary());
+    assert!(both_ways.contains("host port  tap:host0\n"), "{both_ways}");
+    assert!(inbound.contains("host port  tap:host0, inbound only\n"), "{inbound}");
 }
 
 #[test]

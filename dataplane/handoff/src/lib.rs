@@ -173,6 +173,13 @@ impl WorkerEnd {
         Ok(())
     }
 
+    /// Whether there is room for an announcement. Only this end fills the ring, so the next one
+    /// is then not refused.
+    #[must_use]
+    pub fn can_announce(&self) -> bool {
+        !self.announcements.is_full()
+    }
+
     /// The next answer, if there is one.
     pub fn answer(&mut self) -> Option<Answer> {
         self.answers.pop().ok()
@@ -201,7 +208,9 @@ mod tests {
         assert_eq!(worker.resolve(resolve), Ok(()));
         assert_eq!(worker.resolve(resolve), Err(Full));
         let publish = Announcement::Publish { flow, version: Version(1) };
+        assert!(worker.can_announce());
         assert_eq!(worker.announce(publish), Ok(()));
+        assert!(!worker.can_announce());
         assert_eq!(worker.announce(publish), Err(Full));
         assert_eq!(core.resolves.pop(), Ok(resolve));
         let answer = Answer::Resolved { flow, resolution: Resolution::NotFound };

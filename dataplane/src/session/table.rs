@@ -582,6 +582,20 @@ impl SessionTable {
         self.ageing.is_due(entry.word, now)
     }
 
+    /// How long ago an entry's last packet was seen, in milliseconds, as [`Found::idle_ms`].
+    #[must_use]
+    pub fn idle_ms(&self, entry: &Entry, now: Tick) -> u64 {
+        self.ageing.idle_ms(entry.word, now)
+    }
+
+    /// Where an entry lies: its bucket, as [`SessionTable::visit`] counts them, and its position
+    /// in it, below [`bucket::WORDS`].
+    #[must_use]
+    pub fn place(&self, entry: &Entry) -> (usize, usize) {
+        let first = if entry.place.is_v6() { self.v4.lines.len() } else { 0 };
+        (first + entry.place.bucket() as usize, entry.place.position())
+    }
+
     /// An entry with its flow, as a listing shows it; `None` when it has gone.
     #[must_use]
     pub fn listed(&self, entry: &Entry, now: Tick) -> Option<Listed> {

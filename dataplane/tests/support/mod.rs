@@ -4,7 +4,7 @@
 pub mod fragments;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,12 +16,13 @@ use holdfast_dataplane::classify::Classifier;
 use holdfast_dataplane::encap::{Encapsulation, Tunnel};
 use holdfast_dataplane::frame::{Frame, MemFrame};
 use holdfast_dataplane::idle::IdleStrategy;
+use holdfast_dataplane::kernel::{Comparison, Findings, Held, Kernel};
 use holdfast_dataplane::parking::ParkingLimits;
 use holdfast_dataplane::port::{BURST, Port};
 use holdfast_dataplane::service::Services;
-use holdfast_dataplane::session::Session;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
+use holdfast_dataplane::session::{Session, State};
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::time::Now;
 use holdfast_dataplane::too_big::answer as answer_too_big;
@@ -191,11 +192,50 @@ impl Port for MemPort {
     }
 }
 
+/// The host's kernel in memory.
+#[derive(Default)]
+pub struct MemKernel {
+    /// What it holds, beside what it listens for.
+    pub sockets: BTreeMap<FlowKey, Held>,
+    /// Its listing and its answers fail.
+    pub is_broken: bool,
+    /// No socket listens for the service.
+    pub is_elsewhere: bool,
+}
+
+impl MemKernel {
+    pub fn with(flow: FlowKey, held: Held) -> MemKernel {
+        MemKernel { sockets: BTreeMap::from([(flow, held)]), ..MemKernel::default() }
+    }
+}
+
+impl Kernel for MemKernel {
+    type Error = &'static str;
+
+    fn list(&mut self, see: &mut dyn FnMut(FlowKey, State)) -> Result<(), &'static str> {
+        for (flow, held) in &self.sockets {
+            if let Held::Session(state) = held {
+                see(*flow, *state);
+            }
+        }
+        if self.is_broken { Err("broken") } else { Ok(()) }
+    }
+
+    fn holds(&mut self, flow: &FlowKey) -> Result<Held, &'static str> {
+        let nothing = if self.is_elsewhere { Held::NoService } else { Held::Over };
+        Ok(self.sockets.get(flow).copied().unwrap_or(nothing))
+    }
+}
+
 /// A worker on a bench: the test is the network, the host and the DHT core.
 pub struct Bench {
     pub net: Net,
     pub worker: Worker<MemPort, MemPort>,
     pub core: CoreEnd,
+    /// What compares the table with the kernel, and the DHT core's end of its rings.
+    pub comparison: Comparison,
+    pub comparison_core: CoreEnd,
+    pub clock: Arc<Clock>,
     pub table: Arc<SessionTable>,
     pub counters: Arc<WorkerCounters>,
     pub uplink: MemPort,
@@ -210,6 +250,7 @@ pub struct Options {
     pub resolves: usize,
     pub announcements: usize,
     pub encapsulation: Encapsulation,
+    pub inbound_only: bool,
 }
 
 impl Default for Options {
@@ -220,6 +261,7 @@ impl Default for Options {
             resolves: 16,
             announcements: 16,
             encapsulation: Encapsulation::Gue,
+            inbound_only: false,
         }
     }
 }
@@ -245,6 +287,7 @@ pub fn settings(net: &Net, half_open_max: u64) -> Settings {
         members: vec![member(net.me)],
         uplink_mtu: 1500,
         half_open_max,
+        inbound_only: false,
         parking: ParkingLimits {
             packets_max: 16,
             packets_per_flow_max: 4,
@@ -271,17 +314,23 @@ impl Bench {
         let poll = mio::Poll::new().unwrap();
         let waker = mio::Waker::new(poll.registry(), mio::Token(0)).unwrap();
         let doorbell = Arc::new(Doorbell::new(waker));
-        let (worker_end, core) = rings(options.resolves, options.announcements, doorbell);
+        let (worker_end, core) =
+            rings(options.resolves, options.announcements, Arc::clone(&doorbell));
+        let (comparison_end, comparison_core) = rings(1, options.announcements, doorbell);
         let mut settings = settings(&net, options.half_open_max);
         settings.classifier.encapsulation = options.encapsulation;
+        settings.inbound_only = options.inbound_only;
         let services = settings.classifier.services.clone();
         let table =
             SessionTable::new(services, options.capacity, &TIMEOUTS, HashKey([3, 4])).unwrap();
         let table = Arc::new(table);
+        let clock = Arc::<Clock>::default();
+        let comparison =
+            Comparison::new(Arc::clone(&table), Arc::clone(&clock), comparison_end, &TIMEOUTS);
         let shared = Shared {
             settings: Arc::new(settings),
             table: Arc::clone(&table),
-            clock: Arc::new(Clock::default()),
+            clock: Arc::clone(&clock),
         };
         let counters = Arc::<WorkerCounters>::default();
         let (uplink, host) = (MemPort::default(), MemPort::default());
@@ -297,6 +346,9 @@ impl Bench {
             net,
             worker,
             core,
+            comparison,
+            comparison_core,
+            clock,
             table,
             counters,
             uplink,
@@ -323,6 +375,26 @@ impl Bench {
             self.now = Now::from_us(self.now.us + 1000);
             self.turn();
         }
+    }
+
+    /// Lets time pass at once, and two seconds of turns after it, for a whole sweep.
+    pub fn skip_ms(&mut self, ms: u64) {
+        self.now = Now::from_us(self.now.us + 1000 * ms);
+        self.pass_ms(2000);
+    }
+
+    /// Compares the table with the kernel.
+    pub fn check<K: Kernel>(&mut self, kernel: &mut K) -> Findings
+    where
+        K::Error: std::fmt::Debug,
+    {
+        let now = self.now.tick();
+        self.comparison.check(kernel, || now).unwrap()
+    }
+
+    /// What the comparison tells the DHT core.
+    pub fn comparison_announces(&mut self) -> Option<Announcement> {
+        self.comparison_core.announcements.pop().ok()
     }
 
     pub fn uplink_brings(&mut self, frame: &[u8]) {

@@ -1,0 +1,366 @@
+//! Compares the session table with the host's kernel again and again (R1, R7, R8), on a thread of
+//! its own. Never stops because the kernel does not answer: that is counted, and logged when it
+//! changes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use holdfast_dataplane::kernel::{Comparison, Findings, Kernel};
+use holdfast_dataplane::time::TscClock;
+use holdfast_dpdk as dpdk;
+use tracing::{info, warn};
+
+use crate::protocol::KernelCheckStats;
+
+/// What was found by all checks since the start, and by the last one. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Totals(Arc<Mutex<Sums>>);
+
+#[derive(Debug, Default)]
+struct Sums {
+    checks: u64,
+    failures: u64,
+    /// Added up over all checks, but for `held`, which is of the last one.
+    findings: Findings,
+    duration_us: u64,
+}
+
+impl Totals {
+    fn add(&self, found: Option<&Findings>, took: Duration) {
+        let mut sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let Some(found) = found else {
+            sums.failures += 1;
+            return;
+        };
+        sums.checks += 1;
+        // All of them: a new one does not compile before it is here.
+        let Findings { held, learnt, table_full, kept_alive, established, revived, ended, asked } =
+            &mut sums.findings;
+        *held = found.held;
+        for (sum, found) in [
+            (learnt, found.learnt),
+            (table_full, found.table_full),
+            (kept_alive, found.kept_alive),
+            (established, found.established),
+            (revived, found.revived),
+            (ended, found.ended),
+            (asked, found.asked),
+        ] {
+            *sum += found;
+        }
+    }
+
+    /// The same for `show stats`.
+    #[must_use]
+    pub fn stats(&self) -> KernelCheckStats {
+        let sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let findings = sums.findings;
+        let named = |(name, value): (&str, u64)| (name.to_owned(), value);
+        let counters = [
+            ("checks", sums.checks),
+            ("failures", sums.failures),
+            ("learnt", findings.learnt),
+            ("table_full", findings.table_full),
+            ("kept_alive", findings.kept_alive),
+            ("established", findings.established),
+            ("revived", findings.revived),
+            ("ended", findings.ended),
+            ("asked", findings.asked),
+        ];
+        let gauges = [("held", findings.held), ("duration_us", sums.duration_us)];
+        KernelCheckStats { counters: counters.map(named).into(), gauges: gauges.map(named).into() }
+    }
+}
+
+/// The check of one table against one kernel.
+#[derive(Debug)]
+pub struct KernelCheck<K> {
+    comparison: Comparison,
+    kernel: K,
+    clock: TscClock,
+    totals: Totals,
+    /// What the kernel's last answer lacked.
+    trouble: Option<String>,
+}
+
+impl<K: Kernel<Error = anyhow::Error>> KernelCheck<K> {
+    /// Checks `comparison`'s table against `kernel`; `clock` is the workers'.
+    pub fn new(comparison: Comparison, kernel: K, clock: TscClock, totals: Totals) -> Self {
+        KernelCheck { comparison, kernel, clock, totals, trouble: None }
+    }
+
+    /// Makes one check. Returns what it found, if the kernel answered.
+    pub fn check(&mut self) -> Option<Findings> {
+        let began = Instant::now();
+        let clock = self.clock;
+        let outcome = self.comparison.check(&mut self.kernel, || clock.at(dpdk::tsc()).tick());
+        self.totals.add(outcome.as_ref().ok(), began.elapsed());
+        let trouble = outcome.as_ref().err().map(|error| format!("{error:#}"));
+        match (&self.trouble, &trouble) {
+            (old, Some(new)) if old.as_ref() != Some(new) => {
+                warn!("sessions are not compared with the kernel's: {new}");
+            }
+            (Some(_), None) => info!("sessions are compared with the kernel's again"),
+            _ => {}
+        }
+        self.trouble = trouble;
+        outcome.ok()
+    }
+
+    /// Checks until `stop` is set and the thread is woken. Between two checks passes `interval`,
+    /// or as much time as the last one took: it works for half of the time at most.
+    fn run(mut self, interval: Duration, stop: &AtomicBool) {
+        let mut pause = interval;
+        loop {
+            let next = Instant::now() + pause;
+            while let left = next.saturating_duration_since(Instant::now())
+                && !left.is_zero()
+            {
+                std::thread::park_timeout(left);
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+            let began = Instant::now();
+            self.check();
+            pause = interval.max(began.elapsed());
+        }
+    }
+}
+
+/// The thread that checks.
+#[derive(Debug)]
+pub struct CheckThread {
+    thread: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+}
+
+impl CheckThread {
+    /// Starts it; `stop` is what `check`'s kernel looks at as well.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub fn start<K: Kernel<Error = anyhow::Error> + Send + 'static>(
+        check: KernelCheck<K>,
+        interval: Duration,
+        stop: Arc<AtomicBool>,
+    ) -> std::io::Result<CheckThread> {
+        let thread = std::thread::Builder::new().name("kernel check".to_owned());
+        let stopped = Arc::clone(&stop);
+        let thread = thread.spawn(move || check.run(interval, &stopped))?;
+        Ok(CheckThread { thread, stop })
+    }
+
+    /// Whether it has ended by itself.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Ends it; a check under way ends with the kernel's next answer.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        // A panic has been reported where it happened.
+        let _ = self.thread.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::print_stdout)]
+    use super::*;
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::sync::atomic::AtomicU64;
+
+    use anyhow::bail;
+    use holdfast_dataplane::kernel::Held;
+    use holdfast_dataplane::service::Services;
+    use holdfast_dataplane::session::expiry::Timeouts;
+    use holdfast_dataplane::session::table::SessionTable;
+    use holdfast_dataplane::session::{Session, State};
+    use holdfast_dataplane::time::Tick;
+    use holdfast_handoff::{Announcement, CoreEnd, Doorbell, rings};
+    use holdfast_net::{FlowKey, HashKey};
+
+    use crate::kernel_sockets::KernelSockets;
+
+    const TIMEOUTS: Timeouts = Timeouts {
+        half_open_ms: 10_000,
+        established_ms: 60_000,
+        linger_ms: 8_000,
+        redirect_ms: 60_000,
+    };
+    const SECOND: u32 = 10;
+
+    /// A comparison for one service, its table, and the DHT core's end of its rings.
+    struct Bench {
+        comparison: Comparison,
+        table: Arc<SessionTable>,
+        core: CoreEnd,
+        _poll: mio::Poll,
+    }
+
+    fn bench(service: SocketAddr) -> Bench {
+        let poll = mio::Poll::new().unwrap();
+        let waker = mio::Waker::new(poll.registry(), mio::Token(0)).unwrap();
+        let (end, core) = rings(1, 16, Arc::new(Doorbell::new(waker)));
+        let services = Services::new([service]).unwrap();
+        let table = SessionTable::new(services, 1024, &TIMEOUTS, HashKey([1, 2])).unwrap();
+        let table = Arc::new(table);
+        let comparison = Comparison::new(Arc::clone(&table), Arc::default(), end, &TIMEOUTS);
+        Bench { comparison, table, core, _poll: poll }
+    }
+
+    impl Bench {
+        fn state(&self, flow: &FlowKey) -> Option<State> {
+            match self.table.lookup(flow, Tick(0))?.session {
+                Session::Local { state, .. } => Some(state),
+                Session::Redirect { .. } => None,
+            }
+        }
+
+        /// Moves the session on, as a worker does that reads a segment of it.
+        fn hear(&self, flow: &FlowKey, state: State, now: Tick) {
+            let entry = self.table.lookup(flow, now).unwrap().entry;
+            self.table.transition(&entry, state, now).unwrap();
+        }
+    }
+
+    /// The whole life of a session, as the kernel of this machine tells it.
+    #[test]
+    fn r7_r8_the_table_follows_the_kernels_sockets() {
+        for listen in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = TcpListener::bind(listen) else {
+                println!("SKIPPED: no {listen} on this machine");
+                continue;
+            };
+            let service = listener.local_addr().unwrap();
+            let client = TcpStream::connect(service).unwrap();
+            let flow = FlowKey::tcp(client.local_addr().unwrap(), service).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            let mut bench = bench(service);
+            let mut kernel = KernelSockets::new(Arc::default());
+            let mut check = |bench: &mut Bench, seconds: u32| {
+                bench.comparison.check(&mut kernel, || Tick(seconds * SECOND)).unwrap()
+            };
+            let held = Findings { held: 1, ..Findings::default() };
+
+            assert_eq!(check(&mut bench, 0), Findings { learnt: 1, ..held });
+            assert_eq!(bench.state(&flow), Some(State::Established));
+            let published = bench.core.announcements.pop();
+            assert!(matches!(published, Ok(Announcement::Publish { flow: f, .. }) if f == flow));
+
+            assert_eq!(check(&mut bench, 20), held);
+            assert_eq!(check(&mut bench, 40), Findings { kept_alive: 1, ..held });
+            assert_eq!(check(&mut bench, 60), held, "as if seen just before");
+
+            // A RST goes by that is outside of the kernel's window.
+            bench.hear(&flow, State::Reset, Tick(60 * SECOND));
+            assert_eq!(check(&mut bench, 61), held);
+            assert_eq!(check(&mut bench, 64), Findings { revived: 1, asked: 1, ..held });
+            assert_eq!(bench.state(&flow), Some(State::Established));
+            bench.hear(&flow, State::HalfOpen, Tick(64 * SECOND));
+            assert_eq!(check(&mut bench, 65), Findings { established: 1, asked: 1, ..held });
+
+            // The client is first: the service's socket leaves no TIME_WAIT behind.
+            drop(client);
+            drop(accepted);
+            let end = Instant::now() + Duration::from_secs(5);
+            while bench.state(&flow) != Some(State::Closed) {
+                assert!(Instant::now() < end, "{:?}", bench.state(&flow));
+                check(&mut bench, 66);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            // Over: nothing revives it, and its time goes on.
+            for seconds in [70, 80] {
+                assert_eq!(check(&mut bench, seconds), Findings::default());
+            }
+            let entry = bench.table.lookup(&flow, Tick(80 * SECOND)).unwrap().entry;
+            assert!(bench.table.is_due(&entry, Tick(80 * SECOND)));
+            assert!(bench.core.announcements.pop().is_err(), "workers withdraw it");
+        }
+    }
+
+    /// As of a service in another network namespace.
+    #[test]
+    fn r8_without_a_listening_socket_nothing_is_ended() {
+        let service: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let flow = FlowKey::tcp(([127, 0, 0, 1], 9).into(), service).unwrap();
+        let mut bench = bench(service);
+        let at = bench.table.locate_flow(&flow).unwrap();
+        let session = Session::Local {
+            state: State::Established,
+            version: holdfast_handoff::Version(1),
+            published: true,
+        };
+        bench.table.insert(&at, session, Tick(0));
+        let mut kernel = KernelSockets::new(Arc::default());
+        let mut asked = 0;
+        for _ in 0..3 {
+            let findings = bench.comparison.check(&mut kernel, || Tick(1)).unwrap();
+            assert_eq!(findings.ended, 0);
+            asked += findings.asked;
+        }
+        assert_eq!(asked, 2);
+        assert_eq!(bench.state(&flow), Some(State::Established));
+        // It was not the flow: now somebody listens.
+        let _listener = TcpListener::bind(service).unwrap();
+        assert_eq!(bench.comparison.check(&mut kernel, || Tick(1)).unwrap().ended, 1);
+    }
+
+    /// A kernel that answers every other time.
+    #[derive(Clone, Default)]
+    struct Moody(Arc<AtomicU64>);
+
+    impl Kernel for Moody {
+        type Error = anyhow::Error;
+
+        fn list(&mut self, _see: &mut dyn FnMut(FlowKey, State)) -> anyhow::Result<()> {
+            match self.0.fetch_add(1, Ordering::Relaxed) % 2 {
+                0 => Ok(()),
+                _ => bail!("not now"),
+            }
+        }
+
+        fn holds(&mut self, _flow: &FlowKey) -> anyhow::Result<Held> {
+            bail!("never")
+        }
+    }
+
+    #[test]
+    fn checks_go_on_whatever_the_kernel_says_until_they_are_stopped() {
+        let (kernel, totals, stop) = (Moody::default(), Totals::default(), Arc::default());
+        let bench = bench(([127, 0, 0, 1], 80).into());
+        let clock = TscClock::start(dpdk::tsc(), 1_000_000_000);
+        let check = KernelCheck::new(bench.comparison, kernel.clone(), clock, totals.clone());
+        let thread = CheckThread::start(check, Duration::from_millis(1), stop).unwrap();
+        let end = Instant::now() + Duration::from_secs(5);
+        while kernel.0.load(Ordering::Relaxed) < 10 {
+            assert!(Instant::now() < end && !thread.is_finished());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        thread.stop();
+        let lists = kernel.0.load(Ordering::Relaxed);
+        let KernelCheckStats { counters, .. } = totals.stats();
+        assert_eq!(counters["checks"] + counters["failures"], lists);
+        assert!(counters["checks"].abs_diff(counters["failures"]) <= 1, "{counters:?}");
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(kernel.0.load(Ordering::Relaxed), lists, "it has stopped");
+    }
+
+    #[test]
+    fn an_hours_pause_is_no_obstacle_to_the_end() {
+        let bench = bench(([127, 0, 0, 1], 80).into());
+        let clock = TscClock::start(dpdk::tsc(), 1_000_000_000);
+        let check = KernelCheck::new(bench.comparison, Moody::default(), clock, Totals::default());
+        let hour = Duration::from_secs(3600);
+        let thread = CheckThread::start(check, hour, Arc::default()).unwrap();
+        let began = Instant::now();
+        thread.stop();
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+}
