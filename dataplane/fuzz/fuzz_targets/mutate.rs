@@ -8,7 +8,8 @@ use holdfast_dataplane_fuzz::world::{CORE_ETHERTYPE, CORE_MAC, HOST_MAC, Order};
 pub type Inner = fn(&mut [u8], usize, usize) -> usize;
 
 /// Pauses at which something happens, in microseconds.
-const PAUSES_US: [u64; 8] = [0, 0, 1000, 30_000, 1_000_000, 6_000_000, 61_000_000, 3_601_000_000];
+const PAUSES_US: [u64; 12] =
+    [0, 0, 0, 1000, 1000, 1000, 30_000, 200_000, 1_000_000, 6_000_000, 61_000_000, 3_601_000_000];
 /// Numbers at which lengths go wrong.
 const EDGES: [u16; 10] = [0, 1, 7, 8, 19, 20, 40, 1480, 0x7fff, 0xffff];
 /// Bytes that a frame may grow at once.

@@ -33,6 +33,10 @@ use super::world::{CORE_ETHERTYPE, CORE_MAC, Form, HOST_MAC, MEMBERS, Order, STR
 const RECORDS_MAX: usize = 400;
 /// Longest time between two frames: longer than any session is idle.
 const PAUSE_US_MAX: u64 = 4_000_000_000;
+/// Searches of the whole table, at most: they take long.
+const SWEEPS_MAX: usize = 3;
+/// The table is not searched for redirects to the dead in shorter pauses.
+const SEARCH_US_MIN: u64 = 150_000;
 /// No entry of the table is idle for too long before.
 const IDLE_US_MIN: u64 = TIMEOUTS.linger_ms * 1000;
 /// Flows that are remembered, so that orders can name them.
@@ -72,6 +76,8 @@ struct Bench {
     now: Now,
     /// Of frames that were not sent or dropped yet.
     origins: Vec<Rc<Origin>>,
+    sweeps_left: usize,
+    is_owner_dead: bool,
     dropped: u64,
     /// Of those, frames that nothing but a full port may drop, from the uplink and from the host.
     dropped_by_ports: [u64; 2],
@@ -145,6 +151,8 @@ impl Bench {
             host,
             now: Now::from_us(1_000_000),
             origins: Vec::new(),
+            sweeps_left: SWEEPS_MAX,
+            is_owner_dead: false,
             dropped: 0,
             dropped_by_ports: [0; 2],
             sent: [0; 2],
@@ -245,7 +253,10 @@ impl Bench {
                 Some(flow) => Answer::NotMine { flow, owner: member },
                 None => return,
             },
-            Order::OwnerDead => Answer::OwnerDead { owner: member },
+            Order::OwnerDead => {
+                self.is_owner_dead = true;
+                Answer::OwnerDead { owner: member }
+            }
             Order::Unasked => {
                 let Some(flow) = known(&self.flows) else { return };
                 self.owners.entry(flow).or_default().insert(member);
@@ -266,17 +277,22 @@ impl Bench {
     /// due: redirects to the dead, and, when entries can have been idle for too long, all of it.
     fn wait(&mut self, pause_us: u64) {
         let gauges = self.table.gauges();
-        let is_empty = gauges.local == 0 && gauges.redirects == 0;
+        let has_entries = gauges.local > 0 || gauges.redirects > 0;
         let buckets = self.table.buckets() as u64;
-        let turns = match pause_us {
-            _ if is_empty => 2,
-            0..100_000 => 1,
-            100_000..IDLE_US_MIN => 2 + buckets / 1024,
-            _ => 2 + buckets / 128,
+        let turns = if has_entries && pause_us >= IDLE_US_MIN && self.sweeps_left > 0 {
+            self.sweeps_left -= 1;
+            2 + buckets / 128
+        } else if has_entries && pause_us >= SEARCH_US_MIN && self.is_owner_dead {
+            self.is_owner_dead = false;
+            2 + buckets / 1024
+        } else {
+            2
         };
-        self.now = Now::from_us(self.now.us + pause_us.saturating_sub(turns * 1000));
+        // Housekeeping is once a millisecond.
+        let step_us = (pause_us / turns).min(1000);
+        self.now = Now::from_us(self.now.us + pause_us - turns * step_us);
         for _ in 0..turns {
-            self.now = Now::from_us(self.now.us + pause_us.min(1000));
+            self.now = Now::from_us(self.now.us + step_us);
             self.turn();
         }
     }
