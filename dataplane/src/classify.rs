@@ -424,21 +424,29 @@ impl Classifier {
 /// version 0, no control message; extension fields are skipped) or directly behind the outer IP
 /// header (RFC 2003, RFC 2473, RFC 4213).
 ///
+/// A GUE flag says that a field changes what the packet means. We know none, and an unknown one
+/// is a reason to drop, as Linux does (`validate_gue_flags` in its `include/net/gue.h`).
+///
 /// # Errors
 /// [`Malformed`] when there is none.
 pub fn tunnelled(frame: &[u8], outer: &Packet) -> Result<Packet, Malformed> {
     let bytes = frame.get(..outer.end).ok_or(Malformed::Length)?;
-    let (inner_offset, protocol) = match outer.transport {
-        Transport::Other(protocol) => (outer.transport_offset, protocol),
+    let (bytes, inner_offset, protocol) = match outer.transport {
+        Transport::Other(protocol) => (bytes, outer.transport_offset, protocol),
         _ => {
+            let rest = bytes.get(outer.transport_offset..).ok_or(Malformed::Truncated)?;
+            let (udp, _) = Udp::ref_from_prefix(rest).map_err(|_| Malformed::Truncated)?;
+            // The datagram may end before the packet does, and with it what is inside.
+            let end = outer.transport_offset + usize::from(udp.length.get());
+            let bytes = bytes.get(..end).ok_or(Malformed::Length)?;
             let gue_offset = outer.transport_offset + size_of::<Udp>();
             let rest = bytes.get(gue_offset..).ok_or(Malformed::Truncated)?;
             let (gue, _) = Gue::ref_from_prefix(rest).map_err(|_| Malformed::Truncated)?;
-            if gue.version_control_hlen >> 5 != 0 {
+            if gue.version_control_hlen >> 5 != 0 || gue.flags.get() != 0 {
                 return Err(Malformed::Version);
             }
             let extensions = usize::from(gue.version_control_hlen & 0x1f) * 4;
-            (gue_offset + size_of::<Gue>() + extensions, gue.protocol)
+            (bytes, gue_offset + size_of::<Gue>() + extensions, gue.protocol)
         }
     };
     let inner = Packet::from_ip(bytes, inner_offset)?;
@@ -483,6 +491,36 @@ mod tests {
         let mut frame = Vec::new();
         ip.tcp(ports[0], ports[1], 1, 2).ack(3).write(&mut frame, payload).expect("fits");
         frame
+    }
+
+    /// A tunnel packet with this GUE header, whose UDP header claims `excess` bytes fewer.
+    fn tunnel_packet(gue: [u8; 4], excess: u16) -> Result<Packet, Malformed> {
+        let inner = segment(false, false, false, b"hello");
+        let mut frame = Vec::new();
+        let payload = [&gue[..], &inner[14..]].concat();
+        PacketBuilder::ethernet2([1; 6], [2; 6])
+            .ipv4([10, 0, 0, 2], [10, 0, 0, 1], 64)
+            .udp(50000, 6080)
+            .write(&mut frame, &payload)
+            .expect("fits");
+        let length = 8 + payload.len() as u16 - excess;
+        frame[38..40].copy_from_slice(&length.to_be_bytes());
+        let outer = Packet::from_ethernet(&frame).expect("sound").expect("IP");
+        tunnelled(&frame, &outer)
+    }
+
+    #[test]
+    fn r6_gue_that_means_something_else_is_refused() {
+        assert!(tunnel_packet([0, 4, 0, 0], 0).is_ok());
+        for gue in [[0x20, 4, 0, 0], [0x40, 4, 0, 0], [0, 41, 0, 0], [0, 4, 0, 1], [0, 4, 0x80, 0]]
+        {
+            assert_eq!(tunnel_packet(gue, 0), Err(Malformed::Version), "{gue:?}");
+        }
+    }
+
+    #[test]
+    fn r6_the_inside_ends_where_the_datagram_does() {
+        assert_eq!(tunnel_packet([0, 4, 0, 0], 1), Err(Malformed::Length));
     }
 
     proptest! {

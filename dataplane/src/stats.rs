@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use holdfast_net::Malformed;
+
 macro_rules! counters {
     ($($variant:ident $name:literal $help:literal)*) => {
         /// What is counted, per worker, since the start.
@@ -36,7 +38,10 @@ counters! {
     HostSent "host_sent" "Frames sent to the host."
     HostUnsent "host_unsent" "Frames dropped because the host port's transmit queue stayed full."
     Passed "passed" "Frames from the uplink that are no service's TCP, passed to the host."
-    MalformedPassed "malformed_passed" "Frames that claim to be IP and are not sound, passed on for the kernel to judge."
+    MalformedTruncated "malformed_truncated" "Frames that claim to be IP and end inside a header, passed on for the kernel to judge."
+    MalformedVersion "malformed_version" "Frames whose IP version is not their EtherType's, passed on for the kernel to judge."
+    MalformedLength "malformed_length" "Frames with an IP, TCP or UDP header that claims an impossible length, passed on for the kernel to judge."
+    MalformedExtensions "malformed_extensions" "Frames with more IPv6 extension headers than are walked, passed on for the kernel to judge."
     IcmpError "icmp_error" "ICMP errors about services' segments, taken to the session's owner (R9)."
     FragmentPassed "fragment_passed" "Fragments to a service's address that are of another protocol or port than a service's, passed to the host."
     FragmentToHost "fragment_to_host" "Fragments behind the first of a service's segment, given to the host as the first was (R10)."
@@ -79,7 +84,10 @@ counters! {
     TunnelNoHeadroom "tunnel_no_headroom" "Segments dropped because the frame has no room in front for the tunnel header."
     TunnelReceived "tunnel_received" "Tunnelled segments taken from members and given to the host (R6)."
     TunnelStranger "tunnel_stranger" "Tunnel packets dropped because their source is no member of the cluster (R6)."
-    TunnelMalformed "tunnel_malformed" "Tunnel packets dropped because there is no sound packet inside."
+    TunnelTruncated "tunnel_truncated" "Tunnel packets dropped because they end inside a header."
+    TunnelVersion "tunnel_version" "Tunnel packets dropped because of their GUE version, a control message, or an inside that is not the IP version it is said to be."
+    TunnelLength "tunnel_length" "Tunnel packets dropped because a header inside claims an impossible length."
+    TunnelExtensions "tunnel_extensions" "Tunnel packets dropped because the inside has more IPv6 extension headers than are walked."
     TunnelNotService "tunnel_not_service" "Tunnel packets dropped because the inside is no service's TCP."
     NotMineSent "not_mine_sent" "Segments tunnelled to us whose session we do not hold: the sender is told (R6)."
     NotMineUnsent "not_mine_unsent" "The same, but the ring to the DHT core was full."
@@ -109,6 +117,28 @@ counters! {
 }
 
 impl Counter {
+    /// The counter of frames that are passed on because they are malformed in this way.
+    #[must_use]
+    pub const fn malformed(reason: Malformed) -> Counter {
+        match reason {
+            Malformed::Truncated => Counter::MalformedTruncated,
+            Malformed::Version => Counter::MalformedVersion,
+            Malformed::Length => Counter::MalformedLength,
+            Malformed::Extensions => Counter::MalformedExtensions,
+        }
+    }
+
+    /// The counter of tunnel packets that are dropped because they are malformed in this way.
+    #[must_use]
+    pub const fn tunnel_malformed(reason: Malformed) -> Counter {
+        match reason {
+            Malformed::Truncated => Counter::TunnelTruncated,
+            Malformed::Version => Counter::TunnelVersion,
+            Malformed::Length => Counter::TunnelLength,
+            Malformed::Extensions => Counter::TunnelExtensions,
+        }
+    }
+
     /// Whether each one that it counts is a frame that the worker dropped. What a port dropped is
     /// in the port's own counters. A second question that finds the ring full drops nothing and
     /// is in `lookup_ring_full` all the same.
@@ -135,7 +165,10 @@ impl Counter {
                 | Counter::TunnelOtherFamily
                 | Counter::TunnelNoHeadroom
                 | Counter::TunnelStranger
-                | Counter::TunnelMalformed
+                | Counter::TunnelTruncated
+                | Counter::TunnelVersion
+                | Counter::TunnelLength
+                | Counter::TunnelExtensions
                 | Counter::TunnelNotService
                 | Counter::OwnersFull
         )
@@ -201,7 +234,10 @@ mod tests {
             "tunnel_other_family",
             "tunnel_no_headroom",
             "tunnel_stranger",
-            "tunnel_malformed",
+            "tunnel_truncated",
+            "tunnel_version",
+            "tunnel_length",
+            "tunnel_extensions",
             "tunnel_not_service",
             "owners_full",
         ];

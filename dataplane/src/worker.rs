@@ -67,7 +67,8 @@ const ATTEMPTS: usize = 4;
 pub struct Settings {
     /// Our locator, our services, our tunnels' port.
     pub classifier: Classifier,
-    /// Prefixes of the members' locators: who may tunnel to us and be tunnelled to (R6).
+    /// Prefixes of the members' locators, of our locator's family: who may tunnel to us and be
+    /// tunnelled to (R6).
     pub members: Vec<IpNet>,
     /// The uplink's MTU: bytes of IP packet in a frame.
     pub uplink_mtu: usize,
@@ -317,11 +318,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                         self.count(Counter::TunnelReceived);
                         self.arrival(&segment, Way::Rewritten)
                     }
-                    None => Reading::Refuse(Counter::TunnelMalformed),
+                    None => Reading::Refuse(Counter::TunnelLength),
                 }
             }
             FromUplink::Other => Reading::Pass(Counter::Passed),
-            FromUplink::Malformed(_) => Reading::Pass(Counter::MalformedPassed),
+            FromUplink::Malformed(reason) => Reading::Pass(Counter::malformed(reason)),
             FromUplink::Fragment(_) => Reading::Fragment,
             FromUplink::OtherFragment => Reading::Pass(Counter::FragmentPassed),
         }
@@ -343,11 +344,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         if !self.is_member(sender) {
             return Err(Counter::TunnelStranger);
         }
-        let inner =
-            classify::tunnelled(frame.data(), &outer).map_err(|_| Counter::TunnelMalformed)?;
+        let inner = classify::tunnelled(frame.data(), &outer).map_err(Counter::tunnel_malformed)?;
         let inside = self.shared.settings.classifier.inside(frame.data(), inner);
         let inside = inside.ok_or(Counter::TunnelNotService)?;
-        let packet = encap::decapsulate(frame, &outer, &inner).ok_or(Counter::TunnelMalformed)?;
+        let packet = encap::decapsulate(frame, &outer, &inner).ok_or(Counter::TunnelLength)?;
         Ok(match inside {
             Inside::Segment(segment) => {
                 Inside::Segment(Segment { headers: packet.headers(), ..segment })

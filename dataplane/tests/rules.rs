@@ -329,7 +329,7 @@ fn r6_strangers_and_nonsense_are_refused() {
         let gue = broken.len() - (segment.len() - 14) - 4;
         broken[gue] = 0x20; // a control message
         bench.uplink_brings(&broken);
-        assert_eq!(bench.count(Counter::TunnelMalformed), 1);
+        assert_eq!(bench.count(Counter::TunnelVersion), 1);
         assert_eq!(bench.host_gets(), None);
     });
 }

@@ -245,7 +245,10 @@ pub struct Udp {
 }
 
 /// A GUE header, version 0, without extension fields
-/// (draft-ietf-intarea-gue-09 §3.1; UDP port 6080).
+/// (draft-ietf-intarea-gue-09 §3.1; UDP port 6080). The same as Linux's `struct guehdr`
+/// (`include/net/gue.h`): its `gue_udp_recv` (`net/ipv4/fou_core.c`) takes what we send, version,
+/// control bit, length and flags 0, protocol 4 or 41, and its `__gue_build_header` writes the same
+/// when it does not offload checksums remotely.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Gue {

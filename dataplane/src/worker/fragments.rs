@@ -73,7 +73,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             Part::FirstRewritten(segment, service) => {
                 if encap::turn_back(&mut frame, &segment.headers, service).is_none() {
-                    return self.count(Counter::TunnelMalformed);
+                    return self.count(Counter::TunnelLength);
                 }
                 self.count(Counter::TunnelReceived);
                 let arrival = self.arrival_of_fragment(&segment, Way::Rewritten);
@@ -146,7 +146,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             },
             Fate::TurnBack(service) => match encap::turn_back(&mut frame, &headers, service) {
                 Some(()) => self.pass(frame, Counter::TunnelReceived),
-                None => self.count(Counter::TunnelMalformed),
+                None => self.count(Counter::TunnelLength),
             },
             Fate::Drop => self.count(Counter::FragmentDropped),
         }

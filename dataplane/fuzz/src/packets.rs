@@ -1,0 +1,553 @@
+//! A worker, and the network, the host and the DHT core around it. After each turn the books must
+//! balance, and every frame that was sent must be one that came, where and as it may be sent.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use holdfast_dataplane::fragments;
+use holdfast_dataplane::frame::{Frame, HEADROOM};
+use holdfast_dataplane::session::Session;
+use holdfast_dataplane::session::expiry::Timeouts;
+use holdfast_dataplane::session::table::SessionTable;
+use holdfast_dataplane::stats::{Counter, WorkerCounters};
+use holdfast_dataplane::time::Now;
+use holdfast_dataplane::worker::{Shared, Worker};
+use holdfast_handoff::{
+    Announcement, Answer, Clock, CoreEnd, Doorbell, Resolution, Version, rings,
+};
+use holdfast_net::{FlowKey, HashKey};
+
+use super::Tally;
+use super::books::balance;
+use super::capture::Capture;
+use super::ports::{MemPort, Origin, Side, TracedFrame};
+use super::reader::{self, Reading, Segment};
+use super::sent::{self, Covered};
+use super::world::{CORE_ETHERTYPE, CORE_MAC, Form, HOST_MAC, MEMBERS, Order, STRANGER, World};
+
+/// Frames of an input, at most: the others are left out.
+const RECORDS_MAX: usize = 400;
+/// Longest time between two frames: longer than any session is idle.
+const PAUSE_US_MAX: u64 = 4_000_000_000;
+/// Searches of the whole table, at most: they take long.
+const SWEEPS_MAX: usize = 3;
+/// The table is not searched for redirects to the dead in shorter pauses.
+const SEARCH_US_MIN: u64 = 150_000;
+/// No entry of the table is idle for too long before.
+const IDLE_US_MIN: u64 = TIMEOUTS.linger_ms * 1000;
+/// Flows that are remembered, so that orders can name them.
+const FLOWS_MAX: usize = 64;
+/// Frames that may wait to be sent, at both ports together.
+const WAITING_MAX: u64 = 2 * 128;
+/// Room in front of a frame when there is little: enough for IP in IP over IPv4 alone.
+const HEADROOM_LITTLE: usize = 20;
+
+const TIMEOUTS: Timeouts = Timeouts {
+    half_open_ms: 10_000,
+    established_ms: 3_600_000,
+    linger_ms: 5_000,
+    redirect_ms: 60_000,
+};
+
+thread_local! {
+    /// Empty session tables from runs before, of tight worlds and of others: a table has megabytes,
+    /// and to make one takes longer than all else.
+    static TABLES: RefCell<[Option<Arc<SessionTable>>; 2]> = const { RefCell::new([None, None]) };
+    /// The core never sleeps, so nobody ever listens.
+    static DOORBELL: (mio::Poll, Arc<Doorbell>) = {
+        let poll = mio::Poll::new().expect("a poll");
+        let waker = mio::Waker::new(poll.registry(), mio::Token(0)).expect("a waker");
+        (poll, Arc::new(Doorbell::new(waker)))
+    };
+}
+
+struct Bench {
+    world: World,
+    worker: Worker<MemPort, MemPort>,
+    core: CoreEnd,
+    table: Arc<SessionTable>,
+    counters: Arc<WorkerCounters>,
+    uplink: MemPort,
+    host: MemPort,
+    now: Now,
+    /// Of frames that were not sent or dropped yet.
+    origins: Vec<Rc<Origin>>,
+    sweeps_left: usize,
+    is_owner_dead: bool,
+    dropped: u64,
+    /// Of those, frames that nothing but a full port may drop, from the uplink and from the host.
+    dropped_by_ports: [u64; 2],
+    sent: [u64; 2],
+    /// What the worker asked and was not answered.
+    questions: Vec<FlowKey>,
+    flows: Vec<FlowKey>,
+    /// Those that there may be entries of.
+    entered: BTreeSet<FlowKey>,
+    /// Flows whose segments the host may get: it has spoken, or the DHT said so.
+    for_host: BTreeSet<FlowKey>,
+    /// Flows that may be published or withdrawn.
+    ours: BTreeSet<FlowKey>,
+    /// Whom the DHT said to own a flow.
+    owners: BTreeMap<FlowKey, BTreeSet<IpAddr>>,
+}
+
+/// Sends a capture's frames through a worker, and tells what it counted.
+pub fn run(bytes: &[u8]) -> Tally {
+    let capture = Capture::read(bytes);
+    let mut bench = Bench::new(World::new(capture.shape));
+    let mut before_us = capture.records.first().map_or(0, |record| record.at_us);
+    for record in capture.records.iter().take(RECORDS_MAX) {
+        if record.at_us > before_us {
+            bench.turn();
+            bench.wait((record.at_us - before_us).min(PAUSE_US_MAX));
+            before_us = record.at_us;
+        }
+        bench.bring(&record.frame);
+    }
+    bench.finish();
+    bench.tally()
+}
+
+/// What the DHT core says or happens in a frame that stands for an order.
+fn order(frame: &[u8]) -> Option<(Order, usize, usize)> {
+    let [number, which, whom, ..] = *frame.get(14..)? else { return None };
+    let is_order = frame[6..12] == CORE_MAC && frame[12..14] == CORE_ETHERTYPE.to_be_bytes();
+    let order = Order::ALL[usize::from(number) % Order::ALL.len()];
+    is_order.then_some((order, usize::from(which), usize::from(whom)))
+}
+
+impl Bench {
+    fn new(world: World) -> Bench {
+        let doorbell = DOORBELL.with(|(_, doorbell)| Arc::clone(doorbell));
+        let (worker_end, core) = rings(world.ring(), world.ring(), doorbell);
+        let settings = world.settings();
+        let services = settings.classifier.services.clone();
+        let table = TABLES.with_borrow_mut(|tables| tables[usize::from(world.is_tight)].take());
+        let table = table.unwrap_or_else(|| {
+            let table = SessionTable::new(services, world.capacity(), &TIMEOUTS, HashKey([3, 4]));
+            Arc::new(table.expect("a small table"))
+        });
+        let shared = Shared {
+            settings: Arc::new(settings),
+            table: Arc::clone(&table),
+            clock: Arc::new(Clock::default()),
+        };
+        let counters = Arc::<WorkerCounters>::default();
+        let (uplink, host) = (MemPort::default(), MemPort::default());
+        let ports = (uplink.clone(), host.clone());
+        let worker =
+            Worker::new(shared, (0, 1), Arc::clone(&counters), worker_end, ports.0, ports.1);
+        Bench {
+            world,
+            worker,
+            core,
+            table,
+            counters,
+            uplink,
+            host,
+            now: Now::from_us(1_000_000),
+            origins: Vec::new(),
+            sweeps_left: SWEEPS_MAX,
+            is_owner_dead: false,
+            dropped: 0,
+            dropped_by_ports: [0; 2],
+            sent: [0; 2],
+            questions: Vec::new(),
+            flows: Vec::new(),
+            entered: BTreeSet::new(),
+            for_host: BTreeSet::new(),
+            ours: BTreeSet::new(),
+            owners: BTreeMap::new(),
+        }
+    }
+
+    /// A frame comes from the network, from the host or, as an order, from the core.
+    fn bring(&mut self, frame: &[u8]) {
+        if let Some((order, which, whom)) = order(frame) {
+            self.turn();
+            self.hear();
+            self.obey(order, which, whom);
+            return self.turn();
+        }
+        let is_hosts = frame.get(6..12) == Some(&HOST_MAC);
+        let side = if is_hosts { Side::Host } else { Side::Uplink };
+        let (reading, spoken) = match side {
+            Side::Uplink => (self.world.read_uplink(frame), None),
+            Side::Host => (Reading::Other, self.world.read_host(frame)),
+        };
+        if let Some(Segment { flow, flags, .. }) = &spoken {
+            self.entered.insert(*flow);
+            // A reset proves nothing (R7).
+            if flags & 0x04 == 0 || flags & 0x12 == 0x12 {
+                self.for_host.insert(*flow);
+                self.ours.insert(*flow);
+            }
+        }
+        if let Reading::Segment(Segment { flow, .. })
+        | Reading::Fragment(_, Some(Segment { flow, .. })) = &reading
+        {
+            self.entered.insert(*flow);
+            let is_syn = match &reading {
+                Reading::Segment(segment) | Reading::Fragment(_, Some(segment)) => segment.is_syn(),
+                _ => false,
+            };
+            // There is no SYN-ACK to see: the SYN opens the session (R3).
+            if self.world.is_inbound_only && is_syn {
+                self.for_host.insert(*flow);
+                self.ours.insert(*flow);
+            }
+            if self.flows.len() < FLOWS_MAX && !self.flows.contains(flow) {
+                self.flows.push(*flow);
+            }
+        }
+        let origin = Rc::new(Origin {
+            side,
+            bytes: frame.to_vec(),
+            reading,
+            spoken,
+            forbidden: None.into(),
+            sent: 0.into(),
+            made: 0.into(),
+        });
+        let headroom = if self.world.is_without_headroom { HEADROOM_LITTLE } else { HEADROOM };
+        let traced = TracedFrame::new(Rc::clone(&origin), headroom);
+        self.origins.push(origin);
+        let port = if is_hosts { &self.host } else { &self.uplink };
+        port.0.borrow_mut().to_worker.push_back(traced);
+    }
+
+    /// The core speaks, or a port changes.
+    fn obey(&mut self, order: Order, which: usize, whom: usize) {
+        let member = MEMBERS[whom % MEMBERS.len()];
+        let known = |flows: &[FlowKey]| Some(flows[which.checked_rem(flows.len())?]);
+        let version = Version(u64::from(which as u8) + 1);
+        let answer = match order {
+            Order::Owner | Order::Ourselves | Order::Nobody | Order::TimedOut | Order::Stranger => {
+                let Some(place) = which.checked_rem(self.questions.len()) else { return };
+                let flow = self.questions.remove(place);
+                let owner = |locator| Resolution::Owner { locator, version };
+                let resolution = match order {
+                    Order::Owner => {
+                        self.owners.entry(flow).or_default().insert(member);
+                        owner(member)
+                    }
+                    Order::Ourselves => {
+                        self.for_host.insert(flow);
+                        self.ours.insert(flow);
+                        owner(self.world.locator())
+                    }
+                    Order::Nobody => {
+                        self.for_host.insert(flow);
+                        Resolution::NotFound
+                    }
+                    Order::TimedOut => Resolution::TimedOut,
+                    _ => owner(STRANGER),
+                };
+                Answer::Resolved { flow, resolution }
+            }
+            Order::NotMine => match known(&self.flows) {
+                Some(flow) => Answer::NotMine { flow, owner: member },
+                None => return,
+            },
+            Order::OwnerDead => {
+                self.is_owner_dead = true;
+                Answer::OwnerDead { owner: member }
+            }
+            Order::Unasked => {
+                let Some(flow) = known(&self.flows) else { return };
+                self.owners.entry(flow).or_default().insert(member);
+                let resolution = Resolution::Owner { locator: member, version };
+                Answer::Resolved { flow, resolution }
+            }
+            Order::Room => {
+                let room = |count: usize| (count < 255).then_some(count);
+                self.uplink.0.borrow_mut().room = room(which);
+                self.host.0.borrow_mut().room = room(whom);
+                return;
+            }
+        };
+        self.core.answers.push(answer).expect("the worker takes every answer at once");
+    }
+
+    /// Time passes, with as many turns of housekeeping as it takes to search the table for what is
+    /// due: redirects to the dead, and, when entries can have been idle for too long, all of it.
+    fn wait(&mut self, pause_us: u64) {
+        let gauges = self.table.gauges();
+        let has_entries = gauges.local > 0 || gauges.redirects > 0;
+        let buckets = self.table.buckets() as u64;
+        let turns = if has_entries && pause_us >= IDLE_US_MIN && self.sweeps_left > 0 {
+            self.sweeps_left -= 1;
+            2 + buckets / 128
+        } else if has_entries && pause_us >= SEARCH_US_MIN && self.is_owner_dead {
+            self.is_owner_dead = false;
+            2 + buckets / 1024
+        } else {
+            2
+        };
+        // Housekeeping is once a millisecond.
+        let step_us = (pause_us / turns).min(1000);
+        self.now = Now::from_us(self.now.us + pause_us - turns * step_us);
+        for _ in 0..turns {
+            self.now = Now::from_us(self.now.us + step_us);
+            self.turn();
+        }
+    }
+
+    /// Turns until nothing is left to receive, and looks at what was sent.
+    fn turn(&mut self) {
+        self.foretell();
+        loop {
+            self.worker.turn(self.now);
+            self.look(Side::Uplink);
+            self.look(Side::Host);
+            let left = [&self.uplink, &self.host].map(|port| port.0.borrow().to_worker.len());
+            if left == [0, 0] {
+                break;
+            }
+        }
+        if !self.world.is_core_slow {
+            self.hear();
+        }
+        self.check_books();
+    }
+
+    /// R4: where a segment that comes alone must not go, by what the table says before.
+    fn foretell(&mut self) {
+        let wire = self.uplink.0.borrow();
+        let (Some(frame), 1) = (wire.to_worker.front(), wire.to_worker.len()) else { return };
+        let Reading::Segment(segment) = &frame.origin.reading else { return };
+        let found = self.table.lookup(&segment.flow, self.now.tick());
+        let forbidden = match found.map(|found| found.session) {
+            _ if segment.is_syn() => Some(Side::Uplink),
+            Some(Session::Local { .. }) => Some(Side::Uplink),
+            Some(Session::Redirect { .. }) => Some(Side::Host),
+            None => None,
+        };
+        frame.origin.forbidden.set(forbidden);
+    }
+
+    /// Takes what the worker tells the core.
+    fn hear(&mut self) {
+        while let Ok(question) = self.core.resolves.pop() {
+            assert!(!question.flow.service().ip().is_unspecified());
+            if self.questions.len() == FLOWS_MAX {
+                self.questions.remove(0);
+            }
+            self.questions.push(question.flow);
+        }
+        while let Ok(announcement) = self.core.announcements.pop() {
+            match announcement {
+                Announcement::Publish { flow, .. } => {
+                    assert!(self.ours.contains(&flow), "publishes {flow:?}: the host never spoke");
+                }
+                Announcement::Withdraw { flow, .. } => {
+                    assert!(self.ours.contains(&flow), "withdraws {flow:?} of another");
+                }
+                Announcement::NotMine { sender, .. } => {
+                    assert!(self.world.is_member(sender), "tells {sender}, a stranger");
+                }
+            }
+        }
+    }
+
+    fn look(&mut self, to: Side) {
+        let port = if to == Side::Uplink { &self.uplink } else { &self.host };
+        let frames = std::mem::take(&mut port.0.borrow_mut().from_worker);
+        self.sent[to as usize] += frames.len() as u64;
+        for frame in frames {
+            let origin = &frame.origin;
+            origin.sent.set(origin.sent.get() + 1);
+            assert!(origin.sent.get() <= 1 + origin.made.get(), "sent twice: {origin:?}");
+            assert_ne!(origin.forbidden.get(), Some(to), "sent to the wrong side: {origin:?}");
+            match (origin.side, to) {
+                (Side::Host, Side::Uplink) => {
+                    let Origin { bytes, spoken, .. } = &**origin;
+                    sent::from_host(&self.world, bytes, spoken.as_ref(), frame.data());
+                }
+                (Side::Host, Side::Host) => panic!("the host's frame comes back: {origin:?}"),
+                (Side::Uplink, Side::Host) => self.look_at_hosts(origin, frame.data()),
+                (Side::Uplink, Side::Uplink) => self.look_at_uplinks(origin, frame.data()),
+            }
+        }
+    }
+
+    /// A frame that came from the network was given to the host.
+    fn look_at_hosts(&self, origin: &Origin, sent: &[u8]) {
+        match &origin.reading {
+            Reading::Other => assert_eq!(sent, origin.bytes, "was changed"),
+            Reading::Fragment(packet, first) => {
+                self.look_at_hosts_fragment(origin, packet, first, sent)
+            }
+            Reading::Segment(segment) => {
+                assert_eq!(sent, origin.bytes, "was changed");
+                let may = segment.is_syn() || self.for_host.contains(&segment.flow);
+                assert!(may, "a stray whose owner nobody told is the host's: {origin:?}");
+            }
+            Reading::Tunnel(sender, inside) => {
+                assert!(self.world.is_member(*sender), "from a stranger: {origin:?}");
+                let inside = inside.as_ref().expect("nothing inside may come out");
+                sent::taken_out(&origin.bytes, inside, sent);
+            }
+            Reading::Rewritten(segment, service) => {
+                let destination = sent::rewritten(&origin.bytes, &segment.into(), sent);
+                assert_eq!(destination, *service);
+                assert_eq!(sent[..12], origin.bytes[..12]);
+            }
+        }
+    }
+
+    /// The same of a fragment: as it came, or, when it was rewritten, turned back.
+    fn look_at_hosts_fragment(
+        &self,
+        origin: &Origin,
+        packet: &Range<usize>,
+        first: &Option<Segment>,
+        sent: &[u8],
+    ) {
+        if let Some(segment) = first {
+            let may = segment.is_syn() || self.for_host.contains(&segment.flow);
+            assert!(may, "a stray's first fragment is the host's: {origin:?}");
+        }
+        if sent == origin.bytes {
+            return;
+        }
+        assert_eq!(self.world.form, Form::Rewrite, "was changed: {origin:?}");
+        let covered = Covered::of_fragment(&origin.bytes, packet);
+        let destination = sent::rewritten(&origin.bytes, &covered, sent);
+        assert!(self.world.is_service(destination));
+        assert_eq!(sent[..12], origin.bytes[..12]);
+    }
+
+    /// A frame that came from the network goes back there.
+    fn look_at_uplinks(&self, origin: &Origin, sent: &[u8]) {
+        let (world, bytes) = (&self.world, &origin.bytes[..]);
+        // Among others what came out of a tunnel: it is never tunnelled again (R6).
+        let (packet, flow) = match &origin.reading {
+            Reading::Segment(segment) => (&segment.packet, Some(segment)),
+            Reading::Fragment(packet, first) => (packet, first.as_ref()),
+            _ => panic!("goes back: {origin:?}"),
+        };
+        assert!(!flow.is_some_and(Segment::is_syn), "a SYN goes back: {origin:?}");
+        let is_rewritten = world.form == Form::Rewrite && sent.len() == bytes.len();
+        if is_icmp(sent, packet) && !is_rewritten {
+            return sent::too_big_answer(world, bytes, packet, sent);
+        }
+        let owner = match world.form {
+            Form::Rewrite => {
+                assert_eq!(sent[..6], bytes[6..12], "not to where it came from");
+                assert_eq!(sent[6..12], bytes[..6]);
+                if is_rewritten {
+                    let covered = match &origin.reading {
+                        Reading::Segment(segment) => segment.into(),
+                        _ => Covered::of_fragment(bytes, packet),
+                    };
+                    sent::rewritten(bytes, &covered, sent)
+                } else {
+                    sent::rewritten_fragment(world, bytes, packet, sent)
+                }
+            }
+            _ => sent::tunnelled(world, bytes, packet, sent),
+        };
+        assert!(world.is_member(owner), "tunnelled to {owner}, a stranger: {origin:?}");
+        let ends = reader::ends(bytes, packet);
+        let mut owners = self.owners.iter().filter(|(known, _)| match flow {
+            Some(segment) => segment.flow == **known,
+            // A fragment behind the first has no ports.
+            None => ends == (known.client().ip(), known.service().ip()),
+        });
+        let known = owners.any(|(_, owners)| owners.contains(&owner));
+        assert!(known, "tunnelled to {owner}, of whom nobody told: {origin:?}");
+    }
+
+    /// Every frame is accounted for: it was sent, waits, is parked, or was dropped by a counter.
+    fn check_books(&mut self) {
+        let (mut kept, mut dropped_of_kept) = (0, 0);
+        let (dropped, by_ports) = (&mut self.dropped, &mut self.dropped_by_ports);
+        self.origins.retain(|origin| {
+            // One is the bench's own.
+            let frames = Rc::strong_count(origin) as u64 - 1;
+            let lost = 1 + origin.made.get() - origin.sent.get() - frames;
+            if frames > 0 {
+                kept += frames;
+                dropped_of_kept += lost;
+                return true;
+            }
+            *dropped += lost;
+            let is_passing = match &origin.reading {
+                Reading::Other => true,
+                Reading::Segment(segment) => segment.is_syn(),
+                _ => false,
+            };
+            by_ports[origin.side as usize] += if is_passing { lost } else { 0 };
+            false
+        });
+        let books = balance(&self.counters);
+        let count = |counter| self.counters.get(counter);
+        assert_eq!(self.sent[Side::Uplink as usize], count(Counter::UplinkSent));
+        assert_eq!(self.sent[Side::Host as usize], count(Counter::HostSent));
+        let between = |what: &str, is: u64, most: u64| {
+            assert!(is <= most && most - is <= books.unsure, "{what}: {is}, counted {books:?}");
+        };
+        between("dropped", self.dropped + dropped_of_kept, books.dropped);
+        between("kept", kept, books.parked + books.waiting + books.fragments);
+        assert!(books.parked <= self.world.parked_max() as u64 + books.unsure, "{books:?}");
+        assert!(books.waiting <= WAITING_MAX, "{books:?}");
+        assert!(books.fragments <= fragments::WAITING_MAX as u64, "{books:?}");
+        let [from_uplink, from_host] = self.dropped_by_ports;
+        assert!(from_uplink <= count(Counter::HostUnsent), "a frame that passes was dropped");
+        assert!(from_host <= count(Counter::UplinkUnsent), "a frame of the host's was dropped");
+    }
+
+    /// Nothing is kept for ever.
+    fn finish(&mut self) {
+        self.turn();
+        self.uplink.0.borrow_mut().room = None;
+        self.host.0.borrow_mut().room = None;
+        for _ in 0..2 {
+            self.now = Now::from_us(self.now.us + 2_000_000);
+            self.turn();
+        }
+        assert!(self.origins.is_empty(), "kept: {:?}", self.origins);
+        self.clear_table();
+    }
+
+    /// Leaves an empty table for the next run.
+    fn clear_table(&self) {
+        let table = &self.table;
+        for flow in &self.entered {
+            let at = table.locate_flow(flow).expect("a service's");
+            while let Some(entry) = table.find(&at) {
+                table.remove(&entry);
+            }
+        }
+        let gauges = table.gauges();
+        assert_eq!((gauges.local, gauges.redirects), (0, 0), "entries of flows that never came");
+        TABLES.with_borrow_mut(|tables| {
+            tables[usize::from(self.world.is_tight)] = Some(Arc::clone(table));
+        });
+    }
+
+    fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for counter in Counter::ALL {
+            match self.counters.get(*counter) {
+                0 => {}
+                value => tally.add(counter.name(), value),
+            }
+        }
+        tally
+    }
+}
+
+/// Whether the IP packet that was sent in the place of `packet` carries ICMP, and is whole.
+fn is_icmp(sent: &[u8], packet: &Range<usize>) -> bool {
+    let at = packet.start;
+    match sent.get(at).map(|byte| byte >> 4) {
+        Some(4) => sent.get(at + 9) == Some(&1) && sent[at + 6] & 0x3f == 0 && sent[at + 7] == 0,
+        _ => sent.get(at + 6) == Some(&58),
+    }
+}
