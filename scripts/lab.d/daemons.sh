@@ -290,8 +290,8 @@ process_of() {
     name=${1##*/}
     name=${name%.pid}
     read -r comm 2>/dev/null <"/proc/$pid/comm" || return 1
-    # holdfastd may name its main thread; before exec a process is still lab, ip or setsid.
-    [[ $comm == "$name" || ($name == holdfastd && $comm == holdfast*) || $comm =~ ^(lab|ip|setsid)$ ]] || return 1
+    # holdfastd may name its main thread; before exec a process is still bash, ip or setsid.
+    [[ $comm == "$name" || ($name == holdfastd && $comm == holdfast*) || $comm =~ ^(bash|lab|ip|setsid)$ ]] || return 1
     echo "$pid"
 }
 

@@ -7,13 +7,13 @@ move_all() { steer all "${1:-server3}" syn server1; }
 start_on_server1() {
     make_steering_routes
     steer all server1
-    load_start "${PROBE[@]}" --idle 0 --request 0 --bulk 0 "$@"
+    load_start "${PROBE[@]}" --request 0 --bulk 0 "$@"
 }
 
 # Sessions of which one direction is closed live on for more than a minute, and move.
 scenario half-close "R8" "4:gue 6:gue"
 run_half_close() {
-    start_on_server1 --half-close 100 --host-close 100 --half-close-s 75
+    start_on_server1 --idle 0 --half-close 100 --host-close 100 --half-close-s 75
     sleep 5
     move_all
     load_mark moved
@@ -25,7 +25,7 @@ run_half_close() {
 
 scenario resets "R8" "4:gue 6:gue"
 run_resets() {
-    start_on_server1 --server-reset 100 --client-reset 100
+    start_on_server1 --idle 0 --server-reset 100 --client-reset 100
     move_all
     load_mark moved
     sleep 4
@@ -111,10 +111,13 @@ run_ports_reused() {
     local i
     SESSIONS_MIN=200
     make_steering_routes
+    # Its own TIME_WAIT does not keep the client from it.
+    echo net/ipv4/tcp_tw_reuse 1 | set_sysctls client
     for i in 1 3 2 4; do
         steer all server4 syn "server$i"
         load_start "${PROBE[@]}" --idle 100 --request 0 --bulk 0 --client-reset 100 --source-port-first 30000
         sleep 1
         load_end 60
+        sleep 1.2
     done
 }
