@@ -624,7 +624,7 @@ fn sessions(reader: &mut Reader<'_>, inbound_only: bool) -> Sessions {
             seconds(1)..=seconds(10 * MINUTE),
         ),
         linger: section.duration("linger", seconds(60), seconds(1)..=seconds(10 * MINUTE)),
-        // Reading a million sockets takes about a second. Inbound-only, ends wait for it.
+        // Four in the default linger. Inbound-only, the ends of sessions wait for it.
         kernel_check: section.duration(
             "kernel_check",
             seconds(if inbound_only { 2 } else { 15 }),
