@@ -84,7 +84,10 @@ load_mark() { load_tell mark "${1:-}"; }
 # load_end [SECONDS]: all sessions come to their end, within the time.
 load_end() {
     local name input
-    load_tell finish
+    for name in "${LOADS[@]}"; do
+        # It ends by itself when no session is left.
+        if [[ -z $(load_event "$name" result) ]]; then echo finish >&"${LOAD_INPUT[$name]}"; fi
+    done
     for name in "${LOADS[@]}"; do
         load_wait_event "$name" result "${1:-90}"
         input=${LOAD_INPUT[$name]}

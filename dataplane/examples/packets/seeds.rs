@@ -768,6 +768,9 @@ fn redirect(net: Net, shape: u32) -> Tape {
 fn tunnel_end(net: Net, shape: u32) -> Tape {
     let mut tape = Tape::new(shape);
     tape.alone(net.host(1, ACK));
+    // What we would tunnel ourselves is not tunnelled again.
+    let member = u8::from(shape & LOCATOR_V6 != 0);
+    tape.alone(net.client(2, ACK)).order(Order::Owner, 0, member);
     let outer = nets()[usize::from(shape & LOCATOR_V6 != 0)];
     let kind = if net.v6 { 2 } else { 3 };
     for port in [1, 2] {

@@ -90,12 +90,13 @@ crash_client() {
     # No FIN leaves it.
     ip -n "$(ns edge)" link set client down
     for name in "${LOADS[@]}"; do
-        kill -KILL "$(process_of "$(load_dir "$name")/session-load.pid")"
+        end_daemon KILL "load-$name" session-load
         input=${LOAD_INPUT[$name]}
         exec {input}>&-
         rm -rf "$(load_dir "$name")"
     done
     LOADS=()
+    ip -n "$(ns edge)" link delete client
     ip netns delete "$(ns client)"
     ip netns add "$(ns client)"
     node_sysctls client | set_sysctls client

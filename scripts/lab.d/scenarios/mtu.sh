@@ -73,6 +73,7 @@ run_fragments() {
     echo net/ipv4/ip_no_pmtu_disc 1 | set_sysctls client
     for spine in $(spines); do
         ip -n "$(ns edge)" link set "$spine" mtu 1000
+        ip -n "$(ns "$spine")" link set edge mtu 1000
     done
     start_uploads
     sleep 8

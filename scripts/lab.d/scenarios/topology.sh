@@ -17,12 +17,16 @@ heal_links() { local link; for link in "$@"; do heal_link "$link"; done; }
 
 links_of() { links | awk -v node="$1" '$1 == node || $2 == node { print $1 "-" $2 }'; }
 
-start_mix() {
+start_mix() { # [PERCENT [ARGUMENT...]]
     local mix
     mapfile -t mix < <(load_mix "${1:-100}")
-    load_start "${PROBE[@]}" "${mix[@]}"
+    load_start "${PROBE[@]}" "${mix[@]}" "${@:2}"
     sleep 1
 }
+
+# Of clients that ask. One that only receives sends nothing that could be answered by a
+# reset: it waits, as TCP does.
+start_asking() { load_start "${PROBE[@]}" --idle 90 --request 70 --bulk 0 --echo 40; }
 
 scenario link-fails "R4 R5" "4:gue! 6:gue! 4:ipip 6:ipip 4:rewrite 6:rewrite 4in6:gue 6in4:gue 4in6:ipip 6in4:ipip"
 run_link_fails() {
@@ -153,7 +157,7 @@ sent_to() { ip -n "$(ns "$1")" -json -s link show "$2" | jq '.[0].stats64.tx.byt
 scenario server-dies "R13" "4:gue! 6:gue"
 run_server_dies() {
     local lost
-    start_mix
+    start_asking
     lost=$(sessions_on server1)
     prove "sessions on server1" "$lost"
     load_mark death
@@ -173,7 +177,7 @@ run_server_dies() {
 scenario leaf-fails "R13" "4:gue 6:gue"
 run_leaf_fails() {
     local dead lost
-    start_mix
+    start_asking
     lost=$(($(sessions_on server1) + $(sessions_on server2)))
     prove "sessions behind leaf1" "$lost"
     mapfile -t dead < <(links_of leaf1 | grep spine)
