@@ -1,4 +1,8 @@
-//! Load makers and benches for holdfast. This library itself holds nothing: what is
-//! here are programs (`src/bin`) and criterion benches. No other crate imports it.
+//! Load makers and benches for holdfast: programs (`src/bin`) and criterion benches.
+//! This library holds only what two of the programs must agree on. No other crate
+//! imports it.
 
 #![forbid(unsafe_code)]
+
+pub mod pattern;
+pub mod serve_protocol;

@@ -363,6 +363,7 @@ fn dht_config(config: &Config) -> (holdfast_dht::Config, Keys) {
         record_ttl: config.dht.record_ttl,
         probe_interval: config.dht.probe_interval,
         dead_after: config.dht.dead_after,
+        restart_within: config.dht.restart_within,
         lookup_timeout: config.dht.lookup_timeout,
         records_max: config.dht.records_max,
         published_max: config.sessions.capacity,

@@ -312,6 +312,8 @@ pub struct Dht {
     pub probe_interval: Duration,
     /// A suspect that gives no sign of life for this long is dead.
     pub dead_after: Duration,
+    /// The sessions of a dead server are its own for this long since its last sign of life.
+    pub restart_within: Duration,
     /// A lookup without enough answers ends after this time.
     pub lookup_timeout: Duration,
     /// Most records that this server holds for the cluster.
@@ -695,6 +697,11 @@ fn dht(reader: &mut Reader<'_>, listen: SocketAddr) -> Dht {
         ),
         probe_interval: section.duration("probe_interval", millis(50), millis(10)..=seconds(1)),
         dead_after: section.duration("dead_after", seconds(2), seconds(1)..=seconds(MINUTE)),
+        restart_within: section.duration(
+            "restart_within",
+            seconds(10),
+            seconds(0)..=seconds(5 * MINUTE),
+        ),
         lookup_timeout: section.duration("lookup_timeout", millis(500), millis(20)..=seconds(30)),
         records_max: section.number("records_max", 4_000_000, 1024..=1 << 28),
     };
@@ -975,6 +982,10 @@ fn check_lease(reader: &mut Reader<'_>, dht: &Dht) {
             "expected at least \"{least}\", {LEASE_PER_DEAD_AFTER} times dht.dead_after"
         );
         reader.refuse("dht.lease", right);
+    }
+    // The records must last as long as the sessions are to be found again.
+    if dht.lease < dht.restart_within && reader.sound(&["dht.lease", "dht.restart_within"]) {
+        reader.refuse("dht.restart_within", "expected at most dht.lease");
     }
     if dht.record_ttl < dht.lease && reader.sound(&["dht.record_ttl", "dht.lease"]) {
         reader.refuse("dht.record_ttl", "expected at least dht.lease");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use holdfast_dataplane::port::DpdkPort;
-use holdfast_dpdk::{self as dpdk, Eal, Mempool, MempoolConfig, Port, PortConfig};
+use holdfast_dpdk::{self as dpdk, Eal, HeldTap, Mempool, MempoolConfig, Port, PortConfig};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tracing::info;
 
@@ -152,6 +152,19 @@ impl Ports {
             }
         }
     }
+}
+
+/// Holds the TAP that is the host port, apart from the daemon: while that is started again, the TAP
+/// keeps its carrier, and a routing daemon behind it notices nothing. Makes the TAP when it is not
+/// there.
+///
+/// # Errors
+/// When the host port is no TAP, or the kernel refuses.
+pub fn hold_host_port(config: &Config) -> anyhow::Result<HeldTap> {
+    let Device::Tap { name } = &config.host_port.device else {
+        bail!("host_port.device is {}: only a TAP is held", config.host_port.device);
+    };
+    Ok(HeldTap::hold(name, dpdk::MacAddress(host_mac(config).0))?)
 }
 
 /// Passes the uplink's carrier on to the TAP that is the host port: a routing daemon behind it

@@ -2,7 +2,16 @@
  * writes as function-like macros (RTE_BIT64) and thread-local variables are
  * given a form here that bindgen understands. */
 
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <linux/if.h>
+#include <linux/if_arp.h>
+#include <linux/if_tun.h>
 
 #include <rte_cycles.h>
 #include <rte_dev.h>
@@ -27,6 +36,39 @@ static inline void holdfast_ignore_realtime_signals(void)
 
 		if (sigaction(signo, NULL, &action) == 0 && action.sa_handler == SIG_DFL)
 			signal(signo, SIG_IGN);
+	}
+}
+
+/* Makes the TAP interface `name`, or takes it if it is there, gives it the Ethernet address `mac`,
+ * and holds it by a queue that is detached: the kernel sends nothing there, and takes the interface
+ * for one that is in use. Returns the queue, or a negative errno. */
+static inline int holdfast_hold_tap(const char *name, const uint8_t *mac)
+{
+	struct ifreq request;
+	int queue = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+
+	if (queue < 0)
+		return -errno;
+	memset(&request, 0, sizeof(request));
+	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+	/* What the first queue asks for holds for all: this is what net_tap reads and writes, with a
+	 * struct tun_pi before each frame. */
+	request.ifr_flags = IFF_TAP | IFF_MULTI_QUEUE;
+	if (ioctl(queue, TUNSETIFF, &request) < 0)
+		goto failed;
+	request.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+	memcpy(request.ifr_hwaddr.sa_data, mac, 6);
+	if (ioctl(queue, SIOCSIFHWADDR, &request) < 0)
+		goto failed;
+	request.ifr_flags = IFF_DETACH_QUEUE;
+	if (ioctl(queue, TUNSETQUEUE, &request) == 0)
+		return queue;
+failed:
+	{
+		int error = errno;
+
+		close(queue);
+		return -error;
 	}
 }
 

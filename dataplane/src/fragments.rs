@@ -124,7 +124,8 @@ impl<F, T: Copy> Fragments<F, T> {
 
     /// The first fragment of `datagram` has met its fate, which those behind it share; of two
     /// firsts they follow the latter, for identifications are used again. Returns those that
-    /// waited. In a full table it is not remembered.
+    /// waited. A full table forgets its oldest datagram for it, or, while that has some that
+    /// wait, does not remember this one.
     pub fn settle(&mut self, datagram: Datagram, fate: T, now: Now) -> Waiting<F> {
         let place = match self.known(&datagram) {
             Some(place) => Some(place),
@@ -159,7 +160,12 @@ impl<F, T: Copy> Fragments<F, T> {
 
     fn take(&mut self, datagram: Datagram, now: Now) -> Option<&mut Place<F, T>> {
         if self.places.len() >= self.limits.datagrams {
-            return None;
+            // The oldest whose first has come has most likely all it will get: fragments come back
+            // to back. One that others wait for keeps its place.
+            self.places.front().filter(|oldest| oldest.fate.is_some())?;
+            let oldest = self.places.pop_front()?;
+            self.oldest += 1;
+            self.numbers.remove(&oldest.datagram);
         }
         let until = Now::from_us(now.us + self.limits.lifetime_us);
         self.numbers.insert(datagram, self.oldest + self.places.len() as u64);
@@ -235,14 +241,27 @@ mod tests {
     }
 
     #[test]
-    fn r10_a_full_table_remembers_no_more() {
+    fn r10_a_full_table_forgets_the_oldest_that_nobody_waits_for() {
         let mut fragments = Fragments::new(LIMITS);
         for id in 0..4 {
             fragments.settle(datagram(id), (), at(0));
         }
+        fragments.settle(datagram(9), (), at(0));
+        assert_eq!(fragments.later(datagram(9), 'b', at(0)), Later::Follows('b', ()));
+        assert_eq!(fragments.later(datagram(1), 'b', at(0)), Later::Follows('b', ()));
+        assert_eq!(fragments.later(datagram(0), 'b', at(0)), Later::Waits, "forgotten");
+    }
+
+    #[test]
+    fn r10_a_full_table_keeps_those_that_wait() {
+        let mut fragments = Fragments::new(LIMITS);
+        fragments.later(datagram(0), 'b', at(0));
+        for id in 1..4 {
+            fragments.settle(datagram(id), (), at(0));
+        }
         assert!(fragments.settle(datagram(9), (), at(0)).is_empty());
-        assert_eq!(fragments.later(datagram(9), 'b', at(0)), Later::Full('b'));
-        assert_eq!(fragments.later(datagram(3), 'b', at(0)), Later::Follows('b', ()));
+        assert_eq!(fragments.later(datagram(9), 'c', at(0)), Later::Full('c'));
+        assert_eq!(fragments.settle(datagram(0), (), at(0)).as_slice(), ['b']);
     }
 
     proptest! {

@@ -58,6 +58,11 @@ pub struct Config {
     /// A peer that missed [`Config::failures_max`] requests is dead when there was no sign of
     /// life of it for this long since it is a suspect: 2 s.
     pub dead_after: Duration,
+    /// For how long since its last sign of life the sessions of a dead server stay its own: 10 s.
+    /// A daemon that crashed and is started again must be back within this time; the clients of a
+    /// server that died for good are told when it is over. Without effect below
+    /// [`Config::dead_after`], and beyond [`Config::lease`].
+    pub restart_within: Duration,
     /// Consecutive missed requests after which a peer can be dead: 3.
     pub failures_max: u8,
     /// How often the whole id space is looked through for unknown nodes: 60 s.
@@ -87,6 +92,7 @@ impl Config {
             lookups_max: 1 << 16,
             probe_interval: Duration::from_millis(50),
             dead_after: Duration::from_secs(2),
+            restart_within: Duration::from_secs(10),
             lease: Duration::from_secs(60),
             failures_max: 3,
             refresh_interval: Duration::from_secs(60),
@@ -121,6 +127,7 @@ impl Config {
         lasts("probe_interval", self.probe_interval, ms(1), ms(3_600_000))?;
         lasts("dead_after", self.dead_after, ms(50), ms(3_600_000))?;
         lasts("lease", self.lease, ms(1000), ms(3_600_000))?;
+        lasts("restart_within", self.restart_within, ms(0), ms(3_600_000))?;
         lasts("refresh_interval", self.refresh_interval, ms(100), ms(86_400_000))
     }
 

@@ -210,11 +210,15 @@ fn r13_a_dead_server_is_noticed_and_its_records_move() {
         let moved = network.total(Counter::RecordsMoved);
         for (n, version) in versions.into_iter().enumerate() {
             if n % 20 == 7 {
-                assert_eq!(network.resolve(3, flow(n)), Resolution::NotFound);
+                assert_eq!(network.resolve(3, flow(n)), Resolution::TimedOut, "it may come back");
             } else {
                 assert_eq!(network.resolve(3, flow(n)), owner(n % 20, version));
                 assert_eq!(network.holders(3, flow(n)), 3);
             }
+        }
+        network.run(killed_us + 10 * SECOND + 100 * MS - network.now_us);
+        for n in (7..200).step_by(20) {
+            assert_eq!(network.resolve(3, flow(n)), Resolution::NotFound);
         }
         // Only what moved: the dead server held 3 of 20 records.
         assert!((10..=60).contains(&moved), "{moved}");
@@ -406,6 +410,110 @@ fn r13_a_restarted_servers_sessions_are_found_until_it_has_published_them_again(
         assert_eq!(network.resolve(3, flow(n)), expected, "flow {n}");
     }
     assert_eq!(network.total(Counter::PeersDead), 0);
+}
+
+#[test]
+fn r13_a_servers_sessions_are_nobodys_only_when_a_restart_would_take_no_longer() {
+    for within_s in [0, 5, 20] {
+        let mut network = Network::new(within_s, Weather::fair());
+        for n in 0..6 {
+            let restart_within = Duration::from_secs(within_s);
+            network.start(Config { restart_within, ..config(n) });
+        }
+        network.until("all to know all", 20, |network| network.is_complete());
+        let version = network.publish(1, flow(1));
+        network.settle();
+        network.kill(1);
+        let killed_us = network.now_us;
+        let (mut trusting, mut awaiting) = (0, 0);
+        loop {
+            let dead = network.peer(3, 1).is_none();
+            let since_us = network.now_us - killed_us;
+            match network.resolve(3, flow(1)) {
+                Resolution::NotFound => break,
+                Resolution::TimedOut => {
+                    assert!(dead, "after {since_us} us");
+                    awaiting += 1;
+                }
+                found => {
+                    assert_eq!(found, owner(1, version));
+                    assert!(!dead, "nobody tunnels into the void: after {since_us} us");
+                    trusting += 1;
+                }
+            }
+            assert!(since_us < 25 * SECOND);
+            network.run(50 * MS);
+        }
+        assert!(trusting > 20, "{trusting}");
+        // Since its last sign of life, which was up to a probe before it died.
+        let took_us = network.now_us - killed_us;
+        let least_us = (within_s * SECOND).saturating_sub(SECOND / 2).max(2 * SECOND);
+        assert!((least_us..=(within_s + 1).max(4) * SECOND).contains(&took_us), "{took_us} us");
+        assert_eq!(awaiting > 0, within_s > 2, "{awaiting}");
+        assert_eq!(network.counter(3, Counter::OwnersAwaited), awaiting);
+        assert_eq!(network.counter(3, Counter::PeersGivenUp), 1);
+        assert_eq!(network.dead_owners(3), [locator(1)], "once, when nobody may tunnel to it");
+    }
+}
+
+#[test]
+fn r13_a_server_that_was_dead_leads_to_its_sessions_before_it_has_stored_them_again() {
+    for dead_s in [4, 8] {
+        let mut network = Network::of(6, dead_s, Weather::fair());
+        let versions: Vec<Version> = (0..20).map(|n| network.publish(1, flow(n))).collect();
+        network.settle();
+        network.kill(1);
+        network.run(dead_s * SECOND);
+        for n in (0..6).filter(|n| *n != 1) {
+            assert!(network.peer(n, 1).is_none());
+            assert_eq!(network.resolve(n, flow(n)), Resolution::TimedOut);
+        }
+        network.start(config(1));
+        network.until("it to be known", 4, |network| network.is_complete());
+        assert_eq!(network.node(1).gauges().published, 0);
+        for (n, version) in versions.iter().enumerate() {
+            assert_eq!(network.resolve(3, flow(n)), owner(1, *version), "flow {n}");
+        }
+        // It reads them from its kernel, under versions of their own.
+        let anew: Vec<Version> = (0..20).map(|n| network.publish(1, flow(n))).collect();
+        network.settle();
+        network.run(70 * SECOND);
+        for (n, version) in anew.into_iter().enumerate() {
+            assert_eq!(network.resolve(3, flow(n)), owner(1, version), "flow {n}");
+        }
+        assert_eq!(network.total(Counter::PeersGivenUp), 0);
+        assert_eq!(network.total(Counter::OwnersDead), 0);
+    }
+}
+
+#[test]
+fn r13_a_daemon_that_crashes_again_and_again_keeps_its_sessions_and_harms_nobody() {
+    let mut network = Network::of(4, 1, Weather::fair());
+    let version = network.publish(1, flow(1));
+    let others: Vec<Version> =
+        (2..40).map(|n| network.publish([0, 2, 3][n % 3], flow(n))).collect();
+    network.settle();
+    for crash in 0..20 {
+        network.kill(1);
+        // Some crashes are noticed as a death.
+        network.run(if crash % 3 == 0 { 4 * SECOND } else { 300 * MS });
+        network.start(config(1));
+        network.run([50 * MS, 300 * MS, SECOND][crash % 3]);
+        network.publish_version(1, flow(1), version);
+        for n in [0, 2, 3] {
+            let resolved = network.resolve(n, flow(1));
+            let is_sound = [owner(1, version), Resolution::TimedOut].contains(&resolved);
+            assert!(is_sound, "{resolved:?} after crash {crash}");
+            for (f, version) in (2..40).zip(&others) {
+                let resolved = network.resolve_patiently(n, flow(f));
+                assert_eq!(resolved, owner([0, 2, 3][f % 3], *version), "after crash {crash}");
+            }
+        }
+    }
+    network.settle();
+    network.run(5 * SECOND);
+    assert_eq!(network.resolve(2, flow(1)), owner(1, version));
+    assert_eq!(network.total(Counter::PeersGivenUp), 0);
 }
 
 #[test]

@@ -16,6 +16,7 @@ route_fault() {
     local family node fault
     for family in $(families); do
         for node in $(routers) $(servers); do
+            node_present "$node" || continue
             fault=$(awk -v node="$node" '
                 NR == FNR { have[$1] = $2; next }
                 have[$1] + 0 != $2 {
@@ -42,7 +43,7 @@ bgp_sessions() {
 bgp_sessions_expected() {
     local upper lower count=0
     while read -r upper lower; do
-        [[ $upper != client ]] || continue
+        if [[ $upper == client ]] || ! node_present "$lower"; then continue; fi
         if [[ $upper == "$1" || $lower == "$1" ]] && link_up "$upper" "$lower"; then
             count=$((count + 1))
         fi
@@ -53,6 +54,7 @@ bgp_sessions_expected() {
 bgp_fault() {
     local node got expected _
     for node in $(routers) $(servers); do
+        node_present "$node" || continue
         read -r got _ < <(bgp_sessions "$node")
         expected=$(bgp_sessions_expected "$node")
         if ((got != expected)); then
@@ -80,7 +82,7 @@ answer_fault() {
     for family in $(families); do
         for server in $(servers); do
             # A server whose only link was taken down cannot answer.
-            link_up "$(leaf_of "$server")" "$server" || continue
+            if ! link_up "$(leaf_of "$server")" "$server" || ! server_present "$server"; then continue; fi
             if ! server_answers "$family" "$server"; then
                 echo "$server does not answer at $(loopback "$family" "$server"):$HEALTH_PORT"
                 return 0
@@ -96,17 +98,20 @@ answer_fault() {
 # In holdfast mode every server must know all others. With a server cut off by
 # `lab fail` nobody can: then it is not asked.
 dht_fault() {
-    local server leaf known
+    local server leaf known present=0
     [[ $MODE == holdfast ]] || return 0
     for server in $(servers); do
+        server_present "$server" || continue
+        present=$((present + 1))
         leaf=$(leaf_of "$server")
         link_up "$leaf" "$server" && (($(spines_between_edge_and "$leaf") > 0)) || return 0
     done
     for server in $(servers); do
+        server_present "$server" || continue
         known=$("$HOLDFASTCTL" --socket "$(node_dir "$server")/holdfastd.sock" --json show peers 2>/dev/null |
             jq '[.peers[] | select(.state == "alive")] | length' 2>/dev/null) || known=0
-        if ((${known:-0} != SERVERS - 1)); then
-            echo "$server: holdfastd knows ${known:-0} of $((SERVERS - 1)) other servers"
+        if ((${known:-0} != present - 1)); then
+            echo "$server: holdfastd knows ${known:-0} of $((present - 1)) other servers"
             return 0
         fi
     done
@@ -159,7 +164,7 @@ print_status() {
     return $faults
 }
 
-first_family() { local all; all=$(families); echo "${all%% *}"; }
+first_family() { local all; all=$(service_families); echo "${all%% *}"; }
 
 print_node_status() {
     local node=$1 bgp='-' got configured daemon running='' fault=0 hops='-'

@@ -1,11 +1,12 @@
 # shellcheck shell=bash
-# The lab's processes: FRR (zebra, bgpd) on routers and servers, nginx and, in
-# holdfast mode, holdfastd on servers. Writes their configurations, starts them,
-# and ends them by pid file alone.
+# The lab's processes: FRR (zebra, bgpd) on routers and servers, nginx,
+# session-serve and, in holdfast mode, holdfastd on servers. Writes their
+# configurations, starts them, and ends them by pid file alone.
 
 FRR_LIBEXEC=/usr/lib/frr
-BULK_LINES=10485760 # of 10 bytes: 100 MiB
+BULK_LINES_PER_MIB=104858 # of 10 bytes
 SERVICE_PORT=80
+SERVE_PORT=9000 # session-serve, behind the anycast address too
 HEALTH_PORT=8080
 DHT_PORT=7000
 
@@ -101,13 +102,13 @@ vtysh_in() { # NODE COMMAND
 # The bulk file: numbered lines, so that any piece out of place changes the hash.
 make_bulk_file() {
     mkdir -p "$LAB_DIR/www"
-    seq 100000000 $((100000000 + BULK_LINES - 1)) >"$LAB_DIR/www/bulk"
+    seq 100000000 $((99999999 + BULK_MIB * BULK_LINES_PER_MIB)) >"$LAB_DIR/www/bulk"
     sha256sum <"$LAB_DIR/www/bulk" | cut -d ' ' -f 1 >"$LAB_DIR/bulk.sha256"
     chmod -R a+rX "$LAB_DIR/www"
 }
 
-nginx_listen() { # FAMILY ADDRESS PORT
-    if [[ $1 == 4 ]]; then echo "listen $2:$3;"; else echo "listen [$2]:$3;"; fi
+nginx_listen() { # FAMILY ADDRESS PORT [PARAMETERS]
+    if [[ $1 == 4 ]]; then echo "listen $2:$3 ${4:-};"; else echo "listen [$2]:$3 ${4:-};"; fi
 }
 
 # What a session asks comes back in the answer ("id"), so that a client can tell
@@ -117,6 +118,7 @@ nginx_config() {
     dir=$(node_dir "$node")
     cat <<END
 worker_processes 1;
+user root;
 pid $dir/nginx.pid;
 error_log $dir/nginx.log notice;
 events { worker_connections 4096; }
@@ -138,11 +140,12 @@ http {
     add_header X-Server $node always;
     server {
 $(for family in $(families); do
-        echo "        $(nginx_listen "$family" "$(anycast "$family")" "$SERVICE_PORT")"
+        echo "        $(nginx_listen "$family" "$(anycast "$family")" "$SERVICE_PORT" "$NGINX_LISTEN")"
     done)
         root $LAB_DIR/www;
         location = / { return 200 "holdfast lab \$arg_id\n"; }
         location = /bulk { limit_rate ${BULK_RATE_KIB}k; }
+        location /up/ { root $dir; dav_methods PUT; client_max_body_size 64m; }
     }
     server {
 $(for family in $(families); do
@@ -157,9 +160,25 @@ END
 start_nginx() {
     local node=$1 dir
     dir=$(node_dir "$node")
+    mkdir -p "$dir/up"
     nginx_config "$node" >"$dir/nginx.conf"
     in_node "$node" nginx -q -p "$dir" -c "$dir/nginx.conf" >>"$dir/nginx.out" 2>&1 ||
         die "nginx does not start in $node: see $dir/nginx.out and $dir/nginx.log"
+}
+
+# --- session-serve -----------------------------------------------------------
+
+# Answers what nginx does not: half-closed sessions, resets, echoes.
+start_session_serve() {
+    local node=$1 dir family listen=()
+    [[ -x $BIN_DIR/session-serve ]] || return 0 # only `lab test` needs it
+    dir=$(node_dir "$node")
+    for family in $(families); do
+        listen+=(--listen "$(socket_text "$(anycast "$family")" "$SERVE_PORT")")
+    done
+    ip netns exec "$(ns "$node")" setsid "$BIN_DIR/session-serve" "${listen[@]}" --name "$node" \
+        </dev/null >>"$dir/session-serve.log" 2>&1 &
+    echo $! >"$dir/session-serve.pid"
 }
 
 # --- holdfastd ---------------------------------------------------------------
@@ -167,7 +186,7 @@ start_nginx() {
 holdfastd_config() {
     local node=$1 dir family locator members first
     dir=$(node_dir "$node")
-    family=$(first_family)
+    family=$(locator_family)
     locator=$(loopback "$family" "$node")
     first=$(loopback "$family" server1)
     if [[ $family == 4 ]]; then members=10.0.0.0/24; else members=2001:db8:10::/64; fi
@@ -187,6 +206,7 @@ device = "$(leaf_of "$node")"
 
 [host_port]
 device = "tap:host0"
+$HOST_PORT_KEYS
 
 [workers]
 cores = [$((($(node_number "$node") - 1) % $(nproc)))]
@@ -194,9 +214,11 @@ idle = "adaptive"
 
 [sessions]
 capacity = 100_000
+$SESSIONS_KEYS
 END
-    for family in $(families); do
-        printf '\n[[service]]\naddress = "%s"\nports = [%d]\n' "$(anycast "$family")" "$SERVICE_PORT"
+    for family in $(service_families); do
+        printf '\n[[service]]\naddress = "%s"\nports = [%d, %d]\n' \
+            "$(anycast "$family")" "$SERVICE_PORT" "$SERVE_PORT"
     done
     cat <<END
 
@@ -205,6 +227,7 @@ encapsulation = "$ENCAP"
 
 [dht]
 bootstrap = ["$(socket_text "$first" "$DHT_PORT")"]
+$DHT_KEYS
 
 [cluster]
 members = ["$members"]
@@ -220,22 +243,30 @@ socket_text() { # ADDRESS PORT
     if [[ $1 == *:* ]]; then echo "[$1]:$2"; else echo "$1:$2"; fi
 }
 
+# Also holds the host port, in a directory of its own, so that the interface keeps its carrier
+# when holdfastd is ended and started again.
 start_holdfastd() {
     local node=$1 dir
     dir=$(node_dir "$node")
     holdfastd_config "$node" >"$dir/holdfastd.toml"
-    # Not in_node: $! must be the process itself, not a subshell around it.
-    ip netns exec "$(ns "$node")" setsid "$HOLDFASTD" run "$dir/holdfastd.toml" \
-        </dev/null >>"$dir/holdfastd.log" 2>&1 &
-    echo $! >"$dir/holdfastd.pid"
+    mkdir -p "$dir-hold"
+    run_holdfastd "$node" hold "$dir-hold"
+    run_holdfastd "$node" run "$dir"
 }
 
-# The appliance makes the host port's kernel interface when it starts.
+run_holdfastd() { # NODE VERB DIRECTORY
+    # Not in_node: $! must be the process itself, not a subshell around it.
+    ip netns exec "$(ns "$1")" setsid "$HOLDFASTD" "$2" "$(node_dir "$1")/holdfastd.toml" \
+        </dev/null >>"$3/holdfastd.log" 2>&1 &
+    echo $! >"$3/holdfastd.pid"
+}
+
+# The host port's kernel interface is there before the appliance carries its packets.
 finish_host_port() {
     local node=$1 dir tries
     dir=$(node_dir "$node")
     for ((tries = 0; tries < 200; tries++)); do
-        if ip -n "$(ns "$node")" link show host0 >/dev/null 2>&1; then
+        if [[ -S $dir/holdfastd.sock ]]; then
             # The interface is new: the "default" settings of the node hold for it.
             ip -n "$(ns "$node")" link set host0 mtu "$HOST_MTU" up
             return 0
@@ -244,7 +275,7 @@ finish_host_port() {
             die "holdfastd ended in $node: $(tail -n 3 "$dir/holdfastd.log")"
         sleep 0.1
     done
-    die "holdfastd in $node made no host0 within 20 s: see $dir/holdfastd.log"
+    die "holdfastd in $node does not run after 20 s: see $dir/holdfastd.log"
 }
 
 # --- ending ------------------------------------------------------------------
@@ -259,8 +290,8 @@ process_of() {
     name=${1##*/}
     name=${name%.pid}
     read -r comm 2>/dev/null <"/proc/$pid/comm" || return 1
-    # holdfastd may name its main thread; before exec it is still lab, ip or setsid.
-    [[ $comm == "$name" || ($name == holdfastd && $comm =~ ^(lab|ip|setsid|holdfast.*)$) ]] || return 1
+    # holdfastd may name its main thread; before exec a process is still bash, ip or setsid.
+    [[ $comm == "$name" || ($name == holdfastd && $comm == holdfast*) || $comm =~ ^(bash|lab|ip|setsid)$ ]] || return 1
     echo "$pid"
 }
 
@@ -282,14 +313,60 @@ any_left() { # NAME...
     return 1
 }
 
+LAB_DAEMONS=(session-load session-serve nginx bgpd zebra holdfastd)
+
 stop_daemons() {
     local name tries
-    for name in nginx bgpd zebra holdfastd; do end_all TERM "$name"; done
+    for name in "${LAB_DAEMONS[@]}"; do end_all TERM "$name"; done
     for ((tries = 0; tries < 50; tries++)); do
-        any_left nginx bgpd zebra holdfastd || return 0
+        any_left "${LAB_DAEMONS[@]}" || return 0
         sleep 0.1
     done
-    for name in nginx bgpd zebra holdfastd; do end_all KILL "$name"; done
+    for name in "${LAB_DAEMONS[@]}"; do end_all KILL "$name"; done
     sleep 0.2
-    if any_left nginx bgpd zebra holdfastd; then warn "some of the lab's processes did not end"; fi
+    if any_left "${LAB_DAEMONS[@]}"; then warn "some of the lab's processes did not end"; fi
+}
+
+# end_daemon SIGNAL NODE NAME: ends one, and waits until it is gone.
+end_daemon() {
+    local file pid tries
+    file=$(node_dir "$2")/$3.pid
+    pid=$(process_of "$file") || return 0
+    kill "-$1" "$pid" 2>/dev/null || true
+    for ((tries = 0; tries < 100; tries++)); do
+        process_of "$file" >/dev/null || return 0
+        sleep 0.05
+    done
+    die "$3 in $2 does not end by $1"
+}
+
+# --- a server as a whole -------------------------------------------------------
+
+start_server() {
+    if [[ $MODE == holdfast ]]; then
+        start_holdfastd "$1"
+        finish_host_port "$1"
+    fi
+    start_frr "$1"
+    start_nginx "$1"
+    start_session_serve "$1"
+    rm -f "$LAB_DIR/absent/$1"
+}
+
+# stop_server SIGNAL SERVER: all its processes, the appliance first: with KILL the
+# network sees no more than when it loses power.
+stop_server() {
+    local name
+    touch "$LAB_DIR/absent/$2"
+    for name in holdfastd bgpd zebra session-serve nginx; do end_daemon "$1" "$2" "$name"; done
+}
+
+# withdraw SERVER, announce SERVER: the anycast route alone.
+set_announced() { # SERVER '' or no
+    local family args=(-c "configure terminal" -c "router bgp $(as_number "$1")")
+    for family in $(families); do
+        args+=(-c "address-family ipv$family unicast"
+            -c "$2 network $(anycast "$family")/$(host_length "$family")" -c "exit-address-family")
+    done
+    vtysh --vty_socket "$(node_dir "$1")" "${args[@]}" >/dev/null
 }

@@ -98,13 +98,14 @@ add_address() { # NODE INTERFACE ADDRESS/LENGTH
 
 make_links() {
     local upper lower
-    while read -r upper lower; do
-        ip link add "$lower" netns "$(ns "$upper")" type veth \
-            peer name "$upper" netns "$(ns "$lower")"
-        prepare_interface "$upper" "$lower"
-        prepare_interface "$lower" "$upper"
-    done < <(links)
+    while read -r upper lower; do make_link "$upper" "$lower"; done < <(links)
     number_client_link
+}
+
+make_link() { # UPPER LOWER
+    ip link add "$2" netns "$(ns "$1")" type veth peer name "$1" netns "$(ns "$2")"
+    prepare_interface "$1" "$2"
+    prepare_interface "$2" "$1"
 }
 
 # A veth leaves checksums and segmentation to hardware that is not there, and
@@ -143,6 +144,27 @@ number_client_link() {
         add_address client edge "$(client_address "$family")/$length"
         add_address edge client "$(edge_address "$family")/$length"
         ip -n "$(ns client)" "-$family" route add default via "$(edge_address "$family")"
+    done
+}
+
+# A port of the server's kernel for what it sends to clients: holdfastd then sees
+# only what comes in. Made when the leaf's and the server's own links are there.
+make_reply_links() {
+    local server leaf family mac address
+    for server in $(servers); do
+        leaf=$(leaf_of "$server")
+        ip link add "$server-out" netns "$(ns "$leaf")" type veth peer name replies netns "$(ns "$server")"
+        prepare_interface "$leaf" "$server-out"
+        in_node "$server" ethtool -K replies tx off rx off sg off tso off gso off gro off >/dev/null 2>&1
+        ip -n "$(ns "$server")" link set replies mtu "$HOST_MTU" up
+        mac=$(ip -n "$(ns "$leaf")" -json link show "$server-out" | jq -r '.[0].address')
+        for family in $(families); do
+            # Any address does on a link between two.
+            if [[ $family == 4 ]]; then address=169.254.0.1; else address=fe80::1; fi
+            ip -n "$(ns "$server")" neigh replace "$address" lladdr "$mac" dev replies nud permanent
+            ip -n "$(ns "$server")" "-$family" route add "$(client_net "$family")" \
+                via "$address" dev replies onlink metric 5
+        done
     done
 }
 

@@ -6,7 +6,7 @@
 #                  └─ spine2 ─┴─ leaf2 ─ server3, server4
 
 # Set by `lab up` (see options.sh), read back from the state directory later.
-: "${SPINES:=2}" "${LEAVES:=2}" "${SERVERS:=4}" "${FAMILY:=4}"
+: "${SPINES:=2}" "${LEAVES:=2}" "${SERVERS:=4}" "${FAMILY:=4}" "${LOCATOR_FAMILY:=}"
 
 ANYCAST4=192.168.0.1
 ANYCAST6=2001:db8:192:168::1
@@ -61,11 +61,28 @@ bgp_peers() {
     done
 }
 
-families() {
+# Families of the service's addresses.
+service_families() {
     case $FAMILY in
         4) echo 4 ;;
         6) echo 6 ;;
         both) echo 4 6 ;;
+    esac
+}
+
+# Family of the locators.
+locator_family() {
+    local all
+    all=$(service_families)
+    echo "${LOCATOR_FAMILY:-${all%% *}}"
+}
+
+# Families that are routed.
+families() {
+    case $FAMILY$(locator_family) in
+        44) echo 4 ;;
+        66) echo 6 ;;
+        *) echo 4 6 ;;
     esac
 }
 
@@ -155,10 +172,24 @@ spines_between_leaves() {
     echo $count
 }
 
+# server_present SERVER: its processes run (see `stop_server`).
+server_present() { [[ ! -e $LAB_DIR/absent/$1 ]]; }
+
+# node_present NODE: the same, and always so for what is no server.
+node_present() { [[ $1 != server* ]] || server_present "$1"; }
+
 live_servers_of() {
     local server
     for server in $(servers_of "$1"); do
-        if link_up "$1" "$server"; then echo "$server"; fi
+        if link_up "$1" "$server" && server_present "$server"; then echo "$server"; fi
+    done
+}
+
+# Those that announce the service (see `lab withdraw`).
+announcing_servers_of() {
+    local server
+    for server in $(live_servers_of "$1"); do
+        if [[ ! -e $LAB_DIR/withdrawn/$server ]]; then echo "$server"; fi
     done
 }
 
@@ -178,7 +209,7 @@ expected_at_edge() {
     for spine in $(spines); do
         link_up edge "$spine" || continue
         for leaf in $(leaves); do
-            if link_up "$spine" "$leaf" && [[ -n $(live_servers_of "$leaf") ]]; then
+            if link_up "$spine" "$leaf" && [[ -n $(announcing_servers_of "$leaf") ]]; then
                 usable=$((usable + 1))
                 break
             fi
@@ -201,18 +232,18 @@ expected_at_spine() {
         for server in $(live_servers_of "$leaf"); do
             echo "$(loopback "$family" "$server") $up"
         done
-        if ((up)) && [[ -n $(live_servers_of "$leaf") ]]; then usable=$((usable + 1)); fi
+        if ((up)) && [[ -n $(announcing_servers_of "$leaf") ]]; then usable=$((usable + 1)); fi
     done
     echo "$(anycast "$family") $usable"
     if link_up edge "$spine"; then echo "$(client_net "$family") 1"; fi
 }
 
 expected_at_leaf() {
-    local family=$1 leaf=$2 other server count=0
+    local family=$1 leaf=$2 other server count
     for server in $(live_servers_of "$leaf"); do
-        count=$((count + 1))
         echo "$(loopback "$family" "$server") 1"
     done
+    count=$(announcing_servers_of "$leaf" | wc -l)
     # With no server of its own a leaf points at the others: not checked.
     if ((count)); then echo "$(anycast "$family") $count"; fi
     echo "$(client_net "$family") $(spines_between_edge_and "$leaf")"

@@ -5,11 +5,13 @@
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use holdfast::config::{Config, LoadError, LogLevel};
 use holdfast::lifecycle::Shutdown;
+use holdfast::ports;
 use tracing::Level;
 
 /// Keeps TCP sessions alive when the network moves them to another server.
@@ -27,6 +29,12 @@ enum Verb {
         /// The configuration file.
         config: PathBuf,
     },
+    /// Hold the host port's TAP until SIGTERM or SIGINT, so that it keeps its carrier while the
+    /// appliance is started again.
+    Hold {
+        /// The configuration file.
+        config: PathBuf,
+    },
     /// Check a configuration file; nothing is started. Exit status 0 when it is valid, else 1.
     Check {
         /// The configuration file.
@@ -37,6 +45,7 @@ enum Verb {
 fn main() -> ExitCode {
     let outcome = match Command::parse().verb {
         Verb::Run { config } => run(&config),
+        Verb::Hold { config } => hold(&config),
         Verb::Check { config } => check(&config),
     };
     match outcome {
@@ -62,6 +71,16 @@ fn run(path: &Path) -> anyhow::Result<()> {
     }
     let shutdown = Shutdown::install().context("taking over signals")?;
     holdfast::appliance::run(config, &shutdown)
+}
+
+fn hold(path: &Path) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    log_to_stderr(config.node.log);
+    let shutdown = Shutdown::install().context("taking over signals")?;
+    let _held = ports::hold_host_port(&config)?;
+    tracing::info!("holding {}", config.host_port.device);
+    while !shutdown.wait(Duration::from_secs(3600)) {}
+    Ok(())
 }
 
 fn check(path: &Path) -> anyhow::Result<()> {

@@ -138,6 +138,7 @@ idle = "busy"
     assert_eq!(config.dht.bootstrap.len(), 2, "itself among them: it may stand alone");
     assert_eq!((config.dht.spread, config.dht.lease), (3, Duration::from_secs(90)));
     assert_eq!(config.dht.dead_after, Duration::from_secs(3));
+    assert_eq!(config.dht.restart_within, Duration::from_secs(10));
     assert_eq!(config.dht.probe_interval, Duration::from_millis(100));
     assert_eq!(config.sessions.linger, Duration::from_secs(90));
     assert_eq!(config.sessions.kernel_check, Duration::from_secs(45));
@@ -437,6 +438,16 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "",
         "[dht]\ndead_after = \"999ms\"",
         "dht.dead_after = \"999ms\": expected a time with its unit from \"1s\" to \"1m\"",
+    ),
+    (
+        "",
+        "[dht]\nlease = \"15s\"\nrestart_within = \"16s\"",
+        "c.toml:17:18: dht.restart_within = \"16s\": expected at most dht.lease",
+    ),
+    (
+        "",
+        "[dht]\nrestart_within = \"6m\"",
+        "dht.restart_within = \"6m\": expected a time with its unit from \"0s\" to \"5m\"",
     ),
     (
         "",

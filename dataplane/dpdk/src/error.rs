@@ -35,6 +35,15 @@ pub enum Error {
         mib: usize,
     },
 
+    /// A TAP interface cannot be held.
+    #[error("cannot make or take the TAP {interface:?}: {reason}")]
+    Tap {
+        /// Its name.
+        interface: String,
+        /// The kernel's error.
+        reason: String,
+    },
+
     /// No port has this name or index.
     #[error("no DPDK port {wanted:?}; there are: {}", list(.known))]
     UnknownPort {

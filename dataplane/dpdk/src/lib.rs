@@ -59,7 +59,8 @@
 //!   frames to the kernel, and the next process takes it over.
 //! - `net_tap0,iface=tap0,mac=02:00:00:00:00:01`: makes a kernel interface, MTU at most 1,504.
 //!   It goes with the process, with its addresses and routes; with `,persist` it stays,
-//!   without carrier, and the next process takes it over. Unknown keys make the driver ignore
+//!   without carrier, and the next process takes it over. While a [`HeldTap`] of another process
+//!   holds it, it keeps its carrier as well. Unknown keys make the driver ignore
 //!   all of them, the name included.
 
 mod cpu;
@@ -72,6 +73,7 @@ mod port;
 mod port_info;
 mod queue;
 mod ring;
+mod tap;
 mod thread;
 
 pub use cpu::{prefetch, tsc};
@@ -85,4 +87,5 @@ pub use port_info::{Checksums, DeviceInfo, Link, MacAddress, PortInfo, PortStats
 pub use queue::{RxQueue, TxQueue};
 pub use ring::ring_pair;
 pub use std::hint::spin_loop as pause;
+pub use tap::HeldTap;
 pub use thread::ThreadRegistration;

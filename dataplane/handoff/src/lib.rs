@@ -71,7 +71,7 @@ pub enum Resolution {
     },
     /// Nobody: enough replicas said so.
     NotFound,
-    /// Too few replicas answered in time to say anything.
+    /// Too few replicas answered in time to say anything, or the owner is dead and may be back soon.
     TimedOut,
 }
 

@@ -294,7 +294,7 @@ impl Node {
     fn replica_statement(&self, target: Id) -> Said {
         match self.store.get(self.now_us, target) {
             Some(Record { claim, state: State::Live }) => {
-                match self.membership.is_dead(claim.owner) {
+                match self.membership.is_given_up(claim.owner) {
                     true => Said::Deleted(claim),
                     false => Said::Holds(claim),
                 }
@@ -423,7 +423,7 @@ impl Node {
             return Said::NotHeld;
         }
         self.observe(claim.version);
-        if self.membership.is_dead(claim.owner) {
+        if self.membership.is_given_up(claim.owner) {
             self.count(Counter::OwnersDead);
             return Said::Deleted(claim);
         }
@@ -516,13 +516,21 @@ impl Node {
         }
     }
 
-    /// A node that has not joined cannot say that nobody owns a flow.
+    /// A node that has not joined cannot say that nobody owns a flow. Nor can anybody say who
+    /// owns one of a dead server that may be back at once: neither may others tunnel to it, nor
+    /// reset its sessions (R13).
     fn believable(&mut self, verdict: Verdict) -> Verdict {
-        if verdict == Verdict::NotFound && !self.membership.is_joined() {
-            self.count(Counter::LookupsNotJoined);
-            return Verdict::Unknown;
+        match verdict {
+            Verdict::NotFound if !self.membership.is_joined() => {
+                self.count(Counter::LookupsNotJoined);
+                Verdict::Unknown
+            }
+            Verdict::Found(claim) if self.membership.is_awaited(claim.owner) => {
+                self.count(Counter::OwnersAwaited);
+                Verdict::Unknown
+            }
+            verdict => verdict,
         }
-        verdict
     }
 
     fn measure(&mut self, sent_at_us: Option<u64>, verdict: Verdict) {

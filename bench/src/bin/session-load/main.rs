@@ -4,19 +4,25 @@
 //! prints what it saw as JSON lines.
 //!
 //! Standard input takes one command per line: `mark [NAME]` (the network changes
-//! now: the idle sessions ask again some seconds later) and `finish` (end).
+//! now: the idle sessions ask again some seconds later), `status` (how many live) and
+//! `finish` (end: each session completes what it is at). They are heard from the
+//! `ready` line on, which says that every session was opened or failed to open.
 
 #![forbid(unsafe_code)]
 
+mod churn;
+mod connection;
 mod control;
 mod http;
 mod meter;
 mod report;
+mod served;
 mod session;
+mod upload;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -28,7 +34,8 @@ use clap::Parser;
 use serde_json::{Value, json};
 
 use control::Control;
-use report::{Kind, SessionReport, Summary};
+use holdfast_bench::{pattern, serve_protocol};
+use report::{Counts, Kind, SessionReport, Summary};
 use session::{Event, Plan};
 
 /// A session's thread needs no more: its buffers are on the heap.
@@ -50,7 +57,32 @@ struct Args {
     /// Sessions that download one large file
     #[arg(long, default_value_t = 20)]
     bulk: usize,
-    /// Pause between two requests of a request session, in milliseconds
+    /// Sessions that upload a file and download it, again and again
+    #[arg(long, default_value_t = 0)]
+    upload: usize,
+    /// Sessions that send a block and get it back, again and again (--serve-target)
+    #[arg(long, default_value_t = 0)]
+    echo: usize,
+    /// Sessions that send FIN first and then receive (--serve-target)
+    #[arg(long, default_value_t = 0)]
+    half_close: usize,
+    /// Sessions that get FIN first and then send (--serve-target)
+    #[arg(long, default_value_t = 0)]
+    host_close: usize,
+    /// Sessions that the server ends with RST (--serve-target)
+    #[arg(long, default_value_t = 0)]
+    server_reset: usize,
+    /// Sessions that end themselves with RST at the first mark or the end (--serve-target)
+    #[arg(long, default_value_t = 0)]
+    client_reset: usize,
+    /// Loops that open a connection, ask once, and close it, in turn by FIN, by the
+    /// server's FIN, and by RST; each counts as one session
+    #[arg(long, default_value_t = 0)]
+    churn: usize,
+    /// Address and port of session-serve, for the kinds that need it
+    #[arg(long)]
+    serve_target: Option<SocketAddr>,
+    /// Pause between two requests of a request session or two blocks of an echo session, in milliseconds
     #[arg(long, default_value_t = 100)]
     request_interval_ms: u64,
     /// Path of the large file
@@ -62,6 +94,41 @@ struct Args {
     /// A file that begins with that SHA-256
     #[arg(long)]
     bulk_sha256_file: Option<PathBuf>,
+    /// Length of an upload, in bytes
+    #[arg(long, default_value_t = 256 * 1024)]
+    upload_bytes: u64,
+    /// Rate of an upload, in KiB per second; 0: as fast as it goes
+    #[arg(long, default_value_t = 256)]
+    upload_rate_kib: u64,
+    /// Path of an upload; the session's number follows. Two loads at a time need two
+    #[arg(long, default_value = "/up/")]
+    upload_path: String,
+    /// Length of an echo session's block, in bytes
+    #[arg(long, default_value_t = 16 * 1024)]
+    echo_bytes: usize,
+    /// How long half-close and host-close sessions go on after the first FIN, in seconds
+    #[arg(long, default_value_t = 60)]
+    half_close_s: u64,
+    /// Rate of their one direction meanwhile, in KiB per second
+    #[arg(long, default_value_t = 32)]
+    half_close_rate_kib: u64,
+    /// How long after the request the server sends RST, in milliseconds
+    #[arg(long, default_value_t = 10_000)]
+    server_reset_ms: u64,
+    /// Pause of a churn loop between two connections, in milliseconds
+    #[arg(long, default_value_t = 50)]
+    churn_pause_ms: u64,
+    /// Local address of all connections
+    #[arg(long)]
+    source_address: Option<IpAddr>,
+    /// Local port of session 0; session N has the N-th after it. Churn loops and questions for
+    /// verdicts leave theirs unused: their ports are the kernel's choice, outside of its
+    /// range for that these should be (net.ipv4.ip_local_port_range)
+    #[arg(long)]
+    source_port_first: Option<u16>,
+    /// Let the ACK of the handshake travel with the first data, not alone
+    #[arg(long)]
+    data_with_ack: bool,
     /// How long after a mark the idle sessions ask again, in milliseconds
     #[arg(long, default_value_t = 2000)]
     probe_delay_ms: u64,
@@ -81,16 +148,73 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let total = args.idle + args.request + args.bulk;
-    ensure!(total > 0, "no sessions asked for: give --idle, --request or --bulk");
-    ensure!(args.timeout_s > 0, "--timeout-s must be at least 1");
+    let kinds = interleaved(&counts_by_kind(&args));
+    check(&args, &kinds)?;
+    let total = kinds.len();
     let plan = Arc::new(plan_of(&args)?);
     let control = Arc::new(Control::new(Duration::from_secs(args.limit_s)));
     let (sender, events) = channel();
-    spawn_sessions(&args, &plan, &control, &sender)?;
+    spawn_sessions(kinds, args.ramp_ms, &plan, &control, &sender)?;
     drop(sender);
     let reports = watch(&args, &control, &events, total)?;
     print_line(&Summary::new(reports, control.marks()).to_json())
+}
+
+fn counts_by_kind(args: &Args) -> [(Kind, usize); 10] {
+    [
+        (Kind::Idle, args.idle),
+        (Kind::Request, args.request),
+        (Kind::Bulk, args.bulk),
+        (Kind::Upload, args.upload),
+        (Kind::Echo, args.echo),
+        (Kind::HalfClose, args.half_close),
+        (Kind::HostClose, args.host_close),
+        (Kind::ServerReset, args.server_reset),
+        (Kind::ClientReset, args.client_reset),
+        (Kind::Churn, args.churn),
+    ]
+}
+
+/// Refuses what cannot be run, or would not do what it says.
+fn check(args: &Args, kinds: &[Kind]) -> Result<()> {
+    ensure!(!kinds.is_empty(), "no sessions asked for: see --help for their kinds");
+    ensure!(args.timeout_s > 0, "--timeout-s must be at least 1");
+    ensure!(
+        args.serve_target.is_some() || !kinds.iter().any(|kind| kind.needs_session_serve()),
+        "echo, half-close, host-close, server-reset and client-reset sessions need --serve-target"
+    );
+    ensure!(
+        (1..=serve_protocol::ECHO_BYTES_MAX).contains(&args.echo_bytes),
+        "--echo-bytes must be 1 to {}",
+        serve_protocol::ECHO_BYTES_MAX
+    );
+    let ms_max = serve_protocol::MS_MAX;
+    ensure!(args.server_reset_ms <= ms_max, "--server-reset-ms must be at most {ms_max}");
+    ensure!(args.half_close_s <= ms_max / 1000, "--half-close-s must be at most {}", ms_max / 1000);
+    // 4 GiB per second: more than any network here has.
+    let kib_max = 1 << 22;
+    ensure!(
+        args.upload_rate_kib <= kib_max && (1..=kib_max).contains(&args.half_close_rate_kib),
+        "--upload-rate-kib and --half-close-rate-kib must be at most {kib_max}, and the latter at least 1"
+    );
+    ensure!(args.upload_bytes > 0, "--upload-bytes must be at least 1");
+    if let Some(first) = args.source_port_first {
+        ensure!(
+            first > 0 && usize::from(first) + kinds.len() - 1 <= usize::from(u16::MAX),
+            "--source-port-first {first}: the ports of {} sessions do not fit between it and 65535",
+            kinds.len()
+        );
+    }
+    if let Some(source) = args.source_address {
+        ensure!(
+            [Some(args.target), args.serve_target]
+                .iter()
+                .flatten()
+                .all(|target| target.is_ipv4() == source.is_ipv4()),
+            "--source-address {source} is of another family than a target"
+        );
+    }
+    Ok(())
 }
 
 fn plan_of(args: &Args) -> Result<Plan> {
@@ -115,6 +239,19 @@ fn plan_of(args: &Args) -> Result<Plan> {
         probe_delay: Duration::from_millis(args.probe_delay_ms),
         bulk_path: args.bulk_path.clone(),
         bulk_sha256: bulk_sha256.unwrap_or_default(),
+        serve_target: args.serve_target,
+        source_address: args.source_address,
+        source_port_first: args.source_port_first,
+        data_with_ack: args.data_with_ack,
+        upload_bytes: args.upload_bytes,
+        upload_rate: args.upload_rate_kib * 1024,
+        upload_path: args.upload_path.clone(),
+        echo_bytes: args.echo_bytes,
+        half_close: Duration::from_secs(args.half_close_s),
+        half_close_rate: args.half_close_rate_kib * 1024,
+        server_reset: Duration::from_millis(args.server_reset_ms),
+        churn_pause: Duration::from_millis(args.churn_pause_ms),
+        run: pattern::mix(control::unix_us() ^ u64::from(std::process::id()) << 48),
     })
 }
 
@@ -129,14 +266,14 @@ fn parse_sha256(hex: &str) -> Result<[u8; 32]> {
 }
 
 fn spawn_sessions(
-    args: &Args,
+    kinds: Vec<Kind>,
+    ramp_ms: u64,
     plan: &Arc<Plan>,
     control: &Arc<Control>,
     sender: &Sender<Event>,
 ) -> Result<()> {
-    let kinds = interleaved(args.idle, args.request, args.bulk);
     let total = u32::try_from(kinds.len())?;
-    let ramp = Duration::from_millis(args.ramp_ms);
+    let ramp = Duration::from_millis(ramp_ms);
     for (id, kind) in kinds.into_iter().enumerate() {
         let start_after = ramp * u32::try_from(id)? / total;
         let (plan, control, sender) = (Arc::clone(plan), Arc::clone(control), sender.clone());
@@ -153,10 +290,9 @@ fn spawn_sessions(
 }
 
 /// The kinds in turn, so that no kind has the first or last of the opening time.
-fn interleaved(idle: usize, request: usize, bulk: usize) -> Vec<Kind> {
-    let mut left =
-        [(Kind::Idle, idle, idle), (Kind::Request, request, request), (Kind::Bulk, bulk, bulk)];
-    let mut kinds = Vec::with_capacity(idle + request + bulk);
+fn interleaved(counts: &[(Kind, usize)]) -> Vec<Kind> {
+    let mut left: Vec<_> = counts.iter().map(|(kind, count)| (*kind, *count, *count)).collect();
+    let mut kinds = Vec::new();
     // Always the kind of which the greatest share is left.
     while let Some(most) = left
         .iter_mut()
@@ -178,21 +314,27 @@ fn watch(
 ) -> Result<Vec<SessionReport>> {
     let mut reports = Vec::with_capacity(total);
     let mut opened = BTreeMap::<String, BTreeMap<&str, u64>>::new();
-    let mut count_opened = 0;
-    while count_opened + reports.len() < total {
+    let counts = Arc::new(Counts::default());
+    let (mut count_opened, mut failed_to_open) = (0, 0);
+    while count_opened + failed_to_open < total {
         match events.recv().context("the sessions' threads are gone")? {
             Event::Opened { kind, server } => {
                 count_opened += 1;
+                counts.opened();
                 *opened.entry(server).or_default().entry(kind.name()).or_default() += 1;
             }
-            Event::Done(report) => reports.push(*report),
+            Event::Done(report) => {
+                failed_to_open += usize::from(!report.opened);
+                counts.ended(&report);
+                reports.push(*report);
+            }
         }
     }
     print_line(&json!({
         "event": "ready", "unix_us": control::unix_us(), "sessions": total,
-        "open": count_opened, "failed_to_open": reports.len(), "by_server": opened,
+        "open": count_opened, "failed_to_open": failed_to_open, "by_server": opened,
     }))?;
-    follow_stdin(control);
+    follow_stdin(control, &counts);
     let mut finish_in = Some(Duration::from_secs(args.duration_s));
     let ready = std::time::Instant::now();
     while reports.len() < total {
@@ -204,6 +346,7 @@ fn watch(
                 if let Some(line) = failure_line(&report) {
                     print_line(&line)?;
                 }
+                counts.ended(&report);
                 reports.push(*report);
             }
             Ok(Event::Opened { .. }) => bail!("a session opened twice"),
@@ -221,15 +364,19 @@ fn watch(
 
 fn failure_line(report: &SessionReport) -> Option<Value> {
     let (cause, detail) = report.failure.as_ref()?.words();
-    Some(json!({
+    let mut line = json!({
         "event": "failed", "unix_us": report.ended_unix_us, "session": report.id, "kind": report.kind.name(),
         "local_port": report.local_port, "cause": cause, "detail": detail,
-    }))
+    });
+    if let Some(phase) = report.phase {
+        line["phase"] = phase.into();
+    }
+    Some(line)
 }
 
 /// Reads the commands until the input ends; its end means no more commands.
-fn follow_stdin(control: &Arc<Control>) {
-    let control = Arc::clone(control);
+fn follow_stdin(control: &Arc<Control>, counts: &Arc<Counts>) {
+    let (control, counts) = (Arc::clone(control), Arc::clone(counts));
     thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             let (command, rest) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
@@ -238,13 +385,14 @@ fn follow_stdin(control: &Arc<Control>) {
                     let unix_us = control.mark();
                     json!({"event": "mark", "unix_us": unix_us, "name": rest.trim()})
                 }
+                "status" => counts.to_json(),
                 "finish" => {
                     control.finish();
                     json!({"event": "finish", "unix_us": control::unix_us()})
                 }
                 "" => continue,
                 other => {
-                    json!({"event": "error", "detail": format!("unknown command '{other}': mark [NAME], finish")})
+                    json!({"event": "error", "detail": format!("unknown command '{other}': mark [NAME], status, finish")})
                 }
             };
             if print_line(&answer).is_err() {
@@ -267,11 +415,43 @@ mod tests {
 
     #[test]
     fn kinds_are_interleaved_and_complete() {
-        let kinds = interleaved(6, 3, 1);
+        let kinds = interleaved(&[(Kind::Idle, 6), (Kind::Request, 3), (Kind::Bulk, 1)]);
         let count = |kind| kinds.iter().filter(|k| **k == kind).count();
         assert_eq!((count(Kind::Idle), count(Kind::Request), count(Kind::Bulk)), (6, 3, 1));
         assert!(kinds[..5].contains(&Kind::Request) && kinds[5..].contains(&Kind::Request));
-        assert_eq!(interleaved(0, 0, 2), [Kind::Bulk, Kind::Bulk]);
+        assert_eq!(interleaved(&[(Kind::Idle, 0), (Kind::Bulk, 2)]), [Kind::Bulk, Kind::Bulk]);
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused() {
+        let checked = |options: &str| {
+            let words = format!("session-load --target 192.0.2.1:80 {options}");
+            let args = Args::try_parse_from(words.split_whitespace()).expect("known options");
+            check(&args, &interleaved(&counts_by_kind(&args)))
+        };
+        for good in [
+            "",
+            "--churn 2 --upload 1 --upload-rate-kib 0",
+            "--echo 1 --serve-target 192.0.2.1:9000 --source-address 198.51.100.1",
+            "--idle 2 --request 0 --bulk 0 --source-port-first 65534",
+        ] {
+            checked(good).expect(good);
+        }
+        for bad in [
+            "--idle 0 --request 0 --bulk 0",
+            "--echo 1",
+            "--client-reset 1",
+            "--idle 2 --request 0 --bulk 0 --source-port-first 65535",
+            "--source-port-first 0",
+            "--source-address 2001:db8::1",
+            "--serve-target [2001:db8::1]:9000 --source-address 198.51.100.1",
+            "--echo-bytes 1048577",
+            "--half-close-s 3601",
+            "--server-reset-ms 3600001",
+            "--upload-bytes 0",
+        ] {
+            assert!(checked(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

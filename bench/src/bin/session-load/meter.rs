@@ -3,7 +3,12 @@
 //! A *stall* is the time without progress while progress was due: for an idle or a
 //! request session from the request's writing to the last byte of its response, for
 //! a bulk session from one read that brought bytes to the next (the server's rate
-//! limit makes some tens of milliseconds of it). A stall belongs to the network
+//! limit makes some tens of milliseconds of it). The other kinds have both sorts:
+//! writes that block, waits for an answer, gaps between two reads (a half-close
+//! session's are 100 ms by its stream's pace). A host-close session sees only writes
+//! that block on a full send buffer of 32 KiB, and the wait for the verdict; a churn
+//! loop's connection has the wait from its SYN to the whole answer, and that for the
+//! server's FIN; of a reset, what it came late is a stall. A stall belongs to the network
 //! change when it ends after the first mark, even if it began before. A session that
 //! failed has no last stall: it is counted as failed instead.
 

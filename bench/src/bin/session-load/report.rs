@@ -1,9 +1,12 @@
 //! What is said of a session and of all of them. It counts; it does not judge.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+
+use crate::control::unix_us;
 
 /// How a session behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,10 +17,35 @@ pub enum Kind {
     Request,
     /// Downloads one large file.
     Bulk,
+    /// Uploads a file and downloads it, again and again.
+    Upload,
+    /// Sends blocks and gets them back, at a fixed pace.
+    Echo,
+    /// Sends FIN first, then receives.
+    HalfClose,
+    /// Gets FIN first, then sends.
+    HostClose,
+    /// Is to be ended by the server's RST.
+    ServerReset,
+    /// Ends itself with RST.
+    ClientReset,
+    /// Opens and closes connections, one after another.
+    Churn,
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Idle, Self::Request, Self::Bulk];
+    const ALL: [Self; 10] = [
+        Self::Idle,
+        Self::Request,
+        Self::Bulk,
+        Self::Upload,
+        Self::Echo,
+        Self::HalfClose,
+        Self::HostClose,
+        Self::ServerReset,
+        Self::ClientReset,
+        Self::Churn,
+    ];
 
     /// As it is printed.
     pub fn name(self) -> &'static str {
@@ -25,7 +53,22 @@ impl Kind {
             Self::Idle => "idle",
             Self::Request => "request",
             Self::Bulk => "bulk",
+            Self::Upload => "upload",
+            Self::Echo => "echo",
+            Self::HalfClose => "half_close",
+            Self::HostClose => "host_close",
+            Self::ServerReset => "server_reset",
+            Self::ClientReset => "client_reset",
+            Self::Churn => "churn",
         }
+    }
+
+    /// Its peer is session-serve, not the web server.
+    pub fn needs_session_serve(self) -> bool {
+        matches!(
+            self,
+            Self::Echo | Self::HalfClose | Self::HostClose | Self::ServerReset | Self::ClientReset
+        )
     }
 }
 
@@ -67,9 +110,11 @@ pub struct SessionReport {
     pub id: usize,
     /// Its kind.
     pub kind: Kind,
-    /// The client's port; 0: never opened.
+    /// The client's port, of its last connection; 0: never opened.
     pub local_port: u16,
-    /// `X-Server` of its first response; empty: there was none.
+    /// It was established and had its first response.
+    pub opened: bool,
+    /// Who gave the first response (`X-Server` over HTTP); empty: there was none.
     pub server: String,
     /// `None`: it lived to its end.
     pub failure: Option<Failure>,
@@ -77,8 +122,17 @@ pub struct SessionReport {
     pub ended_unix_us: u64,
     /// Whole responses.
     pub responses: u64,
-    /// Bytes of bodies.
+    /// Bytes of bodies that came.
     pub bytes: u64,
+    /// Bytes of bodies that were sent.
+    pub bytes_sent: u64,
+    /// Churn: connections that were opened, used and closed as they should.
+    pub connections: u64,
+    /// Churn: what the connection was at when it failed: connect, request or close.
+    pub phase: Option<&'static str>,
+    /// Server reset: the RST came only when the client had sent once more, after
+    /// the time, as it does when the server's RST was lost.
+    pub reset_after_probe: bool,
     /// Length of the download, for a bulk session.
     pub bytes_expected: u64,
     /// Of those, how many came before the first mark.
@@ -100,11 +154,16 @@ impl SessionReport {
             id,
             kind,
             local_port: 0,
+            opened: false,
             server: String::new(),
             failure: None,
             ended_unix_us: 0,
             responses: 0,
             bytes: 0,
+            bytes_sent: 0,
+            connections: 0,
+            phase: None,
+            reset_after_probe: false,
             bytes_expected: 0,
             bytes_before_mark: 0,
             under_way_at_mark: false,
@@ -122,7 +181,7 @@ impl SessionReport {
         let mut value = json!({
             "session": self.id, "kind": self.kind.name(), "local_port": self.local_port, "server": self.server,
             "outcome": self.outcome(), "ended_unix_us": self.ended_unix_us,
-            "responses": self.responses, "bytes": self.bytes,
+            "responses": self.responses, "bytes": self.bytes, "bytes_sent": self.bytes_sent,
             "stalled_before_mark_ms": whole_ms(self.stalled_before_mark),
             "stalled_ms": whole_ms(self.stalled), "stalled_until_unix_us": self.stalled_until_unix_us,
         });
@@ -131,11 +190,56 @@ impl SessionReport {
         {
             value["detail"] = detail.into();
         }
-        if self.kind == Kind::Bulk {
-            value["bytes_expected"] = self.bytes_expected.into();
-            value["under_way_at_mark"] = self.under_way_at_mark.into();
+        match self.kind {
+            Kind::Bulk => {
+                value["bytes_expected"] = self.bytes_expected.into();
+                value["under_way_at_mark"] = self.under_way_at_mark.into();
+            }
+            Kind::Churn => {
+                value["connections"] = self.connections.into();
+                if let (Some(phase), Some(_)) = (self.phase, &self.failure) {
+                    value["phase"] = phase.into();
+                }
+            }
+            Kind::ServerReset => value["reset_after_probe"] = self.reset_after_probe.into(),
+            _ => {}
         }
         value
+    }
+}
+
+/// How many sessions are what, at any time.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Established and not ended.
+    pub open: AtomicUsize,
+    /// Ended by a failure.
+    pub failed: AtomicUsize,
+    /// Ended as they should.
+    pub done: AtomicUsize,
+}
+
+impl Counts {
+    /// A session opened.
+    pub fn opened(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A session ended.
+    pub fn ended(&self, report: &SessionReport) {
+        if report.opened {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+        }
+        let outcome = if report.failure.is_some() { &self.failed } else { &self.done };
+        outcome.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The answer to `status`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "event": "status", "unix_us": unix_us(), "open": self.open.load(Ordering::Relaxed),
+            "failed": self.failed.load(Ordering::Relaxed), "done": self.done.load(Ordering::Relaxed),
+        })
     }
 }
 
@@ -191,6 +295,7 @@ fn tally<'a>(sessions: impl Iterator<Item = &'a SessionReport> + Clone) -> Value
     let total = sessions.clone().count();
     let mut value = json!({
         "sessions": total, "ok": count("ok"), "failed": total - count("ok"),
+        "connections": sessions.clone().map(|session| session.connections).sum::<u64>(),
         "stalled_max_ms": longest(|session| session.stalled),
         "stalled_before_mark_max_ms": longest(|session| session.stalled_before_mark),
     });
@@ -248,5 +353,41 @@ mod tests {
         assert_eq!(result["stalled_max_ms"], 60);
         assert_eq!(result["by_server"]["server1"], 7);
         assert_eq!(result["per_session"][4]["detail"], "x");
+    }
+
+    #[test]
+    fn status_counts_each_session_once() {
+        let counts = Counts::default();
+        let mut report = SessionReport::new(0, Kind::Echo);
+        report.failure = Some(Failure::Reset);
+        counts.ended(&report);
+        counts.opened();
+        counts.opened();
+        counts.opened();
+        report.opened = true;
+        counts.ended(&report);
+        report.failure = None;
+        counts.ended(&report);
+        let status = counts.to_json();
+        assert_eq!((&status["open"], &status["failed"]), (&json!(1), &json!(2)));
+        assert_eq!((&status["event"], &status["done"]), (&json!("status"), &json!(1)));
+    }
+
+    #[test]
+    fn loops_say_how_many_connections_and_where_they_failed() {
+        let churn = |failure, phase| SessionReport {
+            failure,
+            connections: 4,
+            phase,
+            ..SessionReport::new(0, Kind::Churn)
+        };
+        let sessions =
+            vec![churn(Some(Failure::Reset), Some("close")), churn(None, Some("request"))];
+        let result = Summary::new(sessions, vec![]).to_json();
+        assert_eq!(result["connections"], 8);
+        assert_eq!(result["by_kind"]["churn"]["connections"], 8);
+        assert_eq!(result["by_kind"]["idle"]["connections"], 0);
+        assert_eq!(result["per_session"][0]["phase"], "close");
+        assert_eq!(result["per_session"][1]["phase"], Value::Null);
     }
 }

@@ -1,19 +1,27 @@
-//! One session from its opening to its end, of one of three kinds. It never opens a
-//! connection twice: a session that failed stays failed.
+//! One session from its opening to its end: what all kinds have in common, and the
+//! kinds that only ask a web server. A session that failed stays failed: it is never
+//! opened again.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use holdfast_bench::pattern;
 use sha2::{Digest, Sha256};
 
+use crate::connection::{Connection, Dial};
 use crate::control::{Control, Woken, unix_us};
-use crate::http::{Connection, Head};
 use crate::meter::Meter;
 use crate::report::{Failure, Kind, SessionReport};
 
 /// Idle sessions do not all ask in one moment, but over this time.
 const PROBE_SPREAD: Duration = Duration::from_secs(1);
+const READ_BYTES: usize = 16 * 1024;
+const BULK_READ_BYTES: usize = 64 * 1024;
+/// A host-close session only writes: with a large send buffer it would not see that
+/// nothing goes out.
+const HOST_CLOSE_SEND_BYTES: usize = 16 * 1024;
 
 /// What all sessions have in common.
 #[derive(Debug)]
@@ -30,6 +38,32 @@ pub struct Plan {
     pub bulk_path: String,
     /// What its content hashes to.
     pub bulk_sha256: [u8; 32],
+    /// session-serve; it is there if any session needs it.
+    pub serve_target: Option<SocketAddr>,
+    /// Address that sessions come from.
+    pub source_address: Option<IpAddr>,
+    /// Port of session 0, from which the others' follow.
+    pub source_port_first: Option<u16>,
+    /// As in [`Dial`].
+    pub data_with_ack: bool,
+    /// Length of an upload.
+    pub upload_bytes: u64,
+    /// Bytes per second of an upload; 0: as fast as it goes.
+    pub upload_rate: u64,
+    /// Path of an upload, before the session's number.
+    pub upload_path: String,
+    /// Length of an echo's block.
+    pub echo_bytes: usize,
+    /// How long a session goes on after the first FIN.
+    pub half_close: Duration,
+    /// Bytes per second meanwhile.
+    pub half_close_rate: u64,
+    /// How long after the request the server is to send RST.
+    pub server_reset: Duration,
+    /// Between two connections of a churn loop.
+    pub churn_pause: Duration,
+    /// Differs between runs: their patterns and tokens do, too.
+    pub run: u64,
 }
 
 /// What a session tells the main thread.
@@ -70,29 +104,109 @@ pub fn run(id: usize, kind: Kind, plan: &Plan, control: &Control, events: &Sende
     let _ = events.send(Event::Done(Box::new(report)));
 }
 
-struct Session<'a> {
-    id: usize,
+/// A session and all that it uses.
+pub struct Session<'a> {
+    /// Its number.
+    pub id: usize,
     kind: Kind,
-    plan: &'a Plan,
-    control: &'a Control,
+    /// What it has in common with the others.
+    pub plan: &'a Plan,
+    /// The run.
+    pub control: &'a Control,
     events: &'a Sender<Event>,
-    meter: Meter,
-    report: SessionReport,
+    /// Its stalls.
+    pub meter: Meter,
+    /// What will be said of it.
+    pub report: SessionReport,
 }
 
 impl Session<'_> {
     fn live(&mut self) -> Result<(), Failure> {
-        let mut connection = Connection::open(self.plan.target)?;
-        self.report.local_port = connection.local_port();
         match self.kind {
-            Kind::Idle => self.live_idle(&mut connection),
-            Kind::Request => self.live_request(&mut connection),
-            Kind::Bulk => self.live_bulk(&mut connection),
+            Kind::Idle => self.live_idle(),
+            Kind::Request => self.live_request(),
+            Kind::Bulk => self.live_bulk(),
+            Kind::Upload => self.live_upload(),
+            Kind::Echo => self.live_echo(),
+            Kind::HalfClose => self.live_half_close(),
+            Kind::HostClose => self.live_host_close(),
+            Kind::ServerReset => self.live_server_reset(),
+            Kind::ClientReset => self.live_client_reset(),
+            Kind::Churn => self.live_churn(),
         }
     }
 
+    /// Opens the session's own connection.
+    pub fn open(&mut self) -> Result<Connection, Failure> {
+        let connection = Connection::open(&self.dial())?;
+        self.report.local_port = connection.local_port();
+        self.limit(&connection)?;
+        Ok(connection)
+    }
+
+    /// How this session's own connection is opened.
+    fn dial(&self) -> Dial {
+        let plan = self.plan;
+        let serve = plan.serve_target.filter(|_| self.kind.needs_session_serve());
+        // main has made sure that all ports are below 65536.
+        let own_port = |first: u16| first.saturating_add(u16::try_from(self.id).unwrap_or(0));
+        Dial {
+            read_buffer: if self.kind == Kind::Bulk { BULK_READ_BYTES } else { READ_BYTES },
+            ..self.dial_from(serve.unwrap_or(plan.target), plan.source_port_first.map(own_port))
+        }
+    }
+
+    /// How any connection is opened; `None`: from a port that the kernel chooses.
+    pub fn dial_from(&self, target: SocketAddr, port: Option<u16>) -> Dial {
+        let any = match target {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let source = match (self.plan.source_address, port) {
+            (None, None) => None,
+            (address, port) => Some(SocketAddr::new(address.unwrap_or(any), port.unwrap_or(0))),
+        };
+        Dial {
+            target,
+            source,
+            data_with_ack: self.plan.data_with_ack,
+            send_buffer: (self.kind == Kind::HostClose).then_some(HOST_CLOSE_SEND_BYTES),
+            read_buffer: READ_BYTES,
+        }
+    }
+
+    /// Of a pattern that no other session, round or run has.
+    pub fn seed(&self, round: u64) -> u64 {
+        pattern::mix(pattern::mix(self.plan.run ^ pattern::mix(self.id as u64)) ^ round)
+    }
+
+    /// Until when the session may make no progress.
+    pub fn limit(&self, connection: &Connection) -> Result<(), Failure> {
+        connection.limit(self.time_left())
+    }
+
+    /// The timeout, or what is left of the run.
+    pub fn time_left(&self) -> Duration {
+        self.plan.timeout.min(self.control.left())
+    }
+
+    /// An error when the run's time is over.
+    pub fn check_time(&self) -> io::Result<()> {
+        if self.control.left().is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
+
+    /// A pause between two rounds; `true`: the run ends.
+    pub fn pause(&self, pause: Duration) -> Result<bool, Failure> {
+        let finish = self.control.wait(None, pause) == Woken::Finish;
+        if !finish {
+            self.check_time()?;
+        }
+        Ok(finish)
+    }
+
     /// Silence; a request some time after each mark, and a last one at the end.
-    fn live_idle(&mut self, connection: &mut Connection) -> Result<(), Failure> {
+    fn live_idle(&mut self) -> Result<(), Failure> {
+        let connection = &mut self.open()?;
         self.exchange(connection)?;
         let mut seen = 0;
         loop {
@@ -111,23 +225,22 @@ impl Session<'_> {
         }
     }
 
-    fn live_request(&mut self, connection: &mut Connection) -> Result<(), Failure> {
+    fn live_request(&mut self) -> Result<(), Failure> {
+        let connection = &mut self.open()?;
         loop {
             self.exchange(connection)?;
-            match self.control.wait(None, self.plan.request_interval) {
-                Woken::Finish => return self.exchange(connection),
-                _ if self.control.left().is_zero() => return Err(Failure::TimedOut),
-                _ => {}
+            if self.pause(self.plan.request_interval)? {
+                return self.exchange(connection);
             }
         }
     }
 
-    fn live_bulk(&mut self, connection: &mut Connection) -> Result<(), Failure> {
-        connection.limit(self.plan.timeout.min(self.control.left()))?;
+    fn live_bulk(&mut self) -> Result<(), Failure> {
+        let connection = &mut self.open()?;
         let mut since = Instant::now();
         connection.ask(&self.plan.bulk_path)?;
-        let head = connection.read_head()?;
-        self.meet(&head)?;
+        let head = connection.read_head(&[200])?;
+        self.meet(&head.server)?;
         self.report.bytes_expected = head.length;
         let mut hash = Sha256::new();
         while self.report.bytes < head.length {
@@ -137,9 +250,7 @@ impl Session<'_> {
             self.meter.progress(since, self.control);
             since = Instant::now();
             self.note_under_way(since);
-            if self.control.left().is_zero() {
-                return Err(Failure::TimedOut);
-            }
+            self.check_time()?;
         }
         connection.expect_nothing_more()?;
         if hash.finalize()[..] != self.plan.bulk_sha256 {
@@ -161,11 +272,24 @@ impl Session<'_> {
 
     /// One small request and its whole response, which must be the one to it.
     fn exchange(&mut self, connection: &mut Connection) -> Result<(), Failure> {
-        connection.limit(self.plan.timeout.min(self.control.left()))?;
         let name = format!("{}-{}", self.id, self.report.responses);
+        let request = format!("GET /?id={name} HTTP/1.1\r\nHost: service\r\n\r\n");
         let since = Instant::now();
-        connection.ask(&format!("/?id={name}"))?;
-        let head = connection.read_head()?;
+        let server = self.exchange_as(connection, &name, &request)?;
+        self.meter.progress(since, self.control);
+        self.meet(&server)
+    }
+
+    /// Sends `request`, which asks for `name`; returns who answered.
+    pub fn exchange_as(
+        &mut self,
+        connection: &mut Connection,
+        name: &str,
+        request: &str,
+    ) -> Result<String, Failure> {
+        self.limit(connection)?;
+        connection.send(request.as_bytes())?;
+        let head = connection.read_head(&[200])?;
         let mut body = Vec::new();
         while (body.len() as u64) < head.length {
             let left = head.length - body.len() as u64;
@@ -177,27 +301,30 @@ impl Session<'_> {
                 String::from_utf8_lossy(&body[..body.len().min(80)]).escape_debug().to_string();
             return Err(Failure::Corrupted(format!("asked for {name}, got '{text}'")));
         }
-        self.meter.progress(since, self.control);
         self.report.bytes += body.len() as u64;
-        self.meet(&head)?;
         self.report.responses += 1;
-        Ok(())
+        Ok(head.server)
     }
 
     /// One session, one server: the first answer names it, all others must agree.
-    fn meet(&mut self, head: &Head) -> Result<(), Failure> {
-        if self.report.server.is_empty() {
-            self.report.server.clone_from(&head.server);
-            let _ =
-                self.events.send(Event::Opened { kind: self.kind, server: head.server.clone() });
-        } else if self.report.server != head.server {
-            let server = &self.report.server;
+    pub fn meet(&mut self, server: &str) -> Result<(), Failure> {
+        if !self.report.opened {
+            self.greet(server);
+        } else if self.report.server != server {
             return Err(Failure::Corrupted(format!(
-                "began at {server}, answered by {}",
-                head.server
+                "began at {}, answered by {server}",
+                self.report.server
             )));
         }
         Ok(())
+    }
+
+    /// The first answer came.
+    pub fn greet(&mut self, server: &str) {
+        self.report.opened = true;
+        server.clone_into(&mut self.report.server);
+        // The main thread is gone only when the program ends.
+        let _ = self.events.send(Event::Opened { kind: self.kind, server: server.to_owned() });
     }
 
     fn own_part_of(&self, spread: Duration) -> Duration {

@@ -42,8 +42,11 @@ enum Absence {
     /// It said that it stops. Its kernel may still have its sessions: they are nobody's only
     /// when it does not come back within the lease.
     Away,
-    /// It does not answer, or did not come back.
+    /// It does not answer. Nobody tunnels to it, but it may be a daemon that is started again:
+    /// its sessions are its own for as long as a restart may take.
     Dead,
+    /// It did not come back in time: its sessions are nobody's (R13).
+    GivenUp,
 }
 
 /// A peer that was in the routing table, and may come back.
@@ -53,6 +56,8 @@ struct Absent {
     address: SocketAddr,
     incarnation: u64,
     since_us: u64,
+    /// Its last sign of life.
+    alive_at_us: u64,
     ping_at_us: u64,
 }
 
@@ -105,7 +110,7 @@ pub struct AbsentPeer {
     /// When its last known incarnation started, as [`Peer::incarnation`].
     pub incarnation: u64,
     /// Whether it is away: it said that it stops, and its lease has not ended, so its sessions are
-    /// still its own. Else it is dead, and they are nobody's (R13).
+    /// still its own. Else it is dead.
     pub away: bool,
     /// How long ago it left the routing table, in µs.
     pub absent_us: u64,
@@ -128,10 +133,26 @@ impl Membership {
         self.join.joined
     }
 
+    fn absence(&self, locator: IpAddr) -> Option<Absence> {
+        self.absent.get(&locator).map(|absent| absent.absence)
+    }
+
     /// Whether the server with this locator died, or left and its lease has ended, and has not
-    /// come back: its sessions are nobody's (R13).
+    /// come back.
     pub(super) fn is_dead(&self, locator: IpAddr) -> bool {
-        self.absent.get(&locator).is_some_and(|absent| absent.absence == Absence::Dead)
+        matches!(self.absence(locator), Some(Absence::Dead | Absence::GivenUp))
+    }
+
+    /// Whether the server with this locator is dead, and a restart of its daemon would take no
+    /// longer: who owns its sessions cannot be said now.
+    pub(super) fn is_awaited(&self, locator: IpAddr) -> bool {
+        self.absence(locator) == Some(Absence::Dead)
+    }
+
+    /// Whether the server with this locator has not come back in time: its sessions are nobody's
+    /// (R13).
+    pub(super) fn is_given_up(&self, locator: IpAddr) -> bool {
+        self.absence(locator) == Some(Absence::GivenUp)
     }
 
     /// How long the server with this locator has been dead or away, in µs; `None` when it is not.
@@ -222,8 +243,7 @@ impl Node {
     /// sessions are still its own, but there is nobody to ask.
     #[must_use]
     pub fn is_away(&self, locator: IpAddr) -> bool {
-        let absent = self.membership.absent.get(&locator);
-        absent.is_some_and(|absent| absent.absence == Absence::Away)
+        self.membership.absence(locator) == Some(Absence::Away)
     }
 
     /// Whether there can be another node at this address.
@@ -238,7 +258,14 @@ impl Node {
     /// miss what it did not hear.
     pub(super) fn woken(&mut self, now_us: u64) {
         let asleep_us = now_us.saturating_sub(self.now_us);
-        if asleep_us < STALL_US || self.table.is_empty() {
+        if asleep_us < STALL_US {
+            return;
+        }
+        // Nor could it hear who came back.
+        for absent in self.membership.absent.values_mut() {
+            absent.alive_at_us += asleep_us;
+        }
+        if self.table.is_empty() {
             return;
         }
         self.count(Counter::Stalls);
@@ -388,7 +415,7 @@ impl Node {
     pub(super) fn left(&mut self, sender: Sender, address: SocketAddr) {
         self.drop_contact(sender.id, Absence::Away);
         // Claims of a server that is no contact may be told to us all the same.
-        self.remember_absent(Absence::Away, address, sender.incarnation);
+        self.remember_absent(Absence::Away, address, sender.incarnation, self.now_us);
         self.count(Counter::PeersLeft);
         tracing::info!(peer = %address, peers = self.table.len(), "peer left");
     }
@@ -400,7 +427,8 @@ impl Node {
     fn drop_contact(&mut self, peer: Id, absence: Absence) -> Option<Contact> {
         let (contact, successor) = self.table.remove(peer)?;
         self.membership.probes.forget(peer);
-        self.remember_absent(absence, contact.address, contact.incarnation);
+        let Contact { address, incarnation, alive_at_us, .. } = contact;
+        self.remember_absent(absence, address, incarnation, alive_at_us);
         self.store.end_lease(self.now_us, contact.address.ip());
         if let Some(link) = self.links.of(contact.address) {
             self.give_up(link);
@@ -420,7 +448,13 @@ impl Node {
         Some(contact)
     }
 
-    fn remember_absent(&mut self, absence: Absence, address: SocketAddr, incarnation: u64) {
+    fn remember_absent(
+        &mut self,
+        absence: Absence,
+        address: SocketAddr,
+        incarnation: u64,
+        alive_at_us: u64,
+    ) {
         let absent = &mut self.membership.absent;
         if absent.len() == ABSENT_MAX && !absent.contains_key(&address.ip()) {
             let oldest = absent.iter().min_by_key(|(_, a)| a.since_us).map(|(ip, _)| *ip);
@@ -428,21 +462,31 @@ impl Node {
         }
         let since_us = self.now_us;
         let ping_at_us = since_us + self.look_out_pause_us(0);
-        let absent = Absent { absence, address, incarnation, since_us, ping_at_us };
+        let absent = Absent { absence, address, incarnation, since_us, alive_at_us, ping_at_us };
         self.membership.absent.insert(address.ip(), absent);
     }
 
-    /// Looks for those who are absent, and ends the leases of those who stay away.
+    /// Looks for those who are absent, and gives up those who stay away: the dead when no restart
+    /// takes that long, those who said that they stop when their leases end.
     fn keep_absent(&mut self) {
         let (now_us, lease_us) = (self.now_us, us(self.config.lease));
+        let restart_us = us(self.config.restart_within);
         self.membership.absent.retain(|_, absent| now_us < absent.since_us + ABSENT_US_MAX);
         let pause_us_min = self.look_out_pause_us(0);
-        let (mut due, mut ended) = (Vec::new(), Vec::new());
+        let (mut due, mut ended, mut given_up) = (Vec::new(), Vec::new(), Vec::new());
         for (locator, absent) in &mut self.membership.absent {
             let age_us = now_us - absent.since_us;
-            if absent.absence == Absence::Away && age_us >= lease_us {
-                absent.absence = Absence::Dead;
-                ended.push(*locator);
+            let silent_us = now_us.saturating_sub(absent.alive_at_us);
+            match absent.absence {
+                Absence::Away if age_us >= lease_us => {
+                    absent.absence = Absence::GivenUp;
+                    ended.push(*locator);
+                }
+                Absence::Dead if silent_us >= restart_us => {
+                    absent.absence = Absence::GivenUp;
+                    given_up.push(*locator);
+                }
+                _ => {}
             }
             if absent.ping_at_us <= now_us {
                 absent.ping_at_us = now_us + join::look_out_pause_us(pause_us_min, age_us);
@@ -452,6 +496,10 @@ impl Node {
         for owner in ended {
             self.count(Counter::LeasesEnded);
             self.owner_dead(owner);
+        }
+        for owner in given_up {
+            self.count(Counter::PeersGivenUp);
+            tracing::warn!(peer = %owner, "peer not back in time: its sessions are nobody's");
         }
         for address in due {
             self.meet(address);
