@@ -88,18 +88,23 @@ counters! {
     TunnelVersion "tunnel_version" "Tunnel packets dropped because of their GUE version, a control message, or an inside that is not the IP version it is said to be."
     TunnelLength "tunnel_length" "Tunnel packets dropped because a header inside claims an impossible length."
     TunnelExtensions "tunnel_extensions" "Tunnel packets dropped because the inside has more IPv6 extension headers than are walked."
+    TunnelSuperseded "tunnel_superseded" "Tunnelled segments dropped because another server has a later session on their flow; the sender is told (R6, R12)."
     TunnelNotService "tunnel_not_service" "Tunnel packets dropped because the inside is no service's TCP."
     NotMineSent "not_mine_sent" "Segments tunnelled to us whose session we do not hold: the sender is told (R6)."
     NotMineUnsent "not_mine_unsent" "The same, but the ring to the DHT core was full."
     NotMineReceived "not_mine_received" "Owners that told us they do not hold a flow."
     RedirectInstalled "redirect_installed" "Redirects put into the table."
     RedirectDropped "redirect_dropped" "Redirects dropped because their owner does not hold the flow."
+    RedirectEnded "redirect_ended" "Redirects that ended with the client's FIN or RST: what follows is looked up again (R12)."
     RedirectOrphaned "redirect_orphaned" "Redirects dropped because their owner is dead (R13)."
     OwnerDead "owner_dead" "Owners that the DHT core reported dead (R13)."
     RedirectSuperseded "redirect_superseded" "Redirects superseded by a SYN or by the host itself (R2, R7)."
     RedirectExpired "redirect_expired" "Redirects that were idle for too long."
     SessionOpened "session_opened" "Sessions opened: the host answered SYN-ACK or, inbound-only, a client sent SYN (R3)."
     SessionLearnt "session_learnt" "Sessions learnt from what the host sends (R7)."
+    SessionSuperseded "session_superseded" "Sessions whose client has begun a later one on the same flow at another server: redirects now (R12)."
+    HostSuperseded "host_superseded" "Segments that the host sent on a flow whose later session is another server's, passed on: nothing is learnt from them (R12)."
+    SynAckSuperseded "syn_ack_superseded" "SYN-ACKs of the host dropped because the client has got on with another server (R12)."
     SessionClosed "session_closed" "Sessions withdrawn after FIN both ways or RST, and a linger (R8)."
     SessionExpired "session_expired" "Sessions withdrawn because they were idle or half-open for too long."
     HalfOpenOverLimit "half_open_over_limit" "Half-open sessions above the limit: published only when their handshake completes or, inbound-only, not kept (R3)."
@@ -169,7 +174,9 @@ impl Counter {
                 | Counter::TunnelVersion
                 | Counter::TunnelLength
                 | Counter::TunnelExtensions
+                | Counter::TunnelSuperseded
                 | Counter::TunnelNotService
+                | Counter::SynAckSuperseded
                 | Counter::OwnersFull
         )
     }
@@ -238,7 +245,9 @@ mod tests {
             "tunnel_version",
             "tunnel_length",
             "tunnel_extensions",
+            "tunnel_superseded",
             "tunnel_not_service",
+            "syn_ack_superseded",
             "owners_full",
         ];
         assert_eq!(names, expected);

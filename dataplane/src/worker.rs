@@ -373,7 +373,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             Some((entry, Kind::Redirect(owner))) => {
                 self.count(Counter::RedirectHit);
-                self.shared.table.touch(&entry, now.tick());
+                if arrival.flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) == 0 {
+                    self.shared.table.touch(&entry, now.tick());
+                } else {
+                    self.end_redirect(&entry);
+                }
                 Verdict::Tunnel(owner)
             }
             None => {
@@ -383,8 +387,18 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// R6: a segment out of a tunnel goes to the host, whatever we know of it. It is never looked
-    /// up and never tunnelled again, so loops cannot happen.
+    /// R12: the client ends its session, and may use its port again at once; the next session's
+    /// SYN need not come by here. What follows is looked up again.
+    #[inline(never)]
+    fn end_redirect(&self, entry: &Entry) {
+        if self.shared.table.remove(entry) {
+            self.count(Counter::RedirectEnded);
+        }
+    }
+
+    /// R6: a segment out of a tunnel goes to the host, unless we know that another server has a
+    /// later session on its flow (R12). It is never looked up and never tunnelled again, so loops
+    /// cannot happen.
     #[inline(never)]
     fn verdict_tunnelled(
         &mut self,
@@ -407,7 +421,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             self.core.announce(Announcement::NotMine { flow, sender }).is_ok()
         });
         self.count(if sent { Counter::NotMineSent } else { Counter::NotMineUnsent });
-        Verdict::Host
+        match found.map(|entry| entry.kind()) {
+            // The host has no session or an older one, and would reset or mislead the client.
+            Some(Kind::Redirect(_)) => Verdict::Drop(Counter::TunnelSuperseded),
+            _ => Verdict::Host,
+        }
     }
 
     /// What a client's segment means to our session. An ICMP error means nothing to it (R9), and
@@ -528,7 +546,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         self.counters.add(Counter::HostReceived, burst.len() as u64);
 
         let mut segments = ArrayVec::<_, BURST>::new();
-        for frame in &mut burst {
+        for (index, frame) in burst.iter_mut().enumerate() {
             let read = self.shared.settings.classifier.read_host(frame.data());
             if let FromHost::Segment(Segment { key, flags, .. }) = read {
                 let at = self.shared.table.locate(&key);
@@ -538,15 +556,21 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 } else {
                     self.shared.table.prefetch(&at);
                 }
-                segments.push((at, flags));
+                segments.push((index, at, flags));
             }
         }
-        for (at, flags) in &segments {
+        // A bit for each frame of the burst.
+        let mut superseded = 0u32;
+        for (index, at, flags) in &segments {
             let found = self.shared.table.find(at);
-            self.learn_from_host(at, *flags, found, now);
+            if !self.learn_from_host(at, *flags, found, now) {
+                superseded |= 1 << index;
+            }
         }
-        for frame in burst.drain(..) {
-            self.send_uplink(frame);
+        for (index, frame) in burst.drain(..).enumerate() {
+            if superseded & (1 << index) == 0 {
+                self.send_uplink(frame);
+            }
         }
         true
     }
@@ -569,22 +593,40 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         encap::overhead(self.shared.settings.classifier.encapsulation, locator.is_ipv4())
     }
 
-    /// R3, R7, R8: what a service sends tells the truth about its session.
+    /// R3, R7, R8: what a service sends tells the truth about its session. `false`: it must not
+    /// reach the client.
     #[inline(always)]
-    fn learn_from_host(&mut self, at: &Located, flags: TcpFlags, found: Option<Entry>, now: Now) {
+    fn learn_from_host(
+        &mut self,
+        at: &Located,
+        flags: TcpFlags,
+        found: Option<Entry>,
+        now: Now,
+    ) -> bool {
         let event = Event::from_host(flags);
-        if flags.contains(TcpFlags::SYN.and(TcpFlags::ACK)) {
-            return self.open(at, found, now);
-        }
+        let is_syn_ack = flags.contains(TcpFlags::SYN.and(TcpFlags::ACK));
         match found.map(|entry| (entry, entry.kind())) {
+            Some((_, Kind::Redirect(_))) => return self.is_superseded(is_syn_ack),
+            _ if is_syn_ack => self.open(at, found, now),
             Some((entry, Kind::Local(state))) => self.advance(at, &entry, state, event, now),
             // A host resets what it does not hold: that is no session (R7).
-            _ if event == Event::HostRst => {}
-            _ => {
+            None if event == Event::HostRst => {}
+            None => {
                 self.count(Counter::SessionLearnt);
                 self.enter(at, found, State::Established.after(event), true, now.tick());
             }
         }
+        true
+    }
+
+    /// R12: the host speaks on a flow whose session is another server's. That one is the later
+    /// one, for a SYN to this host would have ended the redirect (R2): the host's is left over from
+    /// a client that vanished, and is not learnt. A SYN-ACK repeated by a host whose client got on
+    /// with another server would confuse the client; of the rest the client takes no notice.
+    #[inline(never)]
+    fn is_superseded(&self, is_syn_ack: bool) -> bool {
+        self.count(if is_syn_ack { Counter::SynAckSuperseded } else { Counter::HostSuperseded });
+        !is_syn_ack
     }
 
     /// R3: the host answered SYN-ACK. A retransmitted one changes nothing; one for a flow that
@@ -710,6 +752,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 }
                 Some(Answer::NotMine { flow, owner }) => self.not_mine(&flow, owner),
                 Some(Answer::OwnerDead { owner }) => self.owner_dead(owner),
+                Some(Answer::Superseded { flow, version, owner }) => {
+                    self.superseded(&flow, version, owner, now);
+                }
                 None => return taken > 0,
             }
         }
@@ -786,9 +831,13 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Some(Kind::Redirect(owner)) => Verdict::Tunnel(owner),
             None => otherwise,
         };
+        let mut ends = false;
         for frame in self.parking.release(flow).into_iter().flatten() {
             let headers = match self.shared.settings.classifier.read_uplink(frame.data()) {
-                FromUplink::Segment(segment) | FromUplink::IcmpError(segment) => segment.headers,
+                FromUplink::Segment(segment) | FromUplink::IcmpError(segment) => {
+                    ends |= segment.flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) != 0;
+                    segment.headers
+                }
                 FromUplink::Fragment(fragment) => {
                     self.settle_released(&fragment, verdict, at, now);
                     fragment.headers
@@ -807,6 +856,12 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             let arrival = Arrival { at, flags: TcpFlags(0), headers, way: Way::Direct };
             self.act(verdict, frame, &arrival, now);
         }
+        if ends
+            && let Some(entry) = self.shared.table.find(&at)
+            && matches!(entry.kind(), Kind::Redirect(_))
+        {
+            self.end_redirect(&entry);
+        }
     }
 
     /// R6: an owner says that it does not hold a flow. The next packet asks again.
@@ -822,6 +877,32 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         {
             self.count(Counter::RedirectDropped);
         }
+    }
+
+    /// R12: another server has a later session on the flow of one of ours: what is left of ours
+    /// gets no segment any more.
+    fn superseded(&mut self, flow: &FlowKey, version: Version, owner: IpAddr, now: Now) {
+        if owner == self.shared.settings.classifier.locator || !self.is_member(owner) {
+            return;
+        }
+        let table = &self.shared.table;
+        let Some(at) = table.locate_flow(flow) else {
+            return;
+        };
+        for _ in 0..ATTEMPTS {
+            let Some(entry) = table.find(&at) else {
+                return;
+            };
+            // One of a greater version has begun here since.
+            let is_older = table.version(&entry).is_some_and(|ours| ours < version);
+            if !matches!(entry.kind(), Kind::Local(_)) || !is_older {
+                return;
+            }
+            if table.replace(&entry, Session::Redirect { owner }, now.tick()).is_some() {
+                return self.count(Counter::SessionSuperseded);
+            }
+        }
+        self.count(Counter::TableContended);
     }
 
     /// R13: nobody tunnels into the void. The search for redirects to a dead server is begun;

@@ -380,15 +380,99 @@ fn r7_what_the_host_sends_proves_a_session() {
 }
 
 #[test]
-fn r7_the_host_overrules_a_redirect() {
+fn r12_a_redirect_is_a_later_session_than_what_the_host_has_left() {
     both(|net| {
         let mut bench = Bench::new(net);
         bench.redirect(1000);
-        bench.host_sends(&net.host_segment(1000, ACK, b"mine"));
-        assert!(matches!(bench.announces(), Some(Announcement::Publish { .. })));
-        let segment = net.client_segment(1000, ACK, b"good");
+        let left_over = net.host_segment(1000, ACK, b"old");
+        bench.host_sends(&left_over);
+        assert_eq!(bench.uplink_gets(), Some(left_over));
+        assert_eq!(bench.announces(), None, "nothing is learnt from it");
+        assert_eq!(bench.count(Counter::HostSuperseded), 1);
+        bench.host_sends(&net.host_segment(1000, SYN_ACK, b""));
+        assert_eq!(bench.uplink_gets(), None, "the client got on with another server");
+        assert_eq!(bench.count(Counter::SynAckSuperseded), 1);
+        let segment = net.client_segment(1000, ACK, b"new");
         bench.uplink_brings(&segment);
-        assert_eq!(bench.host_gets(), Some(segment));
+        assert_eq!(inside(&bench.uplink_gets().unwrap()).2, segment[14..]);
+    });
+}
+
+#[test]
+fn r12_a_syn_to_the_host_makes_its_session_the_later_one_again() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(1000);
+        bench.uplink_brings(&net.client_segment(1000, SYN, b""));
+        let syn_ack = net.host_segment(1000, SYN_ACK, b"");
+        bench.host_sends(&syn_ack);
+        assert_eq!(bench.uplink_gets(), Some(syn_ack));
+        assert!(matches!(bench.announces(), Some(Announcement::Publish { .. })));
+    });
+}
+
+#[test]
+fn r12_a_redirect_ends_with_the_clients_fin_or_rst() {
+    both(|net| {
+        for flags in [FIN_ACK, RST] {
+            let mut bench = Bench::new(net);
+            bench.redirect(1000);
+            let last = net.client_segment(1000, flags, b"");
+            bench.uplink_brings(&last);
+            assert_eq!(
+                inside(&bench.uplink_gets().unwrap()).2,
+                last[14..],
+                "it is tunnelled still"
+            );
+            assert_eq!(bench.session(1000), None);
+            assert_eq!(bench.count(Counter::RedirectEnded), 1);
+            bench.uplink_brings(&net.client_segment(1000, ACK, b"new"));
+            assert_eq!(bench.asks(), Some(net.flow(1000)), "its port may be used again");
+        }
+    });
+}
+
+#[test]
+fn r12_no_redirect_is_left_of_a_stray_that_ends_its_session() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.uplink_brings(&net.client_segment(1000, FIN_ACK, b""));
+        bench.core_answers(net.flow(1000), owner(net.other));
+        assert_eq!(inside(&bench.uplink_gets().unwrap()).1, net.other);
+        assert_eq!(bench.session(1000), None);
+    });
+}
+
+#[test]
+fn r12_a_superseded_session_is_a_redirect_to_the_later_one() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        let ours = bench.open(1000);
+        let superseded = |version| Answer::Superseded {
+            flow: net.flow(1000),
+            version: Version(version),
+            owner: net.other,
+        };
+        bench.core_says(superseded(ours.0));
+        assert!(local_state(&bench, 1000).is_some(), "it is not later than ours");
+        bench.core_says(superseded(ours.0 + 1));
+        assert_eq!(bench.session(1000), Some(Session::Redirect { owner: net.other }));
+        assert_eq!(bench.count(Counter::SessionSuperseded), 1);
+        let segment = net.client_segment(1000, ACK, b"new");
+        bench.uplink_brings(&segment);
+        assert_eq!(inside(&bench.uplink_gets().unwrap()).2, segment[14..]);
+    });
+}
+
+#[test]
+fn r12_what_is_tunnelled_to_a_superseded_session_is_dropped_and_its_sender_told() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.redirect(1000);
+        bench.uplink_brings(&net.tunnelled(&net.client_segment(1000, ACK, b"new"), net.other));
+        assert_eq!((bench.host_gets(), bench.uplink_gets()), (None, None));
+        assert_eq!(bench.count(Counter::TunnelSuperseded), 1);
+        assert!(matches!(bench.announces(), Some(Announcement::NotMine { .. })));
     });
 }
 

@@ -109,10 +109,12 @@ pub fn balance(counters: &WorkerCounters) -> Balance {
     equal("each packet of another owner is tunnelled or dropped", others, sum(&TUNNELLED));
 
     let to_host = passed + sum(&TO_HOST);
-    let at_host = get(Counter::HostSent) + get(Counter::HostUnsent);
+    let at_host =
+        get(Counter::HostSent) + get(Counter::HostUnsent) + get(Counter::TunnelSuperseded);
     let to_uplink =
         get(Counter::HostReceived) + get(Counter::TunnelSent) + get(Counter::TooBigAnswered);
-    let at_uplink = get(Counter::UplinkSent) + get(Counter::UplinkUnsent);
+    let at_uplink =
+        get(Counter::UplinkSent) + get(Counter::UplinkUnsent) + get(Counter::SynAckSuperseded);
     let ring_full = get(Counter::LookupRingFull);
     let unsure = ring_full.min(get(Counter::ResolvedAgain));
     let drops = Counter::ALL.iter().filter(|counter| counter.is_drop());

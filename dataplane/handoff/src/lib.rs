@@ -92,6 +92,15 @@ pub enum Answer {
         /// Locator of the server that refused it.
         owner: IpAddr,
     },
+    /// Another server holds a later session on the flow (R12).
+    Superseded {
+        /// The flow.
+        flow: FlowKey,
+        /// The later session's version.
+        version: Version,
+        /// Locator of the server that holds it.
+        owner: IpAddr,
+    },
     /// A server has died: drop all redirects to it (R13).
     OwnerDead {
         /// Its locator.

@@ -111,7 +111,7 @@ const BOOKS: &[Entry] = &[
             "released_host",
             "tunnel_received",
         ],
-        right: &["host_sent", "host_unsent"],
+        right: &["host_sent", "host_unsent", "tunnel_superseded"],
         slack: &[],
     },
     Entry {
@@ -138,7 +138,7 @@ const BOOKS: &[Entry] = &[
     Entry {
         what: "what goes to the uplink is sent or dropped",
         left: &["host_received", "tunnel_sent", "too_big_answered"],
-        right: &["uplink_sent", "uplink_unsent"],
+        right: &["uplink_sent", "uplink_unsent", "syn_ack_superseded"],
         slack: &[],
     },
     Entry {
@@ -173,7 +173,9 @@ const DROPS: &[&str] = &[
     "tunnel_version",
     "tunnel_length",
     "tunnel_extensions",
+    "tunnel_superseded",
     "tunnel_not_service",
+    "syn_ack_superseded",
     "host_unsent",
     "uplink_unsent",
     "uplink.rx_missed",
