@@ -59,6 +59,9 @@ const ORPHANS_SLICE: usize = 1024;
 /// Answers to packets too big for the tunnel: per second, and at once.
 const TOO_BIG_PER_SECOND: u32 = 1000;
 const TOO_BIG_BURST: u32 = 256;
+/// A session that was reset so long ago may have been followed by another on its flow: a client
+/// repeats what the lost RST answered sooner (RFC 6298 §2).
+const DOUBT_AFTER_MS: u64 = 1000;
 /// Looks at an entry that another worker keeps changing, before the update is given up.
 const ATTEMPTS: usize = 4;
 
@@ -407,12 +410,30 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         senders: &[IpAddr],
         now: Now,
     ) -> Verdict {
-        if let Some(entry) = found
-            && let Kind::Local(state) = entry.kind()
-        {
-            self.hear_client(arrival, &entry, state, now);
-            return Verdict::Host;
+        match found.map(|entry| (entry, entry.kind())) {
+            Some((entry, Kind::Local(state))) if state.is_lingering() => {
+                self.tell_not_mine(arrival, senders);
+                self.doubt(arrival, &entry, state, now);
+                Verdict::Host
+            }
+            Some((entry, Kind::Local(state))) => {
+                self.hear_client(arrival, &entry, state, now);
+                Verdict::Host
+            }
+            // The host has no session or an older one, and would reset or mislead the client.
+            Some((_, Kind::Redirect(_))) => {
+                self.tell_not_mine(arrival, senders);
+                Verdict::Drop(Counter::TunnelSuperseded)
+            }
+            None => {
+                self.tell_not_mine(arrival, senders);
+                Verdict::Host
+            }
         }
+    }
+
+    /// R6: the sender of a tunnelled segment looks its flow up again.
+    fn tell_not_mine(&mut self, arrival: &Arrival, senders: &[IpAddr]) {
         let sender = match arrival.way {
             Way::Tunnelled(index) => senders.get(usize::from(index)).copied(),
             Way::Direct | Way::Rewritten => None,
@@ -421,10 +442,21 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             self.core.announce(Announcement::NotMine { flow, sender }).is_ok()
         });
         self.count(if sent { Counter::NotMineSent } else { Counter::NotMineUnsent });
-        match found.map(|entry| entry.kind()) {
-            // The host has no session or an older one, and would reset or mislead the client.
-            Some(Kind::Redirect(_)) => Verdict::Drop(Counter::TunnelSuperseded),
-            _ => Verdict::Host,
+    }
+
+    /// R12: a tunnelled segment for a session that is over may be of the next one on its flow, whose
+    /// record its sender had not met yet. The host would reset that one: of a session that was
+    /// reset some time ago the next RST is withheld as of one that is closed.
+    fn doubt(&mut self, arrival: &Arrival, entry: &Entry, state: State, now: Now) {
+        let idle_ms =
+            self.shared.table.listed(entry, now.tick()).map_or(0, |listed| listed.idle_ms);
+        if state == State::Reset
+            && idle_ms >= DOUBT_AFTER_MS
+            && !arrival.flags.contains(TcpFlags::RST)
+        {
+            self.shared.table.transition(entry, State::Closed, now.tick());
+        } else {
+            self.hear_client(arrival, entry, state, now);
         }
     }
 
@@ -473,9 +505,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             return false;
         }
         self.count(Counter::SessionOpened);
-        // A record that is still there is taken over, so that the newer version ends it (R12).
-        let publish = found.is_some_and(|entry| entry.is_published());
-        self.enter(at, found, State::HalfOpen, publish, now.tick());
+        // The host's SYN-ACK will not be seen, and the client's ACK may reach another server: it
+        // must find the record there (R3), as it would if the SYN-ACK had published it.
+        self.enter(at, found, State::HalfOpen, true, now.tick());
         true
     }
 
@@ -606,7 +638,14 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let event = Event::from_host(flags);
         let is_syn_ack = flags.contains(TcpFlags::SYN.and(TcpFlags::ACK));
         match found.map(|entry| (entry, entry.kind())) {
-            Some((_, Kind::Redirect(_))) => return self.is_superseded(is_syn_ack),
+            Some((_, Kind::Redirect(_))) => {
+                return !self.is_superseded(is_syn_ack || event == Event::HostRst);
+            }
+            Some((entry, Kind::Local(State::Closed))) if event == Event::HostRst => {
+                self.advance(at, &entry, State::Closed, event, now);
+                self.count(Counter::RstWithheld);
+                return false;
+            }
             _ if is_syn_ack => self.open(at, found, now),
             Some((entry, Kind::Local(state))) => self.advance(at, &entry, state, event, now),
             // A host resets what it does not hold: that is no session (R7).
@@ -621,12 +660,13 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
 
     /// R12: the host speaks on a flow whose session is another server's. That one is the later
     /// one, for a SYN to this host would have ended the redirect (R2): the host's is left over from
-    /// a client that vanished, and is not learnt. A SYN-ACK repeated by a host whose client got on
-    /// with another server would confuse the client; of the rest the client takes no notice.
+    /// a client that vanished, and is not learnt. Whether it must not reach the client: RSTs and
+    /// repeated SYN-ACKs are, which would end or confuse the client's session; of the rest it takes
+    /// no notice.
     #[inline(never)]
-    fn is_superseded(&self, is_syn_ack: bool) -> bool {
-        self.count(if is_syn_ack { Counter::SynAckSuperseded } else { Counter::HostSuperseded });
-        !is_syn_ack
+    fn is_superseded(&self, is_harmful: bool) -> bool {
+        self.count(if is_harmful { Counter::HostWithheld } else { Counter::HostSuperseded });
+        is_harmful
     }
 
     /// R3: the host answered SYN-ACK. A retransmitted one changes nothing; one for a flow that
