@@ -710,6 +710,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 }
                 Some(Answer::NotMine { flow, owner }) => self.not_mine(&flow, owner),
                 Some(Answer::OwnerDead { owner }) => self.owner_dead(owner),
+                Some(Answer::Superseded { .. }) => {}
                 None => return taken > 0,
             }
         }

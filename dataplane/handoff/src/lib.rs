@@ -97,6 +97,18 @@ pub enum Answer {
         /// Its locator.
         owner: IpAddr,
     },
+    /// Another server holds a newer session on the flow, with this version: the client has used its
+    /// 5-tuple again, and its segments belong to `owner` from now on (R12). The core does not
+    /// publish our session any more.
+    Superseded {
+        /// The flow.
+        flow: FlowKey,
+        /// Version of the newer session. Never less than the version of the session that it is
+        /// about; one of a session that began here meanwhile may be greater.
+        version: Version,
+        /// Locator of the server that holds it: a member other than ourselves, not known to be dead.
+        owner: IpAddr,
+    },
 }
 
 /// A worker's end of its rings.
