@@ -5,6 +5,7 @@
 //! The rules (R1 to R13) are those of `docs/specification/rules.md`.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -59,9 +60,10 @@ const ORPHANS_SLICE: usize = 1024;
 /// Answers to packets too big for the tunnel: per second, and at once.
 const TOO_BIG_PER_SECOND: u32 = 1000;
 const TOO_BIG_BURST: u32 = 256;
-/// A session that was reset so long ago may have been followed by another on its flow: a client
-/// repeats what the lost RST answered sooner (RFC 6298 §2).
-const DOUBT_AFTER_MS: u64 = 1000;
+/// When a client repeats what a RST that was lost, or withheld, answered, in milliseconds after it
+/// (RFC 6298 §2; kernels wait 200 ms at least). What comes sooner was on its way already, and what
+/// comes later may be of another session on the flow.
+const REPEATED_MS: Range<u64> = 150..1000;
 /// Looks at an entry that another worker keeps changing, before the update is given up.
 const ATTEMPTS: usize = 4;
 
@@ -445,13 +447,13 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// R12: a tunnelled segment for a session that is over may be of the next one on its flow, whose
-    /// record its sender had not met yet. The host would reset that one: of a session that was
-    /// reset some time ago the next RST is withheld as of one that is closed.
+    /// record its sender had not met yet. The host would reset that one, so of a session that was
+    /// reset, too, the next RST is withheld, unless it answers a repetition.
     fn doubt(&mut self, arrival: &Arrival, entry: &Entry, state: State, now: Now) {
         let idle_ms =
             self.shared.table.listed(entry, now.tick()).map_or(0, |listed| listed.idle_ms);
         if state == State::Reset
-            && idle_ms >= DOUBT_AFTER_MS
+            && !REPEATED_MS.contains(&idle_ms)
             && !arrival.flags.contains(TcpFlags::RST)
         {
             self.shared.table.transition(entry, State::Closed, now.tick());
