@@ -413,7 +413,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         now: Now,
     ) -> Verdict {
         match found.map(|entry| (entry, entry.kind())) {
-            Some((entry, Kind::Local(state))) if state.is_lingering() => {
+            Some((entry, Kind::Local(state)))
+                if state.is_lingering() || state == State::HalfOpen =>
+            {
                 self.tell_not_mine(arrival, senders);
                 self.doubt(arrival, &entry, state, now);
                 Verdict::Host
@@ -446,9 +448,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         self.count(if sent { Counter::NotMineSent } else { Counter::NotMineUnsent });
     }
 
-    /// R12: a tunnelled segment for a session that is over may be of the next one on its flow, whose
-    /// record its sender had not met yet. The host would reset that one, so of a session that was
-    /// reset, too, the next RST is withheld, unless it answers a repetition.
+    /// R12: a tunnelled segment for a session that is over, or has not begun, may be of a later one
+    /// on its flow, whose record its sender had not met yet. The host would reset that one. So only
+    /// the host itself says that a handshake is complete; and of a session that was reset, as of
+    /// others that are over, the next RST is withheld, unless it answers a repetition.
     fn doubt(&mut self, arrival: &Arrival, entry: &Entry, state: State, now: Now) {
         let idle_ms =
             self.shared.table.listed(entry, now.tick()).map_or(0, |listed| listed.idle_ms);
@@ -643,8 +646,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Some((_, Kind::Redirect(_))) => {
                 return !self.is_superseded(is_syn_ack || event == Event::HostRst);
             }
-            Some((entry, Kind::Local(State::Closed))) if event == Event::HostRst => {
-                self.advance(at, &entry, State::Closed, event, now);
+            Some((entry, Kind::Local(state @ (State::HalfOpen | State::Closed))))
+                if event == Event::HostRst =>
+            {
+                self.advance(at, &entry, state, event, now);
                 self.count(Counter::RstWithheld);
                 return false;
             }
