@@ -966,8 +966,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             let Some(entry) = table.find(&at) else {
                 return;
             };
-            // One of a greater version has begun here since.
-            let is_older = table.version(&entry).is_some_and(|ours| ours < version);
+            // One of a greater version has begun here since. Between equals the greater owner wins.
+            let is_older = table.version(&entry).is_some_and(|ours| ours <= version);
             if !matches!(entry.kind(), Kind::Local(_)) || !is_older {
                 return;
             }
