@@ -142,7 +142,7 @@ fn r6_not_mine_reaches_the_server_that_tunnelled() {
 
 #[test]
 fn r12_reuse_at_another_server_reaches_the_worker_of_the_old_one() {
-    let mut servers = cluster(5, 3);
+    let mut servers = cluster(15, 3);
     let flow = flow(1);
     servers[1].publish(flow);
     until("the replicas", || {
