@@ -104,7 +104,8 @@ counters! {
     SessionLearnt "session_learnt" "Sessions learnt from what the host sends (R7)."
     SessionSuperseded "session_superseded" "Sessions whose client has begun a later one on the same flow at another server: redirects now (R12)."
     HostSuperseded "host_superseded" "Segments that the host sent on a flow whose later session is another server's, passed on: nothing is learnt from them (R12)."
-    SynAckSuperseded "syn_ack_superseded" "SYN-ACKs of the host dropped because the client has got on with another server (R12)."
+    HostWithheld "host_withheld" "SYN-ACKs and RSTs of the host dropped because its client has a later session on the flow at another server (R12)."
+    RstWithheld "rst_withheld" "RSTs of the host dropped, once per session that is closed or half-open: what it answers may be of a later session on the flow (R12)."
     SessionClosed "session_closed" "Sessions withdrawn after FIN both ways or RST, and a linger (R8)."
     SessionExpired "session_expired" "Sessions withdrawn because they were idle or half-open for too long."
     HalfOpenOverLimit "half_open_over_limit" "Half-open sessions above the limit: published only when their handshake completes or, inbound-only, not kept (R3)."
@@ -176,7 +177,8 @@ impl Counter {
                 | Counter::TunnelExtensions
                 | Counter::TunnelSuperseded
                 | Counter::TunnelNotService
-                | Counter::SynAckSuperseded
+                | Counter::HostWithheld
+                | Counter::RstWithheld
                 | Counter::OwnersFull
         )
     }
@@ -247,7 +249,8 @@ mod tests {
             "tunnel_extensions",
             "tunnel_superseded",
             "tunnel_not_service",
-            "syn_ack_superseded",
+            "host_withheld",
+            "rst_withheld",
             "owners_full",
         ];
         assert_eq!(names, expected);

@@ -5,6 +5,7 @@
 //! The rules (R1 to R13) are those of `docs/specification/rules.md`.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -59,6 +60,10 @@ const ORPHANS_SLICE: usize = 1024;
 /// Answers to packets too big for the tunnel: per second, and at once.
 const TOO_BIG_PER_SECOND: u32 = 1000;
 const TOO_BIG_BURST: u32 = 256;
+/// When a client repeats what a RST that was lost, or withheld, answered, in milliseconds after it
+/// (RFC 6298 §2; kernels wait 200 ms at least). What comes sooner was on its way already, and what
+/// comes later may be of another session on the flow.
+const REPEATED_MS: Range<u64> = 150..1000;
 /// Looks at an entry that another worker keeps changing, before the update is given up.
 const ATTEMPTS: usize = 4;
 
@@ -407,12 +412,32 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         senders: &[IpAddr],
         now: Now,
     ) -> Verdict {
-        if let Some(entry) = found
-            && let Kind::Local(state) = entry.kind()
-        {
-            self.hear_client(arrival, &entry, state, now);
-            return Verdict::Host;
+        match found.map(|entry| (entry, entry.kind())) {
+            Some((entry, Kind::Local(state)))
+                if state.is_lingering() || state == State::HalfOpen =>
+            {
+                self.tell_not_mine(arrival, senders);
+                self.doubt(arrival, &entry, state, now);
+                Verdict::Host
+            }
+            Some((entry, Kind::Local(state))) => {
+                self.hear_client(arrival, &entry, state, now);
+                Verdict::Host
+            }
+            // The host has no session or an older one, and would reset or mislead the client.
+            Some((_, Kind::Redirect(_))) => {
+                self.tell_not_mine(arrival, senders);
+                Verdict::Drop(Counter::TunnelSuperseded)
+            }
+            None => {
+                self.tell_not_mine(arrival, senders);
+                Verdict::Host
+            }
         }
+    }
+
+    /// R6: the sender of a tunnelled segment looks its flow up again.
+    fn tell_not_mine(&mut self, arrival: &Arrival, senders: &[IpAddr]) {
         let sender = match arrival.way {
             Way::Tunnelled(index) => senders.get(usize::from(index)).copied(),
             Way::Direct | Way::Rewritten => None,
@@ -421,10 +446,22 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             self.core.announce(Announcement::NotMine { flow, sender }).is_ok()
         });
         self.count(if sent { Counter::NotMineSent } else { Counter::NotMineUnsent });
-        match found.map(|entry| entry.kind()) {
-            // The host has no session or an older one, and would reset or mislead the client.
-            Some(Kind::Redirect(_)) => Verdict::Drop(Counter::TunnelSuperseded),
-            _ => Verdict::Host,
+    }
+
+    /// R12: a tunnelled segment for a session that is over, or has not begun, may be of a later one
+    /// on its flow, whose record its sender had not met yet. The host would reset that one. So only
+    /// the host itself says that a handshake is complete; and of a session that was reset, as of
+    /// others that are over, the next RST is withheld, unless it answers a repetition.
+    fn doubt(&mut self, arrival: &Arrival, entry: &Entry, state: State, now: Now) {
+        let idle_ms =
+            self.shared.table.listed(entry, now.tick()).map_or(0, |listed| listed.idle_ms);
+        if state == State::Reset
+            && !REPEATED_MS.contains(&idle_ms)
+            && !arrival.flags.contains(TcpFlags::RST)
+        {
+            self.shared.table.transition(entry, State::Closed, now.tick());
+        } else {
+            self.hear_client(arrival, entry, state, now);
         }
     }
 
@@ -473,9 +510,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             return false;
         }
         self.count(Counter::SessionOpened);
-        // A record that is still there is taken over, so that the newer version ends it (R12).
-        let publish = found.is_some_and(|entry| entry.is_published());
-        self.enter(at, found, State::HalfOpen, publish, now.tick());
+        // The host's SYN-ACK will not be seen, and the client's ACK may reach another server: it
+        // must find the record there (R3), as it would if the SYN-ACK had published it.
+        self.enter(at, found, State::HalfOpen, true, now.tick());
         true
     }
 
@@ -606,7 +643,16 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let event = Event::from_host(flags);
         let is_syn_ack = flags.contains(TcpFlags::SYN.and(TcpFlags::ACK));
         match found.map(|entry| (entry, entry.kind())) {
-            Some((_, Kind::Redirect(_))) => return self.is_superseded(is_syn_ack),
+            Some((_, Kind::Redirect(_))) => {
+                return !self.is_superseded(is_syn_ack || event == Event::HostRst);
+            }
+            Some((entry, Kind::Local(state @ (State::HalfOpen | State::Closed))))
+                if event == Event::HostRst =>
+            {
+                self.advance(at, &entry, state, event, now);
+                self.count(Counter::RstWithheld);
+                return false;
+            }
             _ if is_syn_ack => self.open(at, found, now),
             Some((entry, Kind::Local(state))) => self.advance(at, &entry, state, event, now),
             // A host resets what it does not hold: that is no session (R7).
@@ -621,12 +667,13 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
 
     /// R12: the host speaks on a flow whose session is another server's. That one is the later
     /// one, for a SYN to this host would have ended the redirect (R2): the host's is left over from
-    /// a client that vanished, and is not learnt. A SYN-ACK repeated by a host whose client got on
-    /// with another server would confuse the client; of the rest the client takes no notice.
+    /// a client that vanished, and is not learnt. Whether it must not reach the client: RSTs and
+    /// repeated SYN-ACKs are, which would end or confuse the client's session; of the rest it takes
+    /// no notice.
     #[inline(never)]
-    fn is_superseded(&self, is_syn_ack: bool) -> bool {
-        self.count(if is_syn_ack { Counter::SynAckSuperseded } else { Counter::HostSuperseded });
-        !is_syn_ack
+    fn is_superseded(&self, is_harmful: bool) -> bool {
+        self.count(if is_harmful { Counter::HostWithheld } else { Counter::HostSuperseded });
+        is_harmful
     }
 
     /// R3: the host answered SYN-ACK. A retransmitted one changes nothing; one for a flow that

@@ -119,6 +119,13 @@ pub enum Message {
     Alive,
     /// I, the sender, stop: this incarnation of mine will send nothing more. Has no answer.
     Leave,
+    /// Another server's claim has taken the place of your record here (R12). Has no answer.
+    Superseded {
+        /// Id of the record.
+        id: Id,
+        /// The claim that is held now.
+        claim: Claim,
+    },
 }
 
 /// One life of a server, as another one names it.
@@ -190,7 +197,8 @@ impl Message {
             | Message::PingReq { .. }
             | Message::Suspect(_)
             | Message::Alive
-            | Message::Leave => false,
+            | Message::Leave
+            | Message::Superseded { .. } => false,
             Message::Pong
             | Message::Nodes(_)
             | Message::Found(_)
@@ -216,6 +224,7 @@ const PONG_RELAYED: u32 = 17;
 const SUSPECT: u32 = 18;
 const ALIVE: u32 = 19;
 const LEAVE: u32 = 20;
+const SUPERSEDED: u32 = 21;
 
 impl Encode for Message {
     fn encode<E: Encoder>(&self, e: &mut E) -> Result<(), EncodeError> {
@@ -236,6 +245,7 @@ impl Encode for Message {
             Message::Suspect(life) => (SUSPECT, Wire(*life)).encode(e),
             Message::Alive => ALIVE.encode(e),
             Message::Leave => LEAVE.encode(e),
+            Message::Superseded { id, claim } => (SUPERSEDED, id.0, Wire(*claim)).encode(e),
         }
     }
 }
@@ -261,6 +271,9 @@ impl<C> Decode<C> for Message {
             SUSPECT => Message::Suspect(Wire::decode(d)?.0),
             ALIVE => Message::Alive,
             LEAVE => Message::Leave,
+            SUPERSEDED => {
+                Message::Superseded { id: Id(u128::decode(d)?), claim: Wire::decode(d)?.0 }
+            }
             _ => return Err(DecodeError::Other("no message")),
         })
     }
@@ -415,6 +428,8 @@ mod tests {
             life().prop_map(Message::Suspect),
             Just(Message::Alive),
             Just(Message::Leave),
+            (any::<u128>().prop_map(Id), claim())
+                .prop_map(|(id, claim)| Message::Superseded { id, claim }),
         ]
     }
 
@@ -544,6 +559,7 @@ mod tests {
             (Message::Suspect(life), format!("00000012{LIFE}")),
             (Message::Alive, "00000013".to_owned()),
             (Message::Leave, "00000014".to_owned()),
+            (Message::Superseded { id, claim }, format!("00000015{ID}{CLAIM}")),
         ];
         for (message, expected) in rows {
             let datagram = datagram([10, 0, 0, 1].into(), message);

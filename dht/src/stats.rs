@@ -142,8 +142,13 @@ counters! {
     ContactsIgnored "contacts_ignored" "Addresses of unknown nodes not looked into: too many wait for it.",
     NotMineSent "not_mine_sent" "NOT_MINE sent to servers that tunnelled a flow to us that we do not hold.",
     NotMineReceived "not_mine_received" "NOT_MINE received.",
+    SupersededSent "superseded_sent" "SUPERSEDED sent: a record gave its place to another server's newer one (R12).",
+    SupersededUnsent "superseded_unsent" "SUPERSEDED not sent because too many control messages wait.",
+    SupersededReceived "superseded_received" "SUPERSEDED received.",
+    SupersededIgnored "superseded_ignored" "SUPERSEDED ignored: another replica had said it before, or the claim in it is none that can outdo a session that we publish.",
     OwnerDeadDropped "owner_dead_dropped" "Deaths not passed on: the worker's ring was full; redirects end by being idle.",
     NotMineDropped "not_mine_dropped" "NOT_MINE not passed on: the worker's ring was full.",
+    SupersededDropped "superseded_dropped" "Superseded sessions not passed on: the worker's ring was full; it keeps the session until that ends.",
     CommandsRefused "commands_refused" "Commands of the control thread refused: a limit was reached.",
 }
 

@@ -17,6 +17,8 @@ use crate::record::{Claim, Record, State};
 pub enum Stored {
     /// Held now, or held already.
     Yes,
+    /// Held now, in the place of this lesser claim of another owner, which stood until now.
+    Replaced(Claim),
     /// A greater claim is held, live or deleted.
     Stale(Claim),
     /// There is no room for the record, or no name for its owner.
@@ -229,7 +231,12 @@ impl Store {
             return Stored::Full;
         };
         self.put(now_us, place, id, Held { version, owner, deleted_at: Moment(0) });
-        Stored::Yes
+        match record {
+            Some(Record { claim, state: State::Live }) if claim.owner != locator => {
+                Stored::Replaced(claim)
+            }
+            _ => Stored::Yes,
+        }
     }
 
     /// Ends a claim and all lesser ones.
@@ -485,7 +492,12 @@ mod tests {
             let alive = |l: &usize| self.leases[*l].server == server && self.is_alive(*l);
             let lease = (0..self.leases.len()).find(alive);
             self.records.insert(id, ModelRecord { claim: new, lease, ends_at_us: 0 });
-            Stored::Yes
+            match held {
+                Some(held) if held.lease.is_some() && held.claim.owner != new.owner => {
+                    Stored::Replaced(held.claim)
+                }
+                _ => Stored::Yes,
+            }
         }
 
         fn delete(&mut self, id: Id, version: u64, owner: u8) -> Deleted {

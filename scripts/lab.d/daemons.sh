@@ -225,6 +225,10 @@ END
 [tunnel]
 encapsulation = "$ENCAP"
 
+# Daemons share CPUs here, and may wait for one longer than any server's would.
+[parking]
+grace = "150ms"
+
 [dht]
 bootstrap = ["$(socket_text "$first" "$DHT_PORT")"]
 $DHT_KEYS

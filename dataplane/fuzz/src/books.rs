@@ -113,8 +113,10 @@ pub fn balance(counters: &WorkerCounters) -> Balance {
         get(Counter::HostSent) + get(Counter::HostUnsent) + get(Counter::TunnelSuperseded);
     let to_uplink =
         get(Counter::HostReceived) + get(Counter::TunnelSent) + get(Counter::TooBigAnswered);
-    let at_uplink =
-        get(Counter::UplinkSent) + get(Counter::UplinkUnsent) + get(Counter::SynAckSuperseded);
+    let at_uplink = get(Counter::UplinkSent)
+        + get(Counter::UplinkUnsent)
+        + get(Counter::HostWithheld)
+        + get(Counter::RstWithheld);
     let ring_full = get(Counter::LookupRingFull);
     let unsure = ring_full.min(get(Counter::ResolvedAgain));
     let drops = Counter::ALL.iter().filter(|counter| counter.is_drop());

@@ -92,18 +92,21 @@ pub enum Answer {
         /// Locator of the server that refused it.
         owner: IpAddr,
     },
-    /// Another server holds a later session on the flow (R12).
-    Superseded {
-        /// The flow.
-        flow: FlowKey,
-        /// The later session's version.
-        version: Version,
-        /// Locator of the server that holds it.
-        owner: IpAddr,
-    },
     /// A server has died: drop all redirects to it (R13).
     OwnerDead {
         /// Its locator.
+        owner: IpAddr,
+    },
+    /// Another server holds a newer session on the flow, with this version: the client has used its
+    /// 5-tuple again, and its segments belong to `owner` from now on (R12). The core does not
+    /// publish our session any more.
+    Superseded {
+        /// The flow.
+        flow: FlowKey,
+        /// Version of the newer session. Never less than the version of the session that it is
+        /// about; one of a session that began here meanwhile may be greater.
+        version: Version,
+        /// Locator of the server that holds it: a member other than ourselves, not known to be dead.
         owner: IpAddr,
     },
 }

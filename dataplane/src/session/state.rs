@@ -94,7 +94,8 @@ impl State {
             (_, ClientRst) => Reset,
             (Reset, HostAck) => Established,
             (Reset, HostFin) => HostClosed,
-            (HalfOpen, ClientAck) => Established,
+            // A host sends anything but SYN-ACKs only when the handshake is complete for it.
+            (HalfOpen, ClientAck | HostAck) => Established,
             (HalfOpen | Established, ClientFin) => ClientClosed,
             (HalfOpen | Established, HostFin) => HostClosed,
             (HostClosed, ClientFin) | (ClientClosed, HostFin) => Closed,
@@ -154,7 +155,7 @@ mod tests {
             }
             table += "\n";
         }
-        let expected = "    half_open: ClientAck->established ClientFin->client_closed ClientRst->reset HostAck->half_open HostFin->host_closed HostRst->reset
+        let expected = "    half_open: ClientAck->established ClientFin->client_closed ClientRst->reset HostAck->established HostFin->host_closed HostRst->reset
   established: ClientAck->established ClientFin->client_closed ClientRst->reset HostAck->established HostFin->host_closed HostRst->reset
   host_closed: ClientAck->host_closed ClientFin->closed ClientRst->reset HostAck->host_closed HostFin->host_closed HostRst->reset
 client_closed: ClientAck->client_closed ClientFin->client_closed ClientRst->reset HostAck->client_closed HostFin->closed HostRst->reset

@@ -199,7 +199,9 @@ impl Host {
                     assert!(self.config.is_member(locator), "packets would go to {locator}");
                 }
             }
-            Answer::NotMine { owner, .. } | Answer::OwnerDead { owner } => {
+            Answer::NotMine { owner, .. }
+            | Answer::OwnerDead { owner }
+            | Answer::Superseded { owner, .. } => {
                 assert!(self.config.is_member(owner) && owner != self.config.locator);
             }
         }

@@ -156,7 +156,12 @@ fn message(network: &mut Network, n: usize, input: &mut Input<'_>) {
 }
 
 fn any_message(network: &Network, input: &mut Input<'_>) -> Message {
-    match input.below(14) {
+    let kind = input.byte();
+    // Late come, so that older inputs keep their meaning.
+    if kind >= 252 {
+        return Message::Superseded { id: id(network, input), claim: claim(network, input) };
+    }
+    match kind % 14 {
         0 => Message::Ping,
         1 => Message::Pong,
         2 => Message::FindNode { target: id(network, input), want: input.byte() },

@@ -5,12 +5,12 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
-use holdfast_handoff::{Announcement, Version};
+use holdfast_handoff::{Announcement, Answer, Version};
 use holdfast_net::FlowKey;
 use rand::RngExt;
 use smallvec::SmallVec;
 
-use super::Node;
+use super::{Action, Node};
 use crate::batch::{Outcome, Request};
 use crate::config::us;
 use crate::id::Id;
@@ -135,13 +135,18 @@ impl Node {
             self.count(Counter::PublishesRepaired);
             self.withdraw(flow, session);
         }
-        let contact = self.table.get(self.hasher.node(sender));
-        let port = self.config.listen.port();
-        let to = contact.map_or(SocketAddr::new(sender, port), |c| c.address);
+        let to = self.control_socket(sender);
         if self.is_possible_peer(to) {
             self.count(Counter::NotMineSent);
             self.send(to, 0, Message::NotMine(flow));
         }
+    }
+
+    /// The control socket of the server with this locator: of one that is no contact, the port is
+    /// ours.
+    pub(super) fn control_socket(&self, locator: IpAddr) -> SocketAddr {
+        let contact = self.table.get(self.hasher.node(locator));
+        contact.map_or(SocketAddr::new(locator, self.config.listen.port()), |c| c.address)
     }
 
     fn add(&mut self, id: Id, entry: Entry) -> bool {
@@ -439,19 +444,36 @@ impl Node {
             // A newer session has the flow: there is nothing of ours to delete (R12).
             return self.acknowledged(id, slot);
         }
-        // A greater claim of our own is of an earlier life, whose clock was ahead of this one's.
         self.count(Counter::PublishesStale);
+        self.outdone(id, claim);
+    }
+
+    /// A replica has given the place of our record to another server's claim: as if it had answered
+    /// a STORE of ours with STALE. All replicas say so, and the first one counts.
+    pub(super) fn superseded(&mut self, id: Id, claim: Claim) {
+        let ours = self.published_version(id).map(|version| self.claim(version));
+        let is_news = claim.owner != self.own.locator && ours.is_some_and(|ours| claim > ours);
+        if !is_news || !self.config.is_member(claim.owner) || !self.observe(claim.version) {
+            return self.count(Counter::SupersededIgnored);
+        }
+        self.outdone(id, claim);
+    }
+
+    /// The record of a live session of ours meets a greater claim.
+    fn outdone(&mut self, id: Id, claim: Claim) {
+        // One of our own is of an earlier life, whose clock was ahead of this one's.
         let Some(entry) = self.published.get(id) else {
             return;
         };
         let sent_at_us = entry.first_sent_at_us.unwrap_or(self.now_us);
         let fresh = entry.fresh && self.now_us < sent_at_us + FRESH_US;
-        let raises = entry.raises;
+        let (flow, raises) = (entry.flow, entry.raises);
         // A version that our clock has not reached yet says that the clock is behind. One that
         // it has passed is of a session that began after ours, while ours was being stored.
         let behind = claim.version.0 > self.unix_us();
         if claim.owner != self.own.locator && !(fresh && behind) {
             self.count(Counter::PublishesSuperseded);
+            self.tell_workers_superseded(flow, claim);
             return self.recall(id);
         }
         if raises == RAISES_MAX || !self.observe(claim.version) {
@@ -461,6 +483,20 @@ impl Node {
         self.count(Counter::PublishesRaised);
         self.change(id, |entry| entry.raise(claim.version));
         self.queue(id, true);
+    }
+
+    /// The workers still take the session for ours. They are not told of an owner to which they
+    /// must not tunnel.
+    fn tell_workers_superseded(&mut self, flow: FlowKey, claim: Claim) {
+        let Claim { version, owner } = claim;
+        if !self.config.is_member(owner) {
+            return self.count(Counter::OwnersForeign);
+        }
+        if self.membership.is_dead(owner) || !self.observe(version) {
+            return;
+        }
+        let answer = Answer::Superseded { flow, version, owner };
+        self.actions.push(Action::Answer { ring: 0, answer });
     }
 
     /// Another server has the flow: our claim is deleted wherever it is still held.

@@ -1,7 +1,7 @@
 //! Answers the requests of other nodes: at most one answer to each, and nothing to anybody who
 //! did not ask.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use arrayvec::ArrayVec;
 use holdfast_handoff::{Answer, Version};
@@ -13,12 +13,15 @@ use crate::id::Id;
 use crate::message::{CLOSER_MAX, Contacts, Datagram, Message, NODES_MAX, Sender};
 use crate::peer_slots::Slot;
 use crate::publish::Phase;
-use crate::record::{Record, State};
+use crate::record::{Claim, Record, State};
 use crate::stats::Counter;
 use crate::store::{Deleted, Stored};
 
 /// Records and tombstones swept in one turn of housekeeping.
 const SWEEP_AT_ONCE: usize = 2048;
+/// Control messages that wait to be sent, beyond which no SUPERSEDED joins them: probes must not
+/// wait behind a storm of these.
+const SUPERSEDED_QUEUE_MAX: usize = 4096;
 
 impl Node {
     /// Serves a control message.
@@ -53,6 +56,10 @@ impl Node {
                 self.actions.push(Action::Answer { ring: 0, answer });
                 return;
             }
+            Message::Superseded { id, claim } => {
+                self.count(Counter::SupersededReceived);
+                return self.superseded(id, claim);
+            }
             Message::PingReq { life, within_us } => {
                 return self.serve_ping_req(from, transaction, life, within_us);
             }
@@ -86,6 +93,10 @@ impl Node {
         let Sender { locator, incarnation, .. } = *sender;
         match self.store.store(self.now_us, id, version, locator, incarnation) {
             Stored::Yes => Outcome::Done,
+            Stored::Replaced(old) => {
+                self.tell_superseded(id, old.owner, Claim { version, owner: locator });
+                Outcome::Done
+            }
             Stored::Stale(held) => {
                 self.count(Counter::StoresStale);
                 Outcome::Stale(held)
@@ -95,6 +106,24 @@ impl Node {
                 Outcome::Full
             }
         }
+    }
+
+    /// The record of a server has lost its place here to the claim of another one, whose session is
+    /// the newer one (R12). Said once: the other replicas say it too, and the owner hears it at the
+    /// latest when it stores again.
+    fn tell_superseded(&mut self, id: Id, old_owner: IpAddr, claim: Claim) {
+        if old_owner == self.own.locator {
+            return self.superseded(id, claim);
+        }
+        let to = self.control_socket(old_owner);
+        if !self.is_possible_peer(to) {
+            return;
+        }
+        if self.outbox.len() >= SUPERSEDED_QUEUE_MAX {
+            return self.count(Counter::SupersededUnsent);
+        }
+        self.count(Counter::SupersededSent);
+        self.send(to, 0, Message::Superseded { id, claim });
     }
 
     pub(super) fn serve_release(&mut self, sender: &Sender, id: Id, version: Version) -> Outcome {

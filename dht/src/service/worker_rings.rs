@@ -46,6 +46,7 @@ impl WorkerRings {
             Answer::Resolved { .. } => Counter::AnswersDropped,
             Answer::NotMine { .. } => Counter::NotMineDropped,
             Answer::OwnerDead { .. } => Counter::OwnerDeadDropped,
+            Answer::Superseded { .. } => Counter::SupersededDropped,
         };
         if matches!(answer, Answer::Resolved { .. }) {
             self.owed = self.owed.saturating_sub(1);

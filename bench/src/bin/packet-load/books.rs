@@ -138,7 +138,7 @@ const BOOKS: &[Entry] = &[
     Entry {
         what: "what goes to the uplink is sent or dropped",
         left: &["host_received", "tunnel_sent", "too_big_answered"],
-        right: &["uplink_sent", "uplink_unsent", "syn_ack_superseded"],
+        right: &["uplink_sent", "uplink_unsent", "host_withheld", "rst_withheld"],
         slack: &[],
     },
     Entry {
@@ -175,7 +175,8 @@ const DROPS: &[&str] = &[
     "tunnel_extensions",
     "tunnel_superseded",
     "tunnel_not_service",
-    "syn_ack_superseded",
+    "host_withheld",
+    "rst_withheld",
     "host_unsent",
     "uplink_unsent",
     "uplink.rx_missed",
