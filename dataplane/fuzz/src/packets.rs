@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use holdfast_dataplane::fragments;
 use holdfast_dataplane::frame::{Frame, HEADROOM};
-use holdfast_dataplane::session::Session;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
+use holdfast_dataplane::session::{Session, State};
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::time::Now;
 use holdfast_dataplane::worker::{Shared, Worker};
@@ -65,11 +65,12 @@ thread_local! {
     };
 }
 
-/// What a segment is counted as whose session is another server's (R12).
-const OF_OTHERS: [Counter; 4] = [
+/// What a segment is counted as whose session is another server's, or may be (R12).
+const OF_OTHERS: [Counter; 5] = [
     Counter::RedirectEnded,
     Counter::HostSuperseded,
-    Counter::SynAckSuperseded,
+    Counter::HostWithheld,
+    Counter::RstWithheld,
     Counter::TunnelSuperseded,
 ];
 
@@ -410,11 +411,16 @@ impl Bench {
                     (Some(Side::Host), segment.is_last().then_some(Counter::RedirectEnded))
                 }
                 Side::Uplink => (Some(Side::Host), Some(Counter::TunnelSuperseded)),
-                Side::Host if segment.is_syn_ack() => {
-                    (Some(Side::Uplink), Some(Counter::SynAckSuperseded))
+                Side::Host if segment.is_syn_ack() || segment.is_rst() => {
+                    (Some(Side::Uplink), Some(Counter::HostWithheld))
                 }
                 Side::Host => (None, Some(Counter::HostSuperseded)),
             },
+            Some(Session::Local { state: State::HalfOpen | State::Closed, .. })
+                if origin.side == Side::Host && segment.is_rst() =>
+            {
+                (Some(Side::Uplink), Some(Counter::RstWithheld))
+            }
             _ => (None, None),
         };
         origin.forbidden.set(forbidden);
@@ -592,8 +598,8 @@ impl Bench {
             }
             *dropped += lost;
             let is_passing = match (&origin.reading, &origin.spoken) {
-                // Of a session that is another server's by now (R12).
-                (_, Some(segment)) => !segment.is_syn_ack(),
+                // These may be of another server's session (R12).
+                (_, Some(segment)) => !segment.is_syn_ack() && !segment.is_rst(),
                 (Reading::Other, None) => true,
                 (Reading::Segment(segment), None) => segment.is_syn(),
                 _ => false,

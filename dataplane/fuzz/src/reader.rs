@@ -62,6 +62,11 @@ impl Segment {
         self.flags & 0x12 == 0x12
     }
 
+    /// Whether it resets one.
+    pub fn is_rst(&self) -> bool {
+        self.flags & 0x04 != 0
+    }
+
     /// Whether its sender ends the session: FIN or RST.
     pub fn is_last(&self) -> bool {
         self.flags & 0x05 != 0
