@@ -105,7 +105,7 @@ counters! {
     SessionSuperseded "session_superseded" "Sessions whose client has begun a later one on the same flow at another server: redirects now (R12)."
     HostSuperseded "host_superseded" "Segments that the host sent on a flow whose later session is another server's, passed on: nothing is learnt from them (R12)."
     HostWithheld "host_withheld" "SYN-ACKs and RSTs of the host dropped because its client has a later session on the flow at another server (R12)."
-    RstWithheld "rst_withheld" "RSTs of the host dropped, once per session that is closed or half-open: what it answers may be of a later session on the flow (R12)."
+    RstWithheld "rst_withheld" "RSTs of the host dropped because what they answer may be of a later session on the flow, or because the client has been told just before (R12)."
     SessionClosed "session_closed" "Sessions withdrawn after FIN both ways or RST, and a linger (R8)."
     SessionExpired "session_expired" "Sessions withdrawn because they were idle or half-open for too long."
     HalfOpenOverLimit "half_open_over_limit" "Half-open sessions above the limit: published only when their handshake completes or, inbound-only, not kept (R3)."

@@ -5,7 +5,6 @@
 //! The rules (R1 to R13) are those of `docs/specification/rules.md`.
 
 use std::net::IpAddr;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -60,10 +59,12 @@ const ORPHANS_SLICE: usize = 1024;
 /// Answers to packets too big for the tunnel: per second, and at once.
 const TOO_BIG_PER_SECOND: u32 = 1000;
 const TOO_BIG_BURST: u32 = 256;
-/// When a client repeats what a RST that was lost, or withheld, answered, in milliseconds after it
-/// (RFC 6298 §2; kernels wait 200 ms at least). What comes sooner was on its way already, and what
-/// comes later may be of another session on the flow.
-const REPEATED_MS: Range<u64> = 150..1000;
+/// What a host answers with RST so soon after it has reset or closed a session was on its way
+/// already: a client waits 200 ms at least before it repeats anything. In milliseconds.
+const RST_AGAIN_MS: u64 = 150;
+/// A client has repeated what a RST that was lost or withheld answered by then (RFC 6298 §2). In
+/// milliseconds.
+const REPEATED_MS: u64 = 1000;
 /// Looks at an entry that another worker keeps changing, before the update is given up.
 const ATTEMPTS: usize = 4;
 
@@ -449,20 +450,45 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// R12: a tunnelled segment for a session that is over, or has not begun, may be of a later one
-    /// on its flow, whose record its sender had not met yet. The host would reset that one. So only
-    /// the host itself says that a handshake is complete; and of a session that was reset, as of
-    /// others that are over, the next RST is withheld, unless it answers a repetition.
+    /// on its flow, whose record its sender had not met yet. So only the host itself says that a
+    /// handshake is complete; and a session that was reset some time ago counts as closed, whose
+    /// next RST is withheld ([`Worker::withholds`]).
     fn doubt(&mut self, arrival: &Arrival, entry: &Entry, state: State, now: Now) {
-        let idle_ms =
-            self.shared.table.listed(entry, now.tick()).map_or(0, |listed| listed.idle_ms);
-        if state == State::Reset
-            && !REPEATED_MS.contains(&idle_ms)
-            && !arrival.flags.contains(TcpFlags::RST)
-        {
-            self.shared.table.transition(entry, State::Closed, now.tick());
-        } else {
-            self.hear_client(arrival, entry, state, now);
+        let is_end = arrival.flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) != 0;
+        match state {
+            _ if is_end => self.hear_client(arrival, entry, state, now),
+            State::HalfOpen => {}
+            State::Reset if self.idle_ms(entry, now) >= REPEATED_MS => {
+                self.shared.table.transition(entry, State::Closed, now.tick());
+            }
+            _ => self.hear_client(arrival, entry, state, now),
         }
+    }
+
+    /// How long ago an entry changed or was touched; 0 when it is gone.
+    fn idle_ms(&self, entry: &Entry, now: Now) -> u64 {
+        self.shared.table.listed(entry, now.tick()).map_or(0, |listed| listed.idle_ms)
+    }
+
+    /// R12: whether a RST of the host must not reach the client, as it may answer a segment of a
+    /// later session on the flow that was led here by an older record. The sender looks the flow
+    /// up again meanwhile, and a client whose session this was after all repeats its segment.
+    #[inline(never)]
+    fn withholds(&mut self, at: &Located, entry: &Entry, state: State, now: Now) -> bool {
+        let withheld = match state {
+            // Its client answers a SYN-ACK at once.
+            State::HalfOpen => self.idle_ms(entry, now) < REPEATED_MS,
+            State::Closed => {
+                self.move_on(at, *entry, Event::HostRst, now);
+                true
+            }
+            State::Reset => self.idle_ms(entry, now) < RST_AGAIN_MS,
+            _ => false,
+        };
+        if withheld {
+            self.count(Counter::RstWithheld);
+        }
+        withheld
     }
 
     /// What a client's segment means to our session. An ICMP error means nothing to it (R9), and
@@ -646,11 +672,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Some((_, Kind::Redirect(_))) => {
                 return !self.is_superseded(is_syn_ack || event == Event::HostRst);
             }
-            Some((entry, Kind::Local(state @ (State::HalfOpen | State::Closed))))
-                if event == Event::HostRst =>
+            Some((entry, Kind::Local(state)))
+                if event == Event::HostRst && self.withholds(at, &entry, state, now) =>
             {
-                self.advance(at, &entry, state, event, now);
-                self.count(Counter::RstWithheld);
                 return false;
             }
             _ if is_syn_ack => self.open(at, found, now),
@@ -756,10 +780,12 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     #[inline(always)]
     fn advance(&mut self, at: &Located, entry: &Entry, state: State, event: Event, now: Now) {
         let next = state.after(event);
-        if next == state {
-            return self.shared.table.touch(entry, now.tick());
+        if next != state {
+            self.move_on(at, *entry, event, now);
+        } else if state != State::Reset {
+            // Of a session that was reset the time of the RST counts.
+            self.shared.table.touch(entry, now.tick());
         }
-        self.move_on(at, *entry, event, now);
     }
 
     #[inline(never)]
