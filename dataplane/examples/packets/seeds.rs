@@ -247,6 +247,7 @@ pub fn all() -> Vec<(String, Capture)> {
         add("tcp-flags", tcp_flags(net));
         add("tcp-options", tcp_options(net));
         add("resolve", resolve(net));
+        add("superseded", superseded(net));
         add("limits", limits(net));
         add("parking", parking(net));
         add("truncated", truncated(net));
@@ -351,6 +352,39 @@ fn resolve(net: Net) -> Tape {
     tape.alone(net.client(9, ACK)).order(Order::Owner, 0, member).alone(net.host(9, ACK));
     tape.alone(net.client(10, ACK)).order(Order::Owner, 0, member).pause(70_000_000);
     tape.alone(net.client(10, ACK));
+    tape
+}
+
+/// Another server's session is later than ours: ours becomes a redirect, and that one ends.
+fn superseded(net: Net) -> Tape {
+    let mut tape = Tape::new(if net.v6 { LOCATOR_V6 } else { 0 });
+    let member = u8::from(net.v6);
+    tape.alone(net.client(1, SYN)).order(Order::Superseded, 0, member);
+    tape.alone(net.host(1, SYN | ACK)).alone(net.client(1, ACK));
+    // What is no later, or no member's, changes nothing.
+    for kind in [4, 8, 12] {
+        tape.order(Order::Superseded, 0, kind + member);
+    }
+    tape.alone(net.client(1, ACK)).order(Order::Superseded, 0, member);
+    tape.order(Order::Superseded, 0, 2 + member);
+    tape.alone(net.host(1, ACK)).frame(net.host(1, SYN | ACK)).frame(net.host(1, RST));
+    tape.alone(net.host(1, SYN | ACK));
+    let inner = net.client_packet(1, ACK, b"moved");
+    tape.alone(from_router(&net.gue(net.member, [0, net.protocol(), 0, 0], &inner)));
+    tape.alone(net.client(1, ACK)).alone(net.client(1, FIN | ACK)).alone(net.client(1, ACK));
+    // A stray that ends its session leaves no redirect.
+    tape.frame(net.client(1, RST)).order(Order::Owner, 0, member);
+    // A SYN makes ours the later one again.
+    tape.alone(net.client(1, ACK)).order(Order::Owner, 0, member).alone(net.client(1, SYN));
+    tape.alone(net.host(1, SYN | ACK)).order(Order::Superseded, 0, member);
+    tape.alone(net.client(1, RST));
+    // What is tunnelled to a closed session may be of the next one: a RST is withheld, once.
+    tape.alone(net.host(2, FIN)).alone(net.client(2, FIN));
+    for flags in [ACK, ACK, RST] {
+        let inner = net.client_packet(2, flags, b"");
+        tape.alone(from_router(&net.gue(net.member, [0, net.protocol(), 0, 0], &inner)));
+        tape.alone(net.host(2, RST)).alone(net.host(2, RST)).pause(1_500_000);
+    }
     tape
 }
 

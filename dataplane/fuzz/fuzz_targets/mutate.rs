@@ -110,6 +110,6 @@ fn change(capture: &mut Capture, dice: &mut Dice, inner: Inner) {
 
 /// A frame that stands for an order.
 fn command(dice: &mut Dice) -> Vec<u8> {
-    let order = [dice.below(Order::ALL.len()) as u8, dice.below(4) as u8, dice.below(4) as u8];
+    let order = [dice.below(Order::ALL.len()) as u8, dice.below(4) as u8, dice.below(16) as u8];
     [&[0xff; 6][..], &CORE_MAC, &CORE_ETHERTYPE.to_be_bytes(), &order].concat()
 }

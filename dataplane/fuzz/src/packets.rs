@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use holdfast_dataplane::fragments;
 use holdfast_dataplane::frame::{Frame, HEADROOM};
-use holdfast_dataplane::session::Session;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
+use holdfast_dataplane::session::{Session, State};
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::time::Now;
 use holdfast_dataplane::worker::{Shared, Worker};
@@ -65,6 +65,28 @@ thread_local! {
     };
 }
 
+/// What a segment is counted as whose session is another server's, or may be (R12).
+const OF_OTHERS: [Counter; 5] = [
+    Counter::RedirectEnded,
+    Counter::HostSuperseded,
+    Counter::HostWithheld,
+    Counter::RstWithheld,
+    Counter::TunnelSuperseded,
+];
+
+/// What a segment that comes alone leads to, by what the table says before.
+struct Foretold {
+    flow: FlowKey,
+    /// Its flow has no redirect after it.
+    is_no_redirect: bool,
+    /// Its flow has no local session after it.
+    is_not_local: bool,
+    /// Which of [`OF_OTHERS`] counts it.
+    counter: Option<Counter>,
+    /// What those were before.
+    before: [u64; OF_OTHERS.len()],
+}
+
 struct Bench {
     world: World,
     worker: Worker<MemPort, MemPort>,
@@ -91,6 +113,8 @@ struct Bench {
     for_host: BTreeSet<FlowKey>,
     /// Flows that may be published or withdrawn.
     ours: BTreeSet<FlowKey>,
+    /// Versions that flows were published with, or that another server's session is later than.
+    versions: BTreeMap<FlowKey, Version>,
     /// Whom the DHT said to own a flow.
     owners: BTreeMap<FlowKey, BTreeSet<IpAddr>>,
 }
@@ -161,6 +185,7 @@ impl Bench {
             entered: BTreeSet::new(),
             for_host: BTreeSet::new(),
             ours: BTreeSet::new(),
+            versions: BTreeMap::new(),
             owners: BTreeMap::new(),
         }
     }
@@ -263,6 +288,10 @@ impl Bench {
                 let resolution = Resolution::Owner { locator: member, version };
                 Answer::Resolved { flow, resolution }
             }
+            Order::Superseded => {
+                let Some(flow) = known(&self.flows) else { return };
+                return self.supersede(flow, member, whom / MEMBERS.len() % 4);
+            }
             Order::Room => {
                 let room = |count: usize| (count < 255).then_some(count);
                 self.uplink.0.borrow_mut().room = room(which);
@@ -271,6 +300,40 @@ impl Bench {
             }
         };
         self.core.answers.push(answer).expect("the worker takes every answer at once");
+    }
+
+    /// R12: another server's session, if it is later than ours and the server a member, is what is
+    /// left of ours: a redirect. Nothing else changes.
+    fn supersede(&mut self, flow: FlowKey, member: IpAddr, kind: usize) {
+        let before = self.session(&flow);
+        let owner = match kind {
+            2 => STRANGER,
+            3 => self.world.locator(),
+            _ => member,
+        };
+        let ours = match before {
+            Some(Session::Local { version, .. }) => Some(version),
+            _ => None,
+        };
+        let version = Version(ours.map_or(1, |ours| ours.0 + u64::from(kind != 1)));
+        let after = match ours {
+            Some(ours) if kind == 0 && self.world.is_member(owner) => {
+                self.owners.entry(flow).or_default().insert(owner);
+                let before = self.versions.entry(flow).or_insert(ours);
+                *before = ours.max(*before);
+                Some(Session::Redirect { owner })
+            }
+            _ => before,
+        };
+        let answer = Answer::Superseded { flow, version, owner };
+        self.core.answers.push(answer).expect("the worker takes every answer at once");
+        self.turn();
+        assert_eq!(self.session(&flow), after, "{owner} has {version:?} of {flow:?}: {before:?}");
+    }
+
+    /// What the table says of a flow.
+    fn session(&self, flow: &FlowKey) -> Option<Session> {
+        Some(self.table.lookup(flow, self.now.tick())?.session)
     }
 
     /// Time passes, with as many turns of housekeeping as it takes to search the table for what is
@@ -299,7 +362,7 @@ impl Bench {
 
     /// Turns until nothing is left to receive, and looks at what was sent.
     fn turn(&mut self) {
-        self.foretell();
+        let foretold = self.foretell();
         loop {
             self.worker.turn(self.now);
             self.look(Side::Uplink);
@@ -309,25 +372,80 @@ impl Bench {
                 break;
             }
         }
+        if let Some(foretold) = foretold {
+            self.check_foretold(&foretold);
+        }
         if !self.world.is_core_slow {
             self.hear();
         }
         self.check_books();
     }
 
-    /// R4: where a segment that comes alone must not go, by what the table says before.
-    fn foretell(&mut self) {
-        let wire = self.uplink.0.borrow();
-        let (Some(frame), 1) = (wire.to_worker.front(), wire.to_worker.len()) else { return };
-        let Reading::Segment(segment) = &frame.origin.reading else { return };
-        let found = self.table.lookup(&segment.flow, self.now.tick());
-        let forbidden = match found.map(|found| found.session) {
-            _ if segment.is_syn() => Some(Side::Uplink),
-            Some(Session::Local { .. }) => Some(Side::Uplink),
-            Some(Session::Redirect { .. }) => Some(Side::Host),
-            None => None,
+    /// R2, R4, R12: where a segment that comes alone must not go, by what the table says before, and
+    /// what that leads to.
+    fn foretell(&self) -> Option<Foretold> {
+        // The uplink's frames are received before the host's.
+        let frames = [&self.uplink, &self.host].map(|port| port.0.borrow().to_worker.len());
+        let port = match frames {
+            [1, _] => &self.uplink,
+            [0, 1] => &self.host,
+            _ => return None,
         };
-        frame.origin.forbidden.set(forbidden);
+        let origin = Rc::clone(&port.0.borrow().to_worker.front()?.origin);
+        let (segment, is_direct) = match (&origin.reading, &origin.spoken) {
+            (_, Some(segment)) => (segment, false),
+            (Reading::Segment(segment) | Reading::Fragment(_, Some(segment)), _) => (segment, true),
+            (Reading::Tunnel(sender, Some(inside)), _) if self.world.is_member(*sender) => {
+                (inside.segment.as_ref()?, false)
+            }
+            (Reading::Rewritten(segment, _), _) => (segment, false),
+            _ => return None,
+        };
+        let session = self.session(&segment.flow);
+        let is_opening = is_direct && segment.is_syn();
+        let (forbidden, counter) = match session {
+            _ if is_opening => (Some(Side::Uplink), None),
+            Some(Session::Local { .. }) if is_direct => (Some(Side::Uplink), None),
+            Some(Session::Redirect { .. }) => match origin.side {
+                Side::Uplink if is_direct => {
+                    (Some(Side::Host), segment.is_last().then_some(Counter::RedirectEnded))
+                }
+                Side::Uplink => (Some(Side::Host), Some(Counter::TunnelSuperseded)),
+                Side::Host if segment.is_syn_ack() || segment.is_rst() => {
+                    (Some(Side::Uplink), Some(Counter::HostWithheld))
+                }
+                Side::Host => (None, Some(Counter::HostSuperseded)),
+            },
+            Some(Session::Local { state: State::HalfOpen | State::Closed, .. })
+                if origin.side == Side::Host && segment.is_rst() =>
+            {
+                (Some(Side::Uplink), Some(Counter::RstWithheld))
+            }
+            _ => (None, None),
+        };
+        origin.forbidden.set(forbidden);
+        let is_redirect = matches!(session, Some(Session::Redirect { .. }));
+        (frames[0] + frames[1] == 1).then_some(Foretold {
+            flow: segment.flow,
+            is_no_redirect: is_opening || counter == Some(Counter::RedirectEnded),
+            is_not_local: is_redirect && !is_opening,
+            counter,
+            before: OF_OTHERS.map(|counter| self.counters.get(counter)),
+        })
+    }
+
+    fn check_foretold(&self, foretold: &Foretold) {
+        let Foretold { flow, is_no_redirect, is_not_local, counter, before } = foretold;
+        for (of_others, before) in OF_OTHERS.iter().zip(before) {
+            let times = u64::from(*counter == Some(*of_others));
+            assert_eq!(self.counters.get(*of_others) - before, times, "{of_others:?} of {flow:?}");
+        }
+        let is_wrong = match self.session(flow) {
+            Some(Session::Redirect { .. }) => *is_no_redirect,
+            Some(Session::Local { .. }) => *is_not_local,
+            None => false,
+        };
+        assert!(!is_wrong, "{flow:?} has {:?} then, {counter:?}", self.session(flow));
     }
 
     /// Takes what the worker tells the core.
@@ -341,8 +459,10 @@ impl Bench {
         }
         while let Ok(announcement) = self.core.announcements.pop() {
             match announcement {
-                Announcement::Publish { flow, .. } => {
+                Announcement::Publish { flow, version } => {
                     assert!(self.ours.contains(&flow), "publishes {flow:?}: the host never spoke");
+                    let before = self.versions.insert(flow, version);
+                    assert!(before < Some(version), "{flow:?}: {version:?} after {before:?} (R12)");
                 }
                 Announcement::Withdraw { flow, .. } => {
                     assert!(self.ours.contains(&flow), "withdraws {flow:?} of another");
@@ -477,9 +597,11 @@ impl Bench {
                 return true;
             }
             *dropped += lost;
-            let is_passing = match &origin.reading {
-                Reading::Other => true,
-                Reading::Segment(segment) => segment.is_syn(),
+            let is_passing = match (&origin.reading, &origin.spoken) {
+                // These may be of another server's session (R12).
+                (_, Some(segment)) => !segment.is_syn_ack() && !segment.is_rst(),
+                (Reading::Other, None) => true,
+                (Reading::Segment(segment), None) => segment.is_syn(),
                 _ => false,
             };
             by_ports[origin.side as usize] += if is_passing { lost } else { 0 };

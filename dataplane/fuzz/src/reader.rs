@@ -47,12 +47,29 @@ pub struct Inside {
     pub packet: Range<usize>,
     /// Where the link header of the frame ends.
     pub link: usize,
+    /// The segment or ICMP error; none of a fragment behind the first.
+    pub segment: Option<Segment>,
 }
 
 impl Segment {
     /// Whether it opens a connection: SYN and no ACK.
     pub fn is_syn(&self) -> bool {
         !self.is_error && self.flags & 0x12 == 0x02
+    }
+
+    /// Whether it answers one that does.
+    pub fn is_syn_ack(&self) -> bool {
+        self.flags & 0x12 == 0x12
+    }
+
+    /// Whether it resets one.
+    pub fn is_rst(&self) -> bool {
+        self.flags & 0x04 != 0
+    }
+
+    /// Whether its sender ends the session: FIN or RST.
+    pub fn is_last(&self) -> bool {
+        self.flags & 0x05 != 0
     }
 }
 
@@ -267,14 +284,15 @@ impl World {
         };
         let packet = packet(bytes, at, version)?;
         let is_fragment = matches!(packet.content, Content::Fragment(1.., ..));
-        let may = if is_fragment {
-            self.is_service(packet.destination) && packet.may_be_tcp()
+        let segment = if is_fragment {
+            let may = self.is_service(packet.destination) && packet.may_be_tcp();
+            may.then_some(None)?
         } else {
             let first = self.first(bytes, &packet).filter(|_| packet.may_be_tcp());
-            first.or_else(|| self.segment(bytes, &packet, From::Client)).is_some()
-                || self.error(bytes, &packet).is_some()
+            let segment = first.or_else(|| self.segment(bytes, &packet, From::Client));
+            Some(segment.or_else(|| Some(self.error(bytes, &packet)?.0))?)
         };
-        may.then_some(Inside { packet: packet.range, link })
+        Some(Inside { packet: packet.range, link, segment })
     }
 
     /// The segment to a service whose first fragment a packet is.

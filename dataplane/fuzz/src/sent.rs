@@ -210,7 +210,7 @@ pub fn rewritten_fragment(
 
 /// What a tunnel packet brought, taken out of it.
 pub fn taken_out(came: &[u8], inside: &Inside, sent: &[u8]) {
-    let Inside { packet, link } = inside;
+    let Inside { packet, link, .. } = inside;
     let packet = &came[packet.clone()];
     assert_eq!(sent[..link - 2], came[..link - 2], "another link header");
     let ethertype = if packet[0] >> 4 == 4 { [0x08, 0x00] } else { [0x86, 0xdd] };

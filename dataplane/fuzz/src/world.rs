@@ -73,11 +73,14 @@ pub enum Order {
     Unasked,
     /// The uplink takes `which` frames more, and the host `whom`; 255 is as many as come.
     Room,
+    /// The `which`-th flow has a session of another server: of the `whom`-th member, and later than
+    /// ours. With 4 more to `whom` it is of our version, with 8 it is a stranger's, with 12 our own.
+    Superseded,
 }
 
 impl Order {
     /// All orders, in the order of their numbers.
-    pub const ALL: [Order; 9] = [
+    pub const ALL: [Order; 10] = [
         Order::Owner,
         Order::Ourselves,
         Order::Nobody,
@@ -87,6 +90,7 @@ impl Order {
         Order::OwnerDead,
         Order::Unasked,
         Order::Room,
+        Order::Superseded,
     ];
 }
 
