@@ -36,7 +36,9 @@ impl Session<'_> {
         self.report.phase = Some("connect");
         let since = Instant::now();
         let dial = self.dial_from(self.plan.target, None);
-        let mut connection = Connection::open(&dial).map_err(|error| match error.kind() {
+        let connection = Connection::open(&dial);
+        self.report.connect = since.elapsed();
+        let mut connection = connection.map_err(|error| match error.kind() {
             // The answer to the SYN was RST.
             ErrorKind::ConnectionRefused => Failure::Reset,
             _ => error.into(),

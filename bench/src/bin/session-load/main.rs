@@ -370,6 +370,7 @@ fn failure_line(report: &SessionReport) -> Option<Value> {
     });
     if let Some(phase) = report.phase {
         line["phase"] = phase.into();
+        line["connect_ms"] = report::whole_ms(report.connect).into();
     }
     Some(line)
 }

@@ -130,6 +130,9 @@ pub struct SessionReport {
     pub connections: u64,
     /// Churn: what the connection was at when it failed: connect, request or close.
     pub phase: Option<&'static str>,
+    /// How long the handshake of that connection took, of churn: a second says that a SYN or
+    /// its answer was repeated.
+    pub connect: Duration,
     /// Server reset: the RST came only when the client had sent once more, after
     /// the time, as it does when the server's RST was lost.
     pub reset_after_probe: bool,
@@ -163,6 +166,7 @@ impl SessionReport {
             bytes_sent: 0,
             connections: 0,
             phase: None,
+            connect: Duration::ZERO,
             reset_after_probe: false,
             bytes_expected: 0,
             bytes_before_mark: 0,
@@ -199,6 +203,7 @@ impl SessionReport {
                 value["connections"] = self.connections.into();
                 if let (Some(phase), Some(_)) = (self.phase, &self.failure) {
                     value["phase"] = phase.into();
+                    value["connect_ms"] = whole_ms(self.connect).into();
                 }
             }
             Kind::ServerReset => value["reset_after_probe"] = self.reset_after_probe.into(),
@@ -305,7 +310,8 @@ fn tally<'a>(sessions: impl Iterator<Item = &'a SessionReport> + Clone) -> Value
     value
 }
 
-fn whole_ms(duration: Duration) -> u64 {
+/// In milliseconds.
+pub fn whole_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
