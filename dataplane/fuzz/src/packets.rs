@@ -401,7 +401,9 @@ impl Bench {
             (Reading::Rewritten(segment, _), _) => (segment, false),
             _ => return None,
         };
-        let session = self.session(&segment.flow);
+        let found = self.table.lookup(&segment.flow, self.now.tick());
+        let idle_ms = found.as_ref().map_or(0, |found| found.idle_ms);
+        let session = found.map(|found| found.session);
         let is_opening = is_direct && segment.is_syn();
         let (forbidden, counter) = match session {
             _ if is_opening => (Some(Side::Uplink), None),
@@ -416,8 +418,8 @@ impl Bench {
                 }
                 Side::Host => (None, Some(Counter::HostSuperseded)),
             },
-            Some(Session::Local { state: State::HalfOpen | State::Closed, .. })
-                if origin.side == Side::Host && segment.is_rst() =>
+            Some(Session::Local { state, .. })
+                if origin.side == Side::Host && segment.is_rst() && withholds(state, idle_ms) =>
             {
                 (Some(Side::Uplink), Some(Counter::RstWithheld))
             }
@@ -662,6 +664,17 @@ impl Bench {
             }
         }
         tally
+    }
+}
+
+/// R12: whether a RST of the host does not reach the client of a session that is in this state for so
+/// long.
+fn withholds(state: State, idle_ms: u64) -> bool {
+    match state {
+        State::HalfOpen => idle_ms < 1000,
+        State::Closed => true,
+        State::Reset => idle_ms < 150,
+        _ => false,
     }
 }
 
