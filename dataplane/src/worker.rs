@@ -798,7 +798,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             if next == state {
                 return self.shared.table.touch(&entry, now.tick());
             }
-            if let Some(entry) = self.shared.table.transition(&entry, next, now.tick()) {
+            // To what comes after the client's own RST the host's answer is no repetition.
+            let passed_us = if event == Event::ClientRst { REPEATED_MS * 1000 } else { 0 };
+            let at_tick = Now::from_us(now.us.saturating_sub(passed_us)).tick();
+            if let Some(entry) = self.shared.table.transition(&entry, next, at_tick) {
                 if entry.is_unpublished()
                     && !next.is_lingering()
                     && let Some(version) = self.shared.table.version(&entry)
@@ -966,8 +969,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             let Some(entry) = table.find(&at) else {
                 return;
             };
-            // One of a greater version has begun here since.
-            let is_older = table.version(&entry).is_some_and(|ours| ours < version);
+            // One of a greater version has begun here since. Between equals the greater owner wins.
+            let is_older = table.version(&entry).is_some_and(|ours| ours <= version);
             if !matches!(entry.kind(), Kind::Local(_)) || !is_older {
                 return;
             }

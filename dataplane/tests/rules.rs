@@ -452,9 +452,9 @@ fn r12_a_superseded_session_is_a_redirect_to_the_later_one() {
             version: Version(version),
             owner: net.other,
         };
-        bench.core_says(superseded(ours.0));
+        bench.core_says(superseded(ours.0 - 1));
         assert!(local_state(&bench, 1000).is_some(), "it is not later than ours");
-        bench.core_says(superseded(ours.0 + 1));
+        bench.core_says(superseded(ours.0));
         assert_eq!(bench.session(1000), Some(Session::Redirect { owner: net.other }));
         assert_eq!(bench.count(Counter::SessionSuperseded), 1);
         let segment = net.client_segment(1000, ACK, b"new");

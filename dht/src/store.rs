@@ -637,6 +637,20 @@ mod tests {
     }
 
     #[test]
+    fn r12_says_whose_record_gave_its_place() {
+        let (mut store, one, two) = store_of(4);
+        let (id, v) = (Id(1), Version);
+        assert_eq!(store.store(0, id, v(5), one, 1), Stored::Yes);
+        assert_eq!(store.store(0, id, v(6), one, 2), Stored::Yes, "its own");
+        assert_eq!(store.store(0, id, v(7), two, 1), Stored::Replaced(claim(6, 1)));
+        assert_eq!(store.store(0, id, v(7), two, 1), Stored::Yes, "once");
+        assert_eq!(store.delete(0, id, v(7), two), Deleted::Yes);
+        assert_eq!(store.store(0, id, v(8), one, 2), Stored::Yes, "nobody's");
+        // A record whose lease has ended is nobody's either.
+        assert_eq!(store.store(RECORD_TTL_US, id, v(9), two, 1), Stored::Yes);
+    }
+
+    #[test]
     fn r8_a_deleted_record_does_not_come_back() {
         let (mut store, one, two) = store_of(4);
         let (id, v) = (Id(1), Version);

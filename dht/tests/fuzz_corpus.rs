@@ -113,6 +113,9 @@ fn opened() {
         Counter::BucketsFull,
         Counter::Refutations,
         Counter::NotMineReceived,
+        Counter::SupersededSent,
+        Counter::SupersededReceived,
+        Counter::SupersededIgnored,
     ];
     meets("opened", &counters.map(Counter::name));
 }

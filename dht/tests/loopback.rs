@@ -141,6 +141,20 @@ fn r6_not_mine_reaches_the_server_that_tunnelled() {
 }
 
 #[test]
+fn r12_reuse_at_another_server_reaches_the_worker_of_the_old_one() {
+    let mut servers = cluster(15, 3);
+    let flow = flow(1);
+    servers[1].publish(flow);
+    until("the replicas", || {
+        let gauges = servers[1].stats().gauges;
+        gauges.published == 1 && gauges.published_unacked == 0
+    });
+    let owner = servers[0].locator;
+    let version = servers[0].publish(flow);
+    assert_eq!(servers[1].answer(), Answer::Superseded { flow, version, owner });
+}
+
+#[test]
 fn a_lone_bootstrap_node_answers_and_strangers_are_dropped() {
     let mut config = config(4, 1);
     config.members = vec![ipnet(locator(4, 0))];

@@ -6,8 +6,9 @@ use common::{MS, Network, SECOND, Weather, address, config, flow, locator, owner
 use holdfast_dht::batch;
 use holdfast_dht::id::IdHasher;
 use holdfast_dht::message::{DATAGRAM_MAX, Datagram, Life, Message, Sender};
-use holdfast_dht::{Claim, Config, Counter, Event, Outcome, Statement};
+use holdfast_dht::{Claim, Config, Counter, Event, Id, Outcome, Statement};
 use holdfast_handoff::{Announcement, Answer, Resolution, Resolve, Version};
+use holdfast_net::FlowKey;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use std::net::IpAddr;
@@ -146,6 +147,256 @@ fn r12_an_old_owners_refresh_does_not_take_the_flow_back() {
     assert_eq!(network.resolve(5, flow(1)), owner(2, new));
     assert_eq!(network.resolve(5, flow(2)), owner(2, ahead));
     assert_eq!(network.node(1).gauges().published, 0);
+}
+
+/// A network of `n` nodes in which each record is stored again within 4 seconds.
+fn network_of_refreshes(n: usize) -> Network {
+    let mut network = Network::new(1, Weather::fair());
+    for n in 0..n {
+        let mut config = config(n);
+        config.record_ttl = Duration::from_secs(4);
+        network.start(config);
+    }
+    network.until("all to know all", 20, |network| network.is_complete());
+    network
+}
+
+/// The replicas of a flow.
+fn replicas(network: &mut Network, flow: FlowKey) -> Vec<usize> {
+    let report = network.survey(0, flow);
+    report.replicas.iter().map(|replica| common::number(replica.locator)).collect()
+}
+
+#[test]
+fn r12_reuse_at_another_server_tells_the_old_owner_at_once() {
+    let mut network = Network::of(8, 1, Weather::even(100));
+    for n in 0..40 {
+        network.publish(1, flow(n));
+    }
+    network.settle();
+    network.run(SECOND);
+    let new: Vec<Version> = (0..40).map(|n| network.publish(2, flow(n))).collect();
+    // There, and on from there; more than 40 records do not leave in one batch.
+    network.run(5 * 100);
+    let mut told = network.superseded(1).to_vec();
+    told.sort_unstable_by_key(|(_, version, owner)| (*version, *owner));
+    told.sort_by_key(|(told, ..)| (0..40).position(|n| flow(n) == *told));
+    let expected: Vec<_> = (0..40).map(|n| (flow(n), new[n], locator(2))).collect();
+    assert_eq!(told, expected, "each once");
+    assert_eq!(network.node(1).gauges().published, 0);
+    network.settle();
+    for n in [0, 2, 3, 4, 5, 6, 7] {
+        assert_eq!(network.superseded(n), [], "node {n}");
+    }
+    // The old owner is a replica of some itself; all others tell it.
+    let at_home = (0..40).filter(|n| replicas(&mut network, flow(*n)).contains(&1)).count() as u64;
+    assert!((1..39).contains(&at_home), "{at_home}");
+    let sent = network.total(Counter::SupersededSent);
+    // No replica does that heard the old owner's DELETE before the STORE.
+    assert!((60..=3 * 40 - at_home).contains(&sent), "{sent}");
+    assert_eq!(network.counter(1, Counter::SupersededReceived), sent);
+    assert_eq!(network.counter(1, Counter::PublishesSuperseded), 40);
+    assert!(network.counter(1, Counter::SupersededIgnored) >= sent - 40);
+    for (n, new) in new.into_iter().enumerate() {
+        assert_eq!(network.resolve(1, flow(n)), owner(2, new));
+        assert_eq!(network.holders(1, flow(n)), 3);
+    }
+}
+
+#[test]
+fn r12_a_servers_own_records_and_what_is_deleted_tell_nobody() {
+    let mut network = network_of_refreshes(6);
+    for n in 0..20 {
+        network.publish(1, flow(n));
+    }
+    network.settle();
+    network.run(SECOND);
+    // Sessions anew at the same server, refreshes, another replica, and a restart.
+    for n in 0..10 {
+        network.publish(1, flow(n));
+    }
+    network.run(5 * SECOND);
+    assert!(network.counter(1, Counter::RecordsRefreshed) >= 20);
+    network.start(config(6));
+    network.run(3 * SECOND);
+    assert!(network.counter(1, Counter::RecordsMoved) > 0);
+    network.kill(1);
+    network.start(config(1));
+    network.run(3 * SECOND);
+    let versions: Vec<Version> = (0..20).map(|n| network.publish(1, flow(n))).collect();
+    network.settle();
+    // A flow whose last session has ended.
+    for (n, version) in versions.into_iter().enumerate() {
+        network.withdraw(1, flow(n), version);
+    }
+    network.settle();
+    for n in 0..20 {
+        network.publish(2, flow(n));
+    }
+    network.settle();
+    assert_eq!(network.total(Counter::SupersededSent), 0);
+    for n in 0..7 {
+        assert_eq!(network.superseded(n), [], "node {n}");
+    }
+}
+
+#[test]
+fn r12_a_superseded_owner_does_not_store_again() {
+    let mut network = network_of_refreshes(6);
+    network.publish(1, flow(1));
+    network.settle();
+    network.run(SECOND / 2);
+    let new = network.publish(2, flow(1));
+    network.run(3 * SECOND);
+    assert_eq!(network.superseded(1), [(flow(1), new, locator(2))]);
+    assert_eq!(network.node(1).is_settled(&flow(1)), None, "nothing is left to look after");
+    let sent = network.counter(1, Counter::RequestsSent);
+    network.run(6 * SECOND);
+    assert!(network.counter(2, Counter::RecordsRefreshed) >= 2);
+    assert_eq!(network.counter(1, Counter::RecordsRefreshed), 0);
+    assert_eq!(network.counter(1, Counter::PublishesStale), 0);
+    assert!(network.counter(1, Counter::RequestsSent) > sent, "probes only, but these");
+    assert_eq!(network.total(Counter::SupersededSent), network.total(Counter::SupersededReceived));
+    assert_eq!(network.holders(5, flow(1)), 3);
+    assert_eq!(network.resolve(1, flow(1)), owner(2, new));
+    // The flow's next session here is as good as any.
+    let newest = network.publish(1, flow(1));
+    network.settle();
+    assert_eq!(network.superseded(2), [(flow(1), newest, locator(1))]);
+    assert_eq!(network.superseded(1).len(), 1);
+    assert_eq!(network.resolve(5, flow(1)), owner(1, newest));
+}
+
+#[test]
+fn r12_the_loss_of_a_word_that_a_session_is_superseded_is_harmless() {
+    let mut network = network_of_refreshes(8);
+    let f = (0..100).find(|f| !replicas(&mut network, flow(*f)).iter().any(|r| [1, 2].contains(r)));
+    let f = flow(f.expect("a flow with other replicas"));
+    let replicas = replicas(&mut network, f);
+    network.publish(1, f);
+    network.settle();
+    network.run(SECOND / 2);
+    let before = network;
+    for lost in [&replicas[..1], &replicas[1..2], &replicas[2..], &replicas[1..]] {
+        let mut network = before.clone();
+        lost.iter().for_each(|replica| network.cut_one_way(*replica, 1));
+        let new = network.publish(2, f);
+        network.run(10 * MS);
+        assert_eq!(network.superseded(1), [(f, new, locator(2))]);
+        lost.iter().for_each(|replica| network.mend(*replica, 1));
+        network.settle();
+        assert_eq!(network.resolve(1, f), owner(2, new));
+    }
+    // Of all of them: the owner hears it when it stores again.
+    let mut network = before;
+    replicas.iter().for_each(|replica| network.cut_one_way(*replica, 1));
+    let new = network.publish(2, f);
+    network.run(10 * MS);
+    replicas.iter().for_each(|replica| network.mend(*replica, 1));
+    assert_eq!(network.superseded(1), []);
+    network.run(4 * SECOND);
+    assert_eq!(network.superseded(1), [(f, new, locator(2))]);
+    assert!(network.counter(1, Counter::PublishesStale) > 0);
+}
+
+#[test]
+fn r12_a_late_publish_of_a_superseded_session_is_answered_with_the_newer_one() {
+    let mut network = Network::of(6, 1, Weather::fair());
+    let old = network.version();
+    network.run(SECOND);
+    let new = network.publish(2, flow(1));
+    network.settle();
+    network.publish_version(1, flow(1), old);
+    network.run(10 * MS);
+    assert_eq!(network.superseded(1), [(flow(1), new, locator(2))]);
+    assert_eq!(network.total(Counter::SupersededSent), 0, "the answers say it");
+    assert_eq!(network.node(1).gauges().published, 0);
+}
+
+#[test]
+fn r12_only_a_greater_claim_of_another_living_member_supersedes() {
+    let mut network = Network::of(4, 1, Weather::fair());
+    let version = network.publish(0, flow(1));
+    network.settle();
+    let hasher = IdHasher::new(&common::ID_KEY);
+    let sender = Sender {
+        id: network.node(1).id(),
+        locator: locator(1),
+        incarnation: network.peer(0, 1).expect("known").incarnation,
+    };
+    let tell = |network: &mut Network, flow_n: usize, version: u64, owner: IpAddr| {
+        let claim = Claim { version: Version(version), owner };
+        let message = Message::Superseded { id: hasher.flow(&flow(flow_n)), claim };
+        let datagram = Datagram { sender, transaction: 0, message };
+        let mut bytes = [0; DATAGRAM_MAX];
+        let len = datagram.encode(&mut bytes).expect("fits");
+        network.tell(0, Event::Datagram { from: address(1), bytes: &bytes[..len] });
+    };
+    let greater = version.0 + 1;
+    let far = network.unix_us() + 3601 * SECOND;
+    let refused = [
+        (2, greater, locator(3)),
+        (1, version.0 - 1, locator(3)),
+        (1, greater, locator(0)),
+        (1, greater, [192, 0, 2, 1].into()),
+        (1, far, locator(3)),
+        (1, u64::MAX, locator(3)),
+    ];
+    for (flow, version, owner) in refused {
+        tell(&mut network, flow, version, owner);
+    }
+    assert_eq!(network.counter(0, Counter::SupersededIgnored), refused.len() as u64);
+    assert_eq!(network.superseded(0), []);
+    assert_eq!(network.node(0).gauges().published, 1);
+    // Of equal versions the greater owner's.
+    tell(&mut network, 1, version.0, locator(3));
+    assert_eq!(network.superseded(0), [(flow(1), version, locator(3))]);
+    assert_eq!(network.node(0).gauges().published, 0);
+    // Nobody tunnels to a server that is dead.
+    let version = network.publish(0, flow(2));
+    network.settle();
+    network.kill(3);
+    network.until("the death to be noticed", 10, |network| network.is_complete());
+    tell(&mut network, 2, version.0 + 1, locator(3));
+    assert_eq!(network.superseded(0).len(), 1);
+    assert_eq!(network.node(0).gauges().published, 0);
+}
+
+#[test]
+fn r12_words_that_sessions_are_superseded_do_not_fill_the_queue() {
+    let mut network = Network::of(3, 1, Weather::fair());
+    let batch = |network: &Network, from: usize, base: u32| {
+        let header = batch::Header {
+            incarnation: network.peer(0, from).expect("known").incarnation,
+            receiver: network.peer(1, 0).expect("known").incarnation,
+            base,
+            life: 0,
+        };
+        let mut bytes = [0; DATAGRAM_MAX];
+        let mut writer = batch::Writer::new(&header, &mut bytes);
+        for n in base..base + 50 {
+            let store = batch::Request::Store(Id(n.into()), Version(from as u64));
+            assert!(writer.request(n, &store));
+        }
+        (writer.len(), bytes)
+    };
+    // A socket that takes nothing: what the node wants to send waits.
+    let mut node = network.node(0).clone();
+    let mut tell = |from: usize, base| {
+        let (len, bytes) = batch(&network, from, base);
+        let from = address(from);
+        node.handle(0, Event::Datagram { from, bytes: &bytes[..len] }).for_each(drop);
+    };
+    for base in (0..5000).step_by(50) {
+        tell(1, base);
+        tell(2, base);
+    }
+    let sent = node.counters().get(Counter::SupersededSent);
+    let unsent = node.counters().get(Counter::SupersededUnsent);
+    assert_eq!(sent + unsent, 5000);
+    assert!((4000..=4096).contains(&sent), "{sent}");
+    assert_eq!(node.counters().get(Counter::MessagesDropped), 0);
+    network.run(MS);
 }
 
 #[test]
@@ -1020,6 +1271,11 @@ fn servers_on_ipv6_are_no_different() {
         let expected = Answer::Resolved { flow, resolution };
         assert_eq!(network.answer_at(v6(n)), Some(expected));
     }
+    network.run(SECOND);
+    let version = network.version();
+    network.handle(v6(3), Event::Announcement(Announcement::Publish { flow, version }));
+    network.run(10 * MS);
+    assert_eq!(network.superseded_at(v6(2)), [(flow, version, v6(3))]);
 }
 
 #[test]

@@ -162,14 +162,21 @@ fn the_model_notices_what_is_wrong() {
     network.run(15 * SECOND);
     sessions.check_at_peace(&mut network, &[0, 1, 2, 3, 4, 5]);
     assert_eq!(network.faults, Vec::<String>::new());
-    // A session ends that the model does not know the end of, and another is taken over.
+    // A session ends that the model does not know the end of, and another is taken over without a
+    // word to its server.
     let version = network.version();
     network.withdraw(1, flow(1), version);
+    let hasher = IdHasher::new(&common::ID_KEY);
+    let holds = |n: usize| network.node(n).record(hasher.flow(&flow(n))).is_some();
+    let taken = [0, 2, 4].into_iter().find(|f| !holds(*f)).expect("a server that is no replica");
+    (0..6).filter(|n| *n != taken).for_each(|n| network.cut_one_way(n, taken));
     let version = network.version();
-    network.publish_version(3, flow(2), version);
+    network.publish_version(3, flow(taken), version);
+    network.run(10 * MS);
+    (0..6).filter(|n| *n != taken).for_each(|n| network.mend(n, taken));
     network.settle();
     network.run(SECOND);
-    for f in [1, 2] {
+    for f in [1, taken] {
         sessions.ask(&mut network, 5, f);
         network.run(SECOND);
         sessions.judge(&mut network);
@@ -178,7 +185,8 @@ fn the_model_notices_what_is_wrong() {
     let (mut copy, mut same_sessions) = (network.clone(), sessions.clone());
     same_sessions.check_at_peace(&mut copy, &[0, 1, 2, 3, 4, 5]);
     assert_eq!(same_sessions.tally.given_up, 1, "{:?}", copy.faults);
-    for what in ["flow 2 has copies at None", "3 publishes 3 sessions and has 2", "a replica of"] {
+    let copies = format!("flow {taken} has copies at None");
+    for what in [&copies, "3 publishes 3 sessions and has 2", "a replica of"] {
         assert!(copy.faults.iter().any(|f| f.contains(what)), "{:?}", copy.faults);
     }
     // A session that is stored nowhere.

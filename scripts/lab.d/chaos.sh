@@ -167,12 +167,14 @@ flap_a_link() {
     done
 }
 
+# Not those of handshakes: a client whose SYN reaches a second server because the first one's SYN-ACK
+# was lost may get both servers' at the same time, and no more than one is right.
 lose_segments() {
     local share=$((RANDOM % 60 + 20))
     happens "lose one of $share segments"
     filter edge lossy "chain forward {
         type filter hook forward priority 0; policy accept;
-        meta l4proto tcp numgen random mod $share == 0 counter drop
+        tcp flags & syn == 0 numgen random mod $share == 0 counter drop
     }"
 }
 

@@ -1,5 +1,5 @@
 //! Answers the requests of other nodes: at most one answer to each, and nothing to anybody who
-//! did not ask.
+//! did not ask, but to the owner of a record that has lost its place (R12).
 
 use std::net::{IpAddr, SocketAddr};
 

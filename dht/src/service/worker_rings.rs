@@ -110,6 +110,9 @@ mod tests {
         assert_eq!(rings.resolve(), None, "all of the ring is owed");
         assert!(!rings.is_queued(true));
         assert_eq!(rings.answer(not_mine), Err(Counter::NotMineDropped));
+        let (version, owner) = (holdfast_handoff::Version(1), [10, 0, 0, 1].into());
+        let superseded = Answer::Superseded { flow: flow(0), version, owner };
+        assert_eq!(rings.answer(superseded), Err(Counter::SupersededDropped));
         for n in 0..2 * RESOLVES as u16 {
             assert_eq!(rings.answer(resolved(flow(n))), Ok(()));
             assert_eq!(rings.resolve(), None, "the worker has taken nothing");

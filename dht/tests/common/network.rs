@@ -802,7 +802,12 @@ impl Network {
 
     /// The sessions that node `n` told its workers are superseded, in order.
     pub fn superseded(&self, n: usize) -> &[(FlowKey, Version, IpAddr)] {
-        &self.host_of(n).superseded
+        self.superseded_at(locator(n))
+    }
+
+    pub fn superseded_at(&self, locator: IpAddr) -> &[(FlowKey, Version, IpAddr)] {
+        let host = self.hosts[self.numbers[&locator] as usize].as_ref();
+        &host.expect("alive").superseded
     }
 
     /// Transaction of the last request that anyone sent to node `n`.
