@@ -361,7 +361,7 @@ fn superseded(net: Net) -> Tape {
     let member = u8::from(net.v6);
     tape.alone(net.client(1, SYN)).order(Order::Superseded, 0, member);
     tape.alone(net.host(1, SYN | ACK)).alone(net.client(1, ACK));
-    // What is no later, or no member's, changes nothing.
+    // What is older, or no member's, changes nothing.
     for kind in [4, 8, 12] {
         tape.order(Order::Superseded, 0, kind + member);
     }

@@ -302,7 +302,7 @@ impl Bench {
         self.core.answers.push(answer).expect("the worker takes every answer at once");
     }
 
-    /// R12: another server's session, if it is later than ours and the server a member, is what is
+    /// R12: another server's session, if it is no older than ours and the server a member, is what is
     /// left of ours: a redirect. Nothing else changes.
     fn supersede(&mut self, flow: FlowKey, member: IpAddr, kind: usize) {
         let before = self.session(&flow);
@@ -315,7 +315,7 @@ impl Bench {
             Some(Session::Local { version, .. }) => Some(version),
             _ => None,
         };
-        let version = Version(ours.map_or(1, |ours| ours.0 + u64::from(kind != 1)));
+        let version = Version(ours.map_or(1, |ours| ours.0 - u64::from(kind == 1)));
         let after = match ours {
             Some(ours) if kind == 0 && self.world.is_member(owner) => {
                 self.owners.entry(flow).or_default().insert(owner);
