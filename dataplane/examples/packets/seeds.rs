@@ -361,7 +361,7 @@ fn superseded(net: Net) -> Tape {
     let member = u8::from(net.v6);
     tape.alone(net.client(1, SYN)).order(Order::Superseded, 0, member);
     tape.alone(net.host(1, SYN | ACK)).alone(net.client(1, ACK));
-    // What is no later, or no member's, changes nothing.
+    // What is older, or no member's, changes nothing.
     for kind in [4, 8, 12] {
         tape.order(Order::Superseded, 0, kind + member);
     }
@@ -378,12 +378,13 @@ fn superseded(net: Net) -> Tape {
     tape.alone(net.client(1, ACK)).order(Order::Owner, 0, member).alone(net.client(1, SYN));
     tape.alone(net.host(1, SYN | ACK)).order(Order::Superseded, 0, member);
     tape.alone(net.client(1, RST));
-    // What is tunnelled to a closed session may be of the next one: a RST is withheld, once.
+    // What is tunnelled to a closed session may be of the next one: a RST is withheld, but not when
+    // the client repeats what it answers.
     tape.alone(net.host(2, FIN)).alone(net.client(2, FIN));
     for flags in [ACK, ACK, RST] {
         let inner = net.client_packet(2, flags, b"");
         tape.alone(from_router(&net.gue(net.member, [0, net.protocol(), 0, 0], &inner)));
-        tape.alone(net.host(2, RST)).alone(net.host(2, RST)).pause(1_500_000);
+        tape.alone(net.host(2, RST)).pause(200_000).alone(net.host(2, RST)).pause(1_500_000);
     }
     tape
 }

@@ -302,7 +302,7 @@ impl Bench {
         self.core.answers.push(answer).expect("the worker takes every answer at once");
     }
 
-    /// R12: another server's session, if it is later than ours and the server a member, is what is
+    /// R12: another server's session, if it is no older than ours and the server a member, is what is
     /// left of ours: a redirect. Nothing else changes.
     fn supersede(&mut self, flow: FlowKey, member: IpAddr, kind: usize) {
         let before = self.session(&flow);
@@ -315,7 +315,7 @@ impl Bench {
             Some(Session::Local { version, .. }) => Some(version),
             _ => None,
         };
-        let version = Version(ours.map_or(1, |ours| ours.0 + u64::from(kind != 1)));
+        let version = Version(ours.map_or(1, |ours| ours.0 - u64::from(kind == 1)));
         let after = match ours {
             Some(ours) if kind == 0 && self.world.is_member(owner) => {
                 self.owners.entry(flow).or_default().insert(owner);
@@ -401,7 +401,9 @@ impl Bench {
             (Reading::Rewritten(segment, _), _) => (segment, false),
             _ => return None,
         };
-        let session = self.session(&segment.flow);
+        let found = self.table.lookup(&segment.flow, self.now.tick());
+        let idle_ms = found.as_ref().map_or(0, |found| found.idle_ms);
+        let session = found.map(|found| found.session);
         let is_opening = is_direct && segment.is_syn();
         let (forbidden, counter) = match session {
             _ if is_opening => (Some(Side::Uplink), None),
@@ -416,8 +418,8 @@ impl Bench {
                 }
                 Side::Host => (None, Some(Counter::HostSuperseded)),
             },
-            Some(Session::Local { state: State::HalfOpen | State::Closed, .. })
-                if origin.side == Side::Host && segment.is_rst() =>
+            Some(Session::Local { state, .. })
+                if origin.side == Side::Host && segment.is_rst() && withholds(state, idle_ms) =>
             {
                 (Some(Side::Uplink), Some(Counter::RstWithheld))
             }
@@ -662,6 +664,17 @@ impl Bench {
             }
         }
         tally
+    }
+}
+
+/// R12: whether a RST of the host does not reach the client of a session that is in this state for so
+/// long.
+fn withholds(state: State, idle_ms: u64) -> bool {
+    match state {
+        State::HalfOpen => idle_ms < 1000,
+        State::Closed => true,
+        State::Reset => idle_ms < 150,
+        _ => false,
     }
 }
 

@@ -73,8 +73,8 @@ pub enum Order {
     Unasked,
     /// The uplink takes `which` frames more, and the host `whom`; 255 is as many as come.
     Room,
-    /// The `which`-th flow has a session of another server: of the `whom`-th member, and later than
-    /// ours. With 4 more to `whom` it is of our version, with 8 it is a stranger's, with 12 our own.
+    /// The `which`-th flow has a session of another server: of the `whom`-th member, and of our
+    /// version. With 4 more to `whom` it is older, with 8 it is a stranger's, with 12 our own.
     Superseded,
 }
 
