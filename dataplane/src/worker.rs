@@ -417,7 +417,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Some((entry, Kind::Local(state)))
                 if state.is_lingering() || state == State::HalfOpen =>
             {
-                self.tell_not_mine(arrival, senders);
+                self.tell_sender(arrival, senders, |flow, sender| Announcement::Doubtful {
+                    flow,
+                    sender,
+                });
                 self.doubt(arrival, &entry, state, now);
                 Verdict::Host
             }
@@ -427,25 +430,37 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             // The host has no session or an older one, and would reset or mislead the client.
             Some((_, Kind::Redirect(_))) => {
-                self.tell_not_mine(arrival, senders);
+                self.tell_sender(arrival, senders, |flow, sender| Announcement::NotMine {
+                    flow,
+                    sender,
+                });
                 Verdict::Drop(Counter::TunnelSuperseded)
             }
             None => {
-                self.tell_not_mine(arrival, senders);
+                self.tell_sender(arrival, senders, |flow, sender| Announcement::NotMine {
+                    flow,
+                    sender,
+                });
                 Verdict::Host
             }
         }
     }
 
     /// R6: the sender of a tunnelled segment looks its flow up again.
-    fn tell_not_mine(&mut self, arrival: &Arrival, senders: &[IpAddr]) {
+    fn tell_sender(
+        &mut self,
+        arrival: &Arrival,
+        senders: &[IpAddr],
+        announcement: fn(FlowKey, IpAddr) -> Announcement,
+    ) {
         let sender = match arrival.way {
             Way::Tunnelled(index) => senders.get(usize::from(index)).copied(),
             Way::Direct | Way::Rewritten => None,
         };
-        let sent = self.shared.table.flow(&arrival.at).zip(sender).is_some_and(|(flow, sender)| {
-            self.core.announce(Announcement::NotMine { flow, sender }).is_ok()
-        });
+        let sent =
+            self.shared.table.flow(&arrival.at).zip(sender).is_some_and(|(flow, sender)| {
+                self.core.announce(announcement(flow, sender)).is_ok()
+            });
         self.count(if sent { Counter::NotMineSent } else { Counter::NotMineUnsent });
     }
 

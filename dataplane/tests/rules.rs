@@ -488,7 +488,7 @@ fn r12_a_closed_session_doubts_what_is_tunnelled_to_it_and_withholds_one_rst() {
         let next = net.client_segment(1000, ACK, b"next");
         bench.uplink_brings(&net.tunnelled(&next, net.other));
         assert_eq!(bench.host_gets(), Some(next), "it may be the last ACK");
-        let told = Announcement::NotMine { flow: net.flow(1000), sender: net.other };
+        let told = Announcement::Doubtful { flow: net.flow(1000), sender: net.other };
         assert_eq!(bench.announces(), Some(told));
         let rst = net.host_segment(1000, RST, b"");
         bench.host_sends(&rst);

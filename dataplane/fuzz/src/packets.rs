@@ -469,7 +469,7 @@ impl Bench {
                 Announcement::Withdraw { flow, .. } => {
                     assert!(self.ours.contains(&flow), "withdraws {flow:?} of another");
                 }
-                Announcement::NotMine { sender, .. } => {
+                Announcement::NotMine { sender, .. } | Announcement::Doubtful { sender, .. } => {
                     assert!(self.world.is_member(sender), "tells {sender}, a stranger");
                 }
             }

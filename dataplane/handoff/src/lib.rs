@@ -57,6 +57,14 @@ pub enum Announcement {
         /// Locator of the server that sent it.
         sender: IpAddr,
     },
+    /// `sender` tunnelled a packet of a flow to us of which we hold a session, but that may be of a
+    /// later one (R12): it is to look the flow up again. Our record stays.
+    Doubtful {
+        /// The flow.
+        flow: FlowKey,
+        /// Locator of the server that sent it.
+        sender: IpAddr,
+    },
 }
 
 /// Who owns a flow, as the DHT says.

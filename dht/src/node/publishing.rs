@@ -80,6 +80,7 @@ impl Node {
             Announcement::Publish { flow, version } => self.publish(flow, version),
             Announcement::Withdraw { flow, version } => self.withdraw(flow, version),
             Announcement::NotMine { flow, sender } => self.refuse(flow, sender),
+            Announcement::Doubtful { flow, sender } => self.tell_not_mine(flow, sender),
         }
     }
 
@@ -135,6 +136,11 @@ impl Node {
             self.count(Counter::PublishesRepaired);
             self.withdraw(flow, session);
         }
+        self.tell_not_mine(flow, sender);
+    }
+
+    /// `sender` looks a flow up again that it tunnelled to us.
+    fn tell_not_mine(&mut self, flow: FlowKey, sender: IpAddr) {
         let to = self.control_socket(sender);
         if self.is_possible_peer(to) {
             self.count(Counter::NotMineSent);

@@ -40,7 +40,7 @@ sessions_in_state() { # SERVER STATE
 }
 
 # Segments are lost while sessions are opened, used and closed by way of another server.
-scenario lossy-close "R8" "4:gue! 6:gue"
+scenario lossy-close "R8" "4:gue 6:gue"
 run_lossy_close() {
     SESSIONS_MIN=40
     make_steering_routes

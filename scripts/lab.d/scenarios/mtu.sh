@@ -4,7 +4,7 @@
 NARROW=(--mtu 1500)
 
 # Full-size segments upwards through the tunnel, on a fabric that has no room to spare.
-scenario uploads-clamped "R11" "4:gue! 6:gue 4:ipip 6:ipip 4:rewrite 6:rewrite 4in6:gue 6in4:gue" "${NARROW[@]}"
+scenario uploads-clamped "R11" "4:gue 6:gue 4:ipip 6:ipip 4:rewrite 6:rewrite 4in6:gue 6in4:gue" "${NARROW[@]}"
 run_uploads_clamped() {
     start_uploads
     # A rewritten segment is no longer than it was.
@@ -42,7 +42,7 @@ restart_narrow() {
 }
 
 # Such strays are answered with the size that fits, and the client keeps to it.
-scenario too-big-answered "R11" "4:gue! 6:gue 4:ipip 6:ipip 4in6:gue 6in4:gue"
+scenario too-big-answered "R11" "4:gue 6:gue! 4:ipip 6:ipip 4in6:gue 6in4:gue"
 run_too_big_answered() {
     start_uploads
     narrow_fabric
@@ -56,7 +56,7 @@ learnt_sizes() {
 }
 
 # A client that sets no DF is spared the question; its strays come in pieces.
-scenario without-df "R10 R11" "4:gue! 4:ipip 4in6:gue"
+scenario without-df "R10 R11" "4:gue 4:ipip 4in6:gue"
 run_without_df() {
     echo net/ipv4/ip_no_pmtu_disc 1 | set_sysctls client
     start_uploads

@@ -33,7 +33,7 @@ counter_of_log() {
     grep -F "$2" "$(node_dir "$1")/holdfastd.log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g' | grep -oE 'adopted=[0-9]+' | cut -d = -f 2
 }
 
-scenario daemon-upgraded "R7" "4:gue! 6:gue"
+scenario daemon-upgraded "R7" "4:gue 6:gue"
 run_daemon_upgraded() {
     start_mix
     change restart_holdfastd TERM server1

@@ -28,7 +28,7 @@ start_mix() { # [PERCENT [ARGUMENT...]]
 # reset: it waits, as TCP does.
 start_asking() { load_start "${PROBE[@]}" --idle 90 --request 70 --bulk 0 --echo 40; }
 
-scenario link-fails "R4 R5" "4:gue! 6:gue! 4:ipip 6:ipip 4:rewrite 6:rewrite 4in6:gue 6in4:gue 4in6:ipip 6in4:ipip"
+scenario link-fails "R4 R5" "4:gue 6:gue! 4:ipip 6:ipip 4:rewrite 6:rewrite 4in6:gue 6in4:gue 4in6:ipip 6in4:ipip"
 run_link_fails() {
     start_mix
     change fail_link spine1-leaf2
@@ -88,7 +88,7 @@ run_server_added() {
     prove "sessions that server5 redirects" "$(counter redirect_installed server5)"
 }
 
-scenario server-drained "R4 R5" "4:gue! 6:gue 4:rewrite"
+scenario server-drained "R4 R5" "4:gue 6:gue 4:rewrite"
 run_server_drained() {
     local before
     start_mix
@@ -154,7 +154,7 @@ return_by() { # FAMILY LEAF SPINE
 sent_to() { ip -n "$(ns "$1")" -json -s link show "$2" | jq '.[0].stats64.tx.bytes'; }
 
 # Its sessions cannot live, and their clients learn so; no other session suffers.
-scenario server-dies "R13" "4:gue! 6:gue"
+scenario server-dies "R13" "4:gue 6:gue"
 run_server_dies() {
     local lost
     start_asking
