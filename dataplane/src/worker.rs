@@ -466,17 +466,21 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
 
     /// R12: a tunnelled segment for a session that is over, or has not begun, may be of a later one
     /// on its flow, whose record its sender had not met yet. So only the host itself says that a
-    /// handshake is complete; and a session that was reset some time ago counts as closed, whose
-    /// next RST is withheld ([`Worker::withholds`]).
+    /// handshake is complete.
     fn doubt(&mut self, arrival: &Arrival, entry: &Entry, state: State, now: Now) {
         let is_end = arrival.flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) != 0;
-        match state {
-            _ if is_end => self.hear_client(arrival, entry, state, now),
-            State::HalfOpen => {}
-            State::Reset if self.idle_ms(entry, now) >= REPEATED_MS => {
-                self.shared.table.transition(entry, State::Closed, now.tick());
-            }
-            _ => self.hear_client(arrival, entry, state, now),
+        if state != State::HalfOpen || is_end {
+            self.hear_client(arrival, entry, state, now);
+        }
+    }
+
+    /// R12: a session that was reset some time ago counts as closed when something comes, whose next
+    /// RST is withheld ([`Worker::withholds`]): it may be of a later session on the flow, whose SYN
+    /// another server got. Otherwise the time of the RST counts, not that of what it answers.
+    #[inline(never)]
+    fn doubt_reset(&mut self, entry: &Entry, now: Now) {
+        if self.idle_ms(entry, now) >= REPEATED_MS {
+            self.shared.table.transition(entry, State::Closed, now.tick());
         }
     }
 
@@ -797,8 +801,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let next = state.after(event);
         if next != state {
             self.move_on(at, *entry, event, now);
-        } else if state != State::Reset {
-            // Of a session that was reset the time of the RST counts.
+        } else if state == State::Reset {
+            self.doubt_reset(entry, now);
+        } else {
             self.shared.table.touch(entry, now.tick());
         }
     }

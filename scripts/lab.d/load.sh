@@ -32,7 +32,7 @@ load_start_one() { # NAME FAMILY ARGUMENT...
     ip netns exec "$(ns client)" setsid "$BIN_DIR/session-load" \
         --target "$(socket_text "$(anycast "$family")" "$SERVICE_PORT")" \
         --serve-target "$(socket_text "$(anycast "$family")" "$SERVE_PORT")" \
-        --bulk-sha256-file "$LAB_DIR/bulk.sha256" --duration-s 3600 --limit-s 3900 --timeout-s 60 "$@" \
+        --upload-path "/up/$name-" --bulk-sha256-file "$LAB_DIR/bulk.sha256" --duration-s 3600 --limit-s 3900 --timeout-s 60 "$@" \
         <"$dir/commands" >"$dir/load.jsonl" 2>"$dir/load.err" &
     echo $! >"$dir/session-load.pid"
     exec {input}>"$dir/commands"
