@@ -35,8 +35,7 @@ run_churn_elsewhere() {
 scenario churn-while-links-fail "R2 R5 R8" "4:gue 6:gue"
 run_churn_while_links_fail() {
     local i
-    SESSIONS_MIN=40
-    load_start "${PROBE[@]}" --idle 0 --request 0 --bulk 0 --churn 40 --churn-pause-ms 100
+    load_start "${PROBE[@]}" --idle 0 --request 120 --bulk 0 --echo 60 --churn 40 --churn-pause-ms 100
     for ((i = 0; i < 4; i++)); do
         fail_link spine1-leaf2
         sleep 1.5
