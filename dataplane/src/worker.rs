@@ -495,8 +495,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     #[inline(never)]
     fn withholds(&mut self, at: &Located, entry: &Entry, state: State, now: Now) -> bool {
         let withheld = match state {
-            // Its client answers a SYN-ACK at once.
-            State::HalfOpen => self.idle_ms(entry, now) < REPEATED_MS,
+            // Its client answers a SYN-ACK at once, or the one that the host repeats after a second.
+            State::HalfOpen => self.idle_ms(entry, now) < 2 * REPEATED_MS,
             State::Closed => {
                 self.move_on(at, *entry, Event::HostRst, now);
                 true

@@ -671,7 +671,7 @@ impl Bench {
 /// long.
 fn withholds(state: State, idle_ms: u64) -> bool {
     match state {
-        State::HalfOpen => idle_ms < 1000,
+        State::HalfOpen => idle_ms < 2000,
         State::Closed => true,
         State::Reset => idle_ms < 150,
         _ => false,
