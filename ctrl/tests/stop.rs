@@ -196,7 +196,9 @@ fn host_port(n: usize) -> Option<(String, String, String)> {
     let output = command.args(["-json", "address", "show", "host0"]).output().unwrap();
     let value: Value = serde_json::from_slice(&output.stdout).ok()?;
     let text = |key: &str| value[0][key].to_string();
-    Some((text("flags"), text("address"), text("addr_info")))
+    // An address of IPv6 is tentative for its first second (RFC 4862 §5.4).
+    let addresses = text("addr_info").replace("\"tentative\":true,", "");
+    Some((text("flags"), text("address"), addresses))
 }
 
 fn has_carrier(n: usize) -> bool {
