@@ -97,6 +97,7 @@ run_icmp_elsewhere() {
     expect "sizes that server1 has learnt" "$(learnt_sizes server1 "$(client_address "$family")")" 0
     load_mark narrow
     ip -n "$(ns edge)" link set client mtu 1300
+    ip -n "$(ns client)" link set edge mtu 1300
     sleep 5
     prove "ICMP errors that server3 took" "$(counter icmp_error server3)"
     prove "sizes that server1 has learnt" "$(learnt_sizes server1 "$(client_address "$family")")"
