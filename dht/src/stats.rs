@@ -89,6 +89,7 @@ counters! {
     LookupsNotFound "lookups_not_found" "Lookups over the network where enough replicas said that nobody owns the flow.",
     LookupsTimedOut "lookups_timed_out" "Lookups over the network where too few replicas answered in time.",
     LookupsRefused "lookups_refused" "Lookups answered TimedOut at once: too many in flight, or waiting for one.",
+    LookupsUnsettled "lookups_unsettled" "Lookups answered TimedOut: servers have come, gone or restarted just before, and the replicas may not have the flow's record yet.",
     LookupsNotJoined "lookups_not_joined" "Lookups answered TimedOut: this node has not joined and cannot say that nobody owns the flow.",
     OwnersDead "owners_dead" "Lookups answered NotFound because the owner found is dead and did not come back in time (R13).",
     OwnersAwaited "owners_awaited" "Lookups answered TimedOut because the owner found is dead, and may be a daemon that is started again.",

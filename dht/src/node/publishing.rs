@@ -539,6 +539,7 @@ impl Node {
 
     /// The routing table has changed: records may have to move.
     pub(super) fn table_changed(&mut self) {
+        self.membership.changed(self.now_us);
         let waits = self.publishing.moves_at_us > self.now_us;
         self.publishing.epoch += 1;
         if !waits {

@@ -516,13 +516,17 @@ impl Node {
         }
     }
 
-    /// A node that has not joined cannot say that nobody owns a flow. Nor can anybody say who
-    /// owns one of a dead server that may be back at once: neither may others tunnel to it, nor
-    /// reset its sessions (R13).
+    /// A node that has not joined cannot say that nobody owns a flow, nor can one right after
+    /// servers have come, gone or restarted (R5). Nor can anybody say who owns one of a dead server
+    /// that may be back at once: neither may others tunnel to it, nor reset its sessions (R13).
     fn believable(&mut self, verdict: Verdict) -> Verdict {
         match verdict {
             Verdict::NotFound if !self.membership.is_joined() => {
                 self.count(Counter::LookupsNotJoined);
+                Verdict::Unknown
+            }
+            Verdict::NotFound if self.membership.is_unsettled(self.now_us) => {
+                self.count(Counter::LookupsUnsettled);
                 Verdict::Unknown
             }
             Verdict::Found(claim) if self.membership.is_awaited(claim.owner) => {

@@ -843,11 +843,12 @@ impl Network {
         }
     }
 
-    /// Asks until the replicas answer in time, which in foul weather may need a second try.
+    /// Asks until there is an answer: in foul weather that may need a second try, and right after
+    /// servers have come or gone nobody says NotFound.
     pub fn resolve_patiently(&mut self, n: usize, flow: FlowKey) -> Resolution {
         for _ in 0..10 {
             match self.resolve(n, flow) {
-                Resolution::TimedOut => {}
+                Resolution::TimedOut => self.run(150 * MS),
                 resolution => return resolution,
             }
         }

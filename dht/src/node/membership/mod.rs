@@ -35,6 +35,12 @@ const ABSENT_US_MAX: u64 = 3_600_000_000;
 const OLDER_US: u64 = 60_000_000;
 /// A node asks for ticks much more often than this, in µs: when none came, it did not run.
 const STALL_US: u64 = 200_000;
+/// How long after a change of servers a replica's not having a record says nothing: its owner
+/// stores it there within a moment drawn by chance and the time that many records take.
+const SETTLING_US: u64 = 1_000_000;
+/// Changes that follow one another count for this long at most: a server that begins anew again
+/// and again does not keep the others from ever saying that nobody owns a flow.
+const SETTLING_US_MAX: u64 = 30_000_000;
 
 /// Why a peer is not in the routing table any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +78,9 @@ pub(super) struct Membership {
     last_life: u32,
     /// When this node last began to run again after a stall.
     woke_at_us: u64,
+    /// When the servers are the same for long enough, and when that is not waited for any more.
+    settled_at_us: u64,
+    settled_at_us_max: u64,
     leaving: bool,
 }
 
@@ -125,12 +134,28 @@ impl Membership {
             absent: BTreeMap::new(),
             last_life: 0,
             woke_at_us: 0,
+            settled_at_us: 0,
+            settled_at_us_max: 0,
             leaving: false,
         }
     }
 
     pub(super) fn is_joined(&self) -> bool {
         self.join.joined
+    }
+
+    /// Servers have come, gone or begun anew.
+    pub(super) fn changed(&mut self, now_us: u64) {
+        if now_us >= self.settled_at_us {
+            self.settled_at_us_max = now_us + SETTLING_US_MAX;
+        }
+        self.settled_at_us = now_us + SETTLING_US;
+    }
+
+    /// Whether replicas may lack records that their owners are storing there just now, for the
+    /// servers are others than a moment ago.
+    pub(super) fn is_unsettled(&self, now_us: u64) -> bool {
+        now_us < self.settled_at_us.min(self.settled_at_us_max)
     }
 
     fn absence(&self, locator: IpAddr) -> Option<Absence> {
@@ -520,5 +545,28 @@ impl Node {
     /// A time up to `spread_us` from now, so that servers do not all do the same at once.
     fn soon_us(&mut self, spread_us: u64) -> u64 {
         self.now_us + self.rng.random_range(0..=spread_us)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_unsettle_for_a_while_and_not_without_end() {
+        let config = Config::new([10, 0, 0, 1].into(), ([10, 0, 0, 1], 7000).into());
+        let mut membership = Membership::new(&config);
+        assert!(!membership.is_unsettled(0), "there were no others");
+        membership.changed(0);
+        assert!(membership.is_unsettled(SETTLING_US - 1));
+        assert!(!membership.is_unsettled(SETTLING_US));
+        let begun_us = 10 * SETTLING_US;
+        for at_us in (begun_us..begun_us + 2 * SETTLING_US_MAX).step_by(SETTLING_US as usize / 2) {
+            membership.changed(at_us);
+            assert_eq!(membership.is_unsettled(at_us), at_us < begun_us + SETTLING_US_MAX);
+        }
+        let quiet_us = begun_us + 2 * SETTLING_US_MAX + SETTLING_US;
+        membership.changed(quiet_us);
+        assert!(membership.is_unsettled(quiet_us));
     }
 }
