@@ -68,7 +68,7 @@ run_pass_through() {
             server_answers "$family" "$server" || fault "$server does not answer at its locator"
             # From the server outwards, with neighbours asked anew.
             ip -n "$(ns "$server")" -6 neigh flush dev host0 nud reachable
-            in_node "$server" ping -q -c 2 -i 0.2 -W 2 "$(client_address "$family")" >/dev/null ||
+            in_node "$server" ping -q -c 2 -i 0.2 -W 2 -I "$locator" "$(client_address "$family")" >/dev/null ||
                 fault "$server cannot ping"
         done
     done
