@@ -177,7 +177,7 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     use anyhow::bail;
-    use holdfast_dataplane::kernel::Held;
+    use holdfast_dataplane::kernel::{Held, HeldSession};
     use holdfast_dataplane::service::Services;
     use holdfast_dataplane::session::expiry::Timeouts;
     use holdfast_dataplane::session::table::SessionTable;
@@ -319,7 +319,7 @@ mod tests {
     impl Kernel for Moody {
         type Error = anyhow::Error;
 
-        fn list(&mut self, _see: &mut dyn FnMut(FlowKey, State)) -> anyhow::Result<()> {
+        fn list(&mut self, _see: &mut dyn FnMut(HeldSession)) -> anyhow::Result<()> {
             match self.0.fetch_add(1, Ordering::Relaxed) % 2 {
                 0 => Ok(()),
                 _ => bail!("not now"),

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use holdfast_dataplane::kernel::{Held, Kernel};
+use holdfast_dataplane::kernel::{Held, HeldSession, Kernel};
 use holdfast_dataplane::session::State;
+use holdfast_handoff::{Version, unix_us};
 use holdfast_net::FlowKey;
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -20,7 +21,10 @@ use netlink_packet_sock_diag::constants::{
     AF_INET, AF_INET6, IPPROTO_TCP, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1,
     TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_LISTEN, TCP_TIME_WAIT,
 };
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::inet::nlas::Nla;
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponse, InetResponseHeader, SocketId, StateFlags,
+};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -34,6 +38,9 @@ const STATES: [(u8, State); 4] = [
     (TCP_CLOSE_WAIT, State::ClientClosed),
 ];
 
+/// The kernel counts the time in jiffies of up to 10 ms. A session must not seem to be older than
+/// its own SYN-ACK, which its record has for its version. In milliseconds.
+const COARSE_MS: u32 = 20;
 /// Room for what the kernel sends at once; it fills at most 32 KiB.
 const RECEIVE_BYTES: usize = 64 * 1024;
 /// The kernel answers at once. Without an answer for so long, there is none.
@@ -75,15 +82,12 @@ impl KernelSockets {
 impl Kernel for KernelSockets {
     type Error = anyhow::Error;
 
-    fn list(&mut self, see: &mut dyn FnMut(FlowKey, State)) -> anyhow::Result<()> {
+    fn list(&mut self, see: &mut dyn FnMut(HeldSession)) -> anyhow::Result<()> {
         for id in [SocketId::new_v4(), SocketId::new_v6()] {
             let request = request(id, NLM_F_DUMP);
             let done = self.ask(&request, |payload| match payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    let header = &response.header;
-                    if let Some((flow, state)) = session(&header.socket_id, header.state) {
-                        see(flow, state);
-                    }
+                    session(&response).map(&mut *see);
                     Ok(None)
                 }
                 NetlinkPayload::Done(_) => Ok(Some(())),
@@ -162,7 +166,7 @@ fn request(socket_id: SocketId, flags: u16) -> Vec<u8> {
     let request = InetRequest {
         family: if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 },
         protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
+        extensions: ExtensionFlags::INFO,
         states: StateFlags::from_bits_truncate(states),
         socket_id,
     };
@@ -173,11 +177,27 @@ fn request(socket_id: SocketId, flags: u16) -> Vec<u8> {
     bytes
 }
 
-fn session(id: &SocketId, kernel_state: u8) -> Option<(FlowKey, State)> {
-    let (_, state) = STATES.iter().find(|(number, _)| *number == kernel_state)?;
+fn session(response: &InetResponse) -> Option<HeldSession> {
+    let InetResponseHeader { socket_id: id, state, .. } = &response.header;
+    let (_, state) = STATES.iter().find(|(number, _)| number == state)?;
     let service = SocketAddr::new(plain(id.source_address), id.source_port);
     let client = SocketAddr::new(plain(id.destination_address), id.destination_port);
-    Some((FlowKey::tcp(client, service)?, *state))
+    let info = response.nlas.iter().find_map(|attribute| match attribute {
+        Nla::TcpInfo(info) => Some(info.as_slice()),
+        _ => None,
+    });
+    let heard = info.and_then(heard_ms_ago).map_or(Version::UNKNOWN, |ms_ago| {
+        Version(unix_us().saturating_sub(u64::from(ms_ago.saturating_sub(COARSE_MS)) * 1000))
+    });
+    Some(HeldSession { flow: FlowKey::tcp(client, service)?, state: *state, heard })
+}
+
+/// How long ago the client was last heard, in milliseconds: `tcpi_last_data_recv` or
+/// `tcpi_last_ack_recv` of `struct tcp_info`, whichever is less.
+fn heard_ms_ago(info: &[u8]) -> Option<u32> {
+    let (data, ack) = info.get(52..60)?.split_first_chunk::<4>()?;
+    let ack = ack.first_chunk::<4>()?;
+    Some(u32::from_ne_bytes(*data).min(u32::from_ne_bytes(*ack)))
 }
 
 fn held(kernel_state: u8) -> Held {
@@ -199,6 +219,7 @@ fn plain(address: IpAddr) -> IpAddr {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::print_stdout)]
     use super::*;
+    use std::io::Write;
     use std::net::{Shutdown, TcpListener, TcpStream};
     use std::time::Instant;
 
@@ -232,9 +253,9 @@ mod tests {
             let mut kernel = KernelSockets::new(Arc::default());
             let mut both = |flow: FlowKey| {
                 let mut listed = Vec::new();
-                let see = &mut |found: FlowKey, state| {
-                    if found.service() == service {
-                        listed.push((found, state));
+                let see = &mut |found: HeldSession| {
+                    if found.flow.service() == service {
+                        listed.push((found.flow, found.state));
                     }
                 };
                 kernel.list(see).unwrap();
@@ -257,6 +278,35 @@ mod tests {
         }
     }
 
+    /// What is learnt counts from when the client was last heard, not from when it was read.
+    #[test]
+    fn r12_a_silent_client_was_heard_long_ago() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let service = listener.local_addr().unwrap();
+        let before = unix_us();
+        let mut client = TcpStream::connect(service).unwrap();
+        let _accepted = listener.accept().unwrap();
+        let opened = unix_us();
+        std::thread::sleep(Duration::from_millis(300));
+        let mut kernel = KernelSockets::new(Arc::default());
+        let mut heard = || {
+            let mut heard = None;
+            kernel.list(&mut |s| {
+                if s.flow.service() == service {
+                    heard = Some(s.heard.0);
+                }
+            });
+            heard.unwrap()
+        };
+        let slack = 100_000;
+        let first = heard();
+        assert!((before..opened + slack).contains(&first), "{before} {first} {opened}");
+        client.write_all(b"here").unwrap();
+        let sent = unix_us();
+        let second = heard();
+        assert!((sent - slack..sent + slack).contains(&second), "{sent} {second}");
+    }
+
     /// The service closes first: the socket waits for the client, then in `TIME_WAIT`.
     #[test]
     fn r8_time_wait_is_over() {
@@ -273,7 +323,7 @@ mod tests {
         // No socket listens any more: what answers is the one in TIME_WAIT.
         until(Held::Over, || kernel.holds(&flow).unwrap());
         let mut listed = false;
-        kernel.list(&mut |found, _| listed |= found == flow).unwrap();
+        kernel.list(&mut |found| listed |= found.flow == flow).unwrap();
         assert!(!listed);
     }
 
@@ -281,8 +331,8 @@ mod tests {
     fn a_stopped_one_does_not_answer() {
         let stop = Arc::new(AtomicBool::new(true));
         let mut kernel = KernelSockets::new(Arc::clone(&stop));
-        assert!(kernel.list(&mut |_, _| {}).is_err());
+        assert!(kernel.list(&mut |_| {}).is_err());
         stop.store(false, Ordering::Relaxed);
-        kernel.list(&mut |_, _| {}).unwrap();
+        kernel.list(&mut |_| {}).unwrap();
     }
 }

@@ -29,18 +29,29 @@ pub trait Kernel {
     /// Why it does not answer.
     type Error;
 
-    /// Shows `see` the flow of every session that it holds, and its state: established, or closed
-    /// by one of both.
+    /// Shows `see` every session that it holds.
     ///
     /// # Errors
     /// When it does not answer, or not to the end.
-    fn list(&mut self, see: &mut dyn FnMut(FlowKey, State)) -> Result<(), Self::Error>;
+    fn list(&mut self, see: &mut dyn FnMut(HeldSession)) -> Result<(), Self::Error>;
 
     /// What it holds of one flow now.
     ///
     /// # Errors
     /// When it does not answer.
     fn holds(&mut self, flow: &FlowKey) -> Result<Held, Self::Error>;
+}
+
+/// A session that the kernel holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldSession {
+    /// Its flow.
+    pub flow: FlowKey,
+    /// Established, or closed by one of both.
+    pub state: State,
+    /// When the client was last heard, as the version that a session has which is learnt: a
+    /// client that vanished may have a later session on this flow with another server (R12).
+    pub heard: Version,
 }
 
 /// What the kernel holds of a flow.
@@ -164,10 +175,10 @@ impl Comparison {
         check: &mut Check<'_, K>,
         now: &impl Fn() -> Tick,
     ) -> Result<(), K::Error> {
-        let Comparison { table, clock, core, listed, .. } = self;
+        let Comparison { table, core, listed, .. } = self;
         let Check { kernel, findings, .. } = check;
         listed.fill(0);
-        kernel.list(&mut |flow, state| {
+        kernel.list(&mut |HeldSession { flow, state, heard: version }| {
             let Some(at) = table.locate_flow(&flow) else {
                 return;
             };
@@ -175,7 +186,6 @@ impl Comparison {
             let entry = match table.find(&at) {
                 Some(entry) => entry,
                 None => {
-                    let version = clock.next();
                     let session = Session::Local { state, version, published: false };
                     match table.insert(&at, session, now()) {
                         Insert::Inserted(entry) => {

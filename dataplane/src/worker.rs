@@ -557,7 +557,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         self.count(Counter::SessionOpened);
         // The host's SYN-ACK will not be seen, and the client's ACK may reach another server: it
         // must find the record there (R3), as it would if the SYN-ACK had published it.
-        self.enter(at, found, State::HalfOpen, true, now.tick());
+        let version = self.shared.clock.next();
+        self.enter(at, found, State::HalfOpen, version, true, now.tick());
         true
     }
 
@@ -700,9 +701,12 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Some((entry, Kind::Local(state))) => self.advance(at, &entry, state, event, now),
             // A host resets what it does not hold: that is no session (R7).
             None if event == Event::HostRst => {}
+            // It may be left over from a client that vanished, or be over: any other session on
+            // the flow counts for more (R12).
             None => {
                 self.count(Counter::SessionLearnt);
-                self.enter(at, found, State::Established.after(event), true, now.tick());
+                let state = State::Established.after(event);
+                self.enter(at, found, state, Version::UNKNOWN, true, now.tick());
             }
         }
         true
@@ -734,7 +738,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         if !within_limit {
             self.count(Counter::HalfOpenOverLimit);
         }
-        self.enter(at, found, State::HalfOpen, within_limit, now.tick());
+        let version = self.shared.clock.next();
+        self.enter(at, found, State::HalfOpen, version, within_limit, now.tick());
     }
 
     /// Puts a local session into the table, in the place of what was there, and publishes it.
@@ -744,10 +749,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         at: &Located,
         mut found: Option<Entry>,
         state: State,
+        version: Version,
         publish: bool,
         now: Tick,
     ) {
-        let version = self.shared.clock.next();
         // Marked as published only once the DHT core has been told.
         let session = Session::Local { state, version, published: false };
         for _ in 0..ATTEMPTS {

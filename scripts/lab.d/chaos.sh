@@ -73,6 +73,7 @@ run_chaos() {
         sleep $((RANDOM % 4)).$((RANDOM % 10))
         if (($(load_failed) > $(repeated_handshakes))); then
             fault "after $event, event $(wc -l <"$RUN_DIR/events"): $(load_failed) sessions have failed"
+            post_mortem >"$RUN_DIR/post-mortem"
             break
         fi
     done
@@ -94,6 +95,23 @@ repeated_handshakes() {
     local name
     for name in "${LOADS[@]}"; do load_event "$name" failed; done |
         jq -s "[.[] | select($REPEATED_HANDSHAKE)] | length"
+}
+
+# What each server knows of the flows that have failed, before anything is healed.
+post_mortem() {
+    local name port flow server failure
+    for name in "${LOADS[@]}"; do
+        while read -r failure; do
+            port=$(jq -r .local_port <<<"$failure")
+            flow=$(socket_text "$(client_address "$name")" "$port")-$(socket_text "$(anycast "$name")" "$SERVICE_PORT")
+            printf '\n%s\n' "$failure"
+            for server in $(servers); do
+                printf '%s: %s; kernel: %s\n' "$server" \
+                    "$("$HOLDFASTCTL" --socket "$(node_dir "$server")/holdfastd.sock" --json lookup "$flow" 2>&1 | jq -c . 2>&1)" \
+                    "$(ip netns exec "$(ns "$server")" ss -Htani "dport = :$port" | tr -s ' \n\t' ' ')"
+            done
+        done < <(load_event "$name" failed | head -n 20)
+    done
 }
 
 # happens WORDS...: for the record.

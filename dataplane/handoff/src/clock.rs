@@ -9,6 +9,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u64);
 
+impl Version {
+    /// Of a session of which nobody saw the beginning, and whose time is not known: it yields to
+    /// every other one on its flow.
+    pub const UNKNOWN: Version = Version(1);
+}
+
 /// A version that is further ahead of the wall clock than this (an hour, in microseconds) is not
 /// followed: one broken or hostile clock must not drag the cluster's into the far future.
 const AHEAD_MAX_US: u64 = 3_600_000_000;

@@ -16,13 +16,13 @@ use holdfast_dataplane::classify::Classifier;
 use holdfast_dataplane::encap::{Encapsulation, Tunnel};
 use holdfast_dataplane::frame::{Frame, MemFrame};
 use holdfast_dataplane::idle::IdleStrategy;
-use holdfast_dataplane::kernel::{Comparison, Findings, Held, Kernel};
+use holdfast_dataplane::kernel::{Comparison, Findings, Held, HeldSession, Kernel};
 use holdfast_dataplane::parking::ParkingLimits;
 use holdfast_dataplane::port::{BURST, Port};
 use holdfast_dataplane::service::Services;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
-use holdfast_dataplane::session::{Session, State};
+use holdfast_dataplane::session::Session;
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::time::Now;
 use holdfast_dataplane::too_big::answer as answer_too_big;
@@ -192,6 +192,9 @@ impl Port for MemPort {
     }
 }
 
+/// When the clients of [`MemKernel`] were last heard.
+pub const HEARD: Version = Version(7);
+
 /// The host's kernel in memory.
 #[derive(Default)]
 pub struct MemKernel {
@@ -212,10 +215,10 @@ impl MemKernel {
 impl Kernel for MemKernel {
     type Error = &'static str;
 
-    fn list(&mut self, see: &mut dyn FnMut(FlowKey, State)) -> Result<(), &'static str> {
+    fn list(&mut self, see: &mut dyn FnMut(HeldSession)) -> Result<(), &'static str> {
         for (flow, held) in &self.sockets {
-            if let Held::Session(state) = held {
-                see(*flow, *state);
+            if let Held::Session(state) = *held {
+                see(HeldSession { flow: *flow, state, heard: HEARD });
             }
         }
         if self.is_broken { Err("broken") } else { Ok(()) }
