@@ -91,7 +91,7 @@ counters! {
     TunnelSuperseded "tunnel_superseded" "Tunnelled segments dropped because another server has a later session on their flow; the sender is told (R6, R12)."
     TunnelNotService "tunnel_not_service" "Tunnel packets dropped because the inside is no service's TCP."
     NotMineSent "not_mine_sent" "Segments tunnelled to us whose session we do not hold: the sender is told (R6)."
-    NotMineUnsent "not_mine_unsent" "The same, but the ring to the DHT core was full."
+    NotMineUnsent "not_mine_unsent" "The same, but the ring to the DHT core was full, or too many rewritten ones came."
     NotMineReceived "not_mine_received" "Owners that told us they do not hold a flow."
     RedirectInstalled "redirect_installed" "Redirects put into the table."
     RedirectDropped "redirect_dropped" "Redirects dropped because their owner does not hold the flow."

@@ -59,6 +59,10 @@ const ORPHANS_SLICE: usize = 1024;
 /// Answers to packets too big for the tunnel: per second, and at once.
 const TOO_BIG_PER_SECOND: u32 = 1000;
 const TOO_BIG_BURST: u32 = 256;
+/// Rewritten segments for which all servers are told that their session is not here: per second,
+/// and at once.
+const NOT_MINE_TO_ALL_PER_SECOND: u32 = 100;
+const NOT_MINE_TO_ALL_BURST: u32 = 1000;
 /// What a host answers with RST so soon after it has reset or closed a session was on its way
 /// already: a client waits 200 ms at least before it repeats anything. In milliseconds.
 const RST_AGAIN_MS: u64 = 150;
@@ -121,6 +125,7 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     /// Dead owners, and the bucket that the search for redirects to them has come to.
     dead_owners: ArrayVec<(OwnerId, usize), DEAD_OWNERS_MAX>,
     too_big_answers: TokenBucket,
+    not_mine_to_all: TokenBucket,
     housekeeping_next: Now,
 }
 
@@ -198,6 +203,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             tunnels: vec![None; OwnerId::COUNT].into(),
             dead_owners: ArrayVec::new(),
             too_big_answers: TokenBucket::full(TOO_BIG_BURST),
+            not_mine_to_all: TokenBucket::full(NOT_MINE_TO_ALL_BURST),
             housekeeping_next: Now::default(),
             shared,
         }
@@ -417,7 +423,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Some((entry, Kind::Local(state)))
                 if state.is_lingering() || state == State::HalfOpen =>
             {
-                self.tell_sender(arrival, senders, |flow, sender| Announcement::Doubtful {
+                self.tell_sender(arrival, senders, now, |flow, sender| Announcement::Doubtful {
                     flow,
                     sender,
                 });
@@ -430,37 +436,64 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             // The host has no session or an older one, and would reset or mislead the client.
             Some((_, Kind::Redirect(_))) => {
-                self.tell_sender(arrival, senders, |flow, sender| Announcement::NotMine {
+                self.tell_sender(arrival, senders, now, |flow, sender| Announcement::NotMine {
                     flow,
                     sender,
                 });
                 Verdict::Drop(Counter::TunnelSuperseded)
             }
             None => {
-                self.tell_sender(arrival, senders, |flow, sender| Announcement::NotMine {
+                self.tell_sender(arrival, senders, now, |flow, sender| Announcement::NotMine {
                     flow,
                     sender,
                 });
+                if arrival.flags != TcpFlags(0) {
+                    self.doubt_unknown(&arrival.at, now);
+                }
                 Verdict::Host
             }
         }
     }
 
-    /// R6: the sender of a tunnelled segment looks its flow up again.
+    /// R12: the host may hold a session that the table lacks. If it does not, it resets what may be
+    /// another server's, to which an outdated redirect no longer leads ([`Worker::is_doubted`]).
+    fn doubt_unknown(&self, at: &Located, now: Now) {
+        let table = &self.shared.table;
+        if let Some(flow) = table.flow(at) {
+            table.doubts().note(table.hash(&flow), now.tick());
+        }
+    }
+
+    /// R12: whether a RST of the host is the first one that answers a tunnelled segment of a flow
+    /// that the table lacks. The sender looks the flow up again meanwhile.
+    #[inline(never)]
+    fn is_doubted(&self, at: &Located, now: Now) -> bool {
+        let table = &self.shared.table;
+        let flow = table.flow(at);
+        flow.is_some_and(|flow| table.doubts().is_answer(table.hash(&flow), now.tick()))
+    }
+
+    /// R6: the sender of a tunnelled segment looks its flow up again. Whoever it was that rewrote a
+    /// segment: all servers are told, and one of them has the redirect.
     fn tell_sender(
         &mut self,
         arrival: &Arrival,
         senders: &[IpAddr],
-        announcement: fn(FlowKey, IpAddr) -> Announcement,
+        now: Now,
+        announcement: fn(FlowKey, Option<IpAddr>) -> Announcement,
     ) {
         let sender = match arrival.way {
             Way::Tunnelled(index) => senders.get(usize::from(index)).copied(),
             Way::Direct | Way::Rewritten => None,
         };
-        let sent =
-            self.shared.table.flow(&arrival.at).zip(sender).is_some_and(|(flow, sender)| {
-                self.core.announce(announcement(flow, sender)).is_ok()
-            });
+        let may = sender.is_some()
+            || self.not_mine_to_all.take(now, NOT_MINE_TO_ALL_PER_SECOND, NOT_MINE_TO_ALL_BURST);
+        let sent = may
+            && self
+                .shared
+                .table
+                .flow(&arrival.at)
+                .is_some_and(|flow| self.core.announce(announcement(flow, sender)).is_ok());
         self.count(if sent { Counter::NotMineSent } else { Counter::NotMineUnsent });
     }
 
@@ -700,7 +733,13 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             _ if is_syn_ack => self.open(at, found, now),
             Some((entry, Kind::Local(state))) => self.advance(at, &entry, state, event, now),
             // A host resets what it does not hold: that is no session (R7).
-            None if event == Event::HostRst => {}
+            None if event == Event::HostRst => {
+                let is_doubted = self.is_doubted(at, now);
+                if is_doubted {
+                    self.count(Counter::RstWithheld);
+                }
+                return !is_doubted;
+            }
             // It may be left over from a client that vanished, or be over: any other session on
             // the flow counts for more (R12).
             None => {

@@ -991,7 +991,7 @@ fn r6_not_mine_is_told_and_repairs_what_we_publish() {
     let mut network = Network::of(5, 1, Weather::fair());
     network.publish(1, flow(1));
     network.settle();
-    let not_mine = Announcement::NotMine { flow: flow(1), sender: locator(2) };
+    let not_mine = Announcement::NotMine { flow: flow(1), sender: Some(locator(2)) };
     let expected = Answer::NotMine { flow: flow(1), owner: locator(1) };
     // Just published: the word of the worker may be older than that.
     network.tell(1, Event::Announcement(not_mine));
@@ -1004,6 +1004,20 @@ fn r6_not_mine_is_told_and_repairs_what_we_publish() {
     assert_eq!(network.answer(2), Some(expected));
     assert_eq!(network.counter(1, Counter::PublishesRepaired), 1);
     assert_eq!(network.resolve(2, flow(1)), Resolution::NotFound);
+}
+
+#[test]
+fn r6_of_a_rewritten_segment_all_are_told() {
+    let mut network = Network::of(5, 1, Weather::fair());
+    network.settle();
+    let not_mine = Announcement::NotMine { flow: flow(1), sender: None };
+    network.tell(1, Event::Announcement(not_mine));
+    network.run(10 * MS);
+    let expected = Answer::NotMine { flow: flow(1), owner: locator(1) };
+    for other in [0, 2, 3, 4] {
+        assert_eq!(network.answer(other), Some(expected));
+    }
+    assert_eq!(network.counter(1, Counter::NotMineToAll), 1);
 }
 
 #[test]

@@ -63,8 +63,11 @@ run_chaos() {
     RANDOM=$CHAOS_SEED
     CHAOS_FAILED=() CHAOS_WITHDRAWN=()
     make_steering_routes
+    # So few that every port is used again within two minutes.
+    ip netns exec "$(ns client)" sysctl -qw net.ipv4.ip_local_port_range='32768 44767'
     load_start --probe-delay-ms 300 --idle 60 --request 40 --bulk 0 --upload 30 --upload-rate-kib 64 \
         --upload-bytes 65536 --echo 50 --churn 20 --churn-pause-ms 200
+    [[ -z ${CHAOS_CAPTURE:-} ]] || capture_headers
     end=$(($(now_us) + CHAOS_SECONDS * 1000000))
     while (($(now_us) < end)); do
         event=${CHAOS_EVENTS[RANDOM % ${#CHAOS_EVENTS[@]}]}
@@ -95,6 +98,17 @@ repeated_handshakes() {
     local name
     for name in "${LOADS[@]}"; do load_event "$name" failed; done |
         jq -s "[.[] | select($REPEATED_HANDSHAKE)] | length"
+}
+
+# The headers of all that goes through leaves, for whoever wants to see what happened.
+capture_headers() {
+    local name
+    for name in $(leaves); do
+        mkdir -p "$LAB_DIR/capture-$name"
+        ip netns exec "$(ns "$name")" setsid tcpdump -q -i any -s 120 -B 16384 \
+            -w "$CHAOS_CAPTURE/$name.pcap" >"$LAB_DIR/capture-$name/log" 2>&1 &
+        echo $! >"$LAB_DIR/capture-$name/tcpdump.pid"
+    done
 }
 
 # What each server knows of the flows that have failed, before anything is healed.

@@ -386,6 +386,10 @@ fn superseded(net: Net) -> Tape {
         tape.alone(from_router(&net.gue(net.member, [0, net.protocol(), 0, 0], &inner)));
         tape.alone(net.host(2, RST)).pause(200_000).alone(net.host(2, RST)).pause(1_500_000);
     }
+    // Nor is the first one that answers what the table knows nothing of.
+    let inner = net.client_packet(3, ACK, b"");
+    tape.alone(from_router(&net.gue(net.member, [0, net.protocol(), 0, 0], &inner)));
+    tape.alone(net.host(3, RST)).pause(200_000).alone(net.host(3, RST));
     tape
 }
 
@@ -404,6 +408,8 @@ fn limits(net: Net) -> Tape {
         tape.frame(net.client(port, SYN)).frame(net.host(port, SYN | ACK));
     }
     tape.pause(1000);
+    let inner = net.client_packet(20, ACK, b"");
+    tape.frame(from_router(&net.gue(net.member, [0, net.protocol(), 0, 0], &inner)));
     for port in 10..16 {
         tape.frame(net.client(port, ACK));
     }

@@ -423,6 +423,12 @@ impl Bench {
             {
                 (Some(Side::Uplink), Some(Counter::RstWithheld))
             }
+            None if origin.side == Side::Host
+                && segment.is_rst()
+                && self.is_doubted(&segment.flow) =>
+            {
+                (Some(Side::Uplink), Some(Counter::RstWithheld))
+            }
             _ => (None, None),
         };
         origin.forbidden.set(forbidden);
@@ -434,6 +440,10 @@ impl Bench {
             counter,
             before: OF_OTHERS.map(|counter| self.counters.get(counter)),
         })
+    }
+
+    fn is_doubted(&self, flow: &FlowKey) -> bool {
+        self.table.doubts().is_answer(self.table.hash(flow), self.now.tick())
     }
 
     fn check_foretold(&self, foretold: &Foretold) {
@@ -464,13 +474,15 @@ impl Bench {
                 Announcement::Publish { flow, version } => {
                     assert!(self.ours.contains(&flow), "publishes {flow:?}: the host never spoke");
                     let before = self.versions.insert(flow, version);
-                    assert!(before < Some(version), "{flow:?}: {version:?} after {before:?} (R12)");
+                    let grows = before < Some(version) || version == Version::UNKNOWN;
+                    assert!(grows, "{flow:?}: {version:?} after {before:?} (R12)");
                 }
                 Announcement::Withdraw { flow, .. } => {
                     assert!(self.ours.contains(&flow), "withdraws {flow:?} of another");
                 }
                 Announcement::NotMine { sender, .. } | Announcement::Doubtful { sender, .. } => {
-                    assert!(self.world.is_member(sender), "tells {sender}, a stranger");
+                    let is_member = sender.is_none_or(|sender| self.world.is_member(sender));
+                    assert!(is_member, "tells {sender:?}, a stranger");
                 }
             }
         }

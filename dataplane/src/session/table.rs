@@ -33,6 +33,7 @@ use super::sync::settle_fence;
 use super::word::{self, Ageing, Kind, PUBLICATION, PUBLISHED, VERSIONED};
 use super::{Listed, Session, State};
 use crate::service::{KEY_BITS_V4, Services, SessionKey};
+use crate::session::doubts::Doubts;
 use crate::time::Tick;
 
 /// Lookups that the memory is asked for before the first of them is looked at.
@@ -203,6 +204,7 @@ impl Located {
 pub struct SessionTable {
     services: Services,
     owners: Owners,
+    doubts: Doubts,
     ageing: Ageing,
     v4: Family,
     v6: Family,
@@ -270,6 +272,7 @@ impl SessionTable {
         Ok(SessionTable {
             services,
             owners: Owners::default(),
+            doubts: Doubts::default(),
             ageing: Ageing::new(timeouts),
             v4: Family::new::<V4>(slots(has_v4, load.0), INDEX_BITS_MIN_V4, 3, &hash_key)?,
             v6: Family::new::<V6>(slots(has_v6, load.1), INDEX_BITS_MIN_V6, 1, &hash_key)?,
@@ -292,6 +295,12 @@ impl SessionTable {
     #[must_use]
     pub fn owners(&self) -> &Owners {
         &self.owners
+    }
+
+    /// Flows that it lacks, and that were tunnelled to us a moment ago.
+    #[must_use]
+    pub fn doubts(&self) -> &Doubts {
+        &self.doubts
     }
 
     /// How many entries of each kind there are.
