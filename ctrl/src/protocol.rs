@@ -270,6 +270,8 @@ mod flow_text {
     }
 }
 
+/// The line, without newline, that asks for `request`.
+///
 /// # Errors
 /// None for a request of this module; JSON's, should there be one.
 pub fn request_line(request: &Request) -> Result<String, serde_json::Error> {

@@ -99,7 +99,10 @@ impl Cli {
 
 impl Daemon {
     /// Asks, and prints the answer: as it is with `--json`, else as `text` puts it.
-    fn show<T: DeserializeOwned>(
+    ///
+    /// # Errors
+    /// When there is no answer, or it cannot be printed.
+    pub fn show<T: DeserializeOwned>(
         &self,
         request: &Request,
         text: impl FnOnce(&T) -> String,
@@ -111,8 +114,10 @@ impl Daemon {
 
     /// Asks for a stream and prints its items as they come: each on a line of JSON with `--json`,
     /// else as `text` puts it. Gives what its last line says.
-    #[allow(dead_code)]
-    fn follow<T: DeserializeOwned>(
+    ///
+    /// # Errors
+    /// When there is no answer, or it cannot be printed.
+    pub fn follow<T: DeserializeOwned>(
         &self,
         request: &Request,
         mut text: impl FnMut(&T) -> String,

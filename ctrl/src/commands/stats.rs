@@ -178,7 +178,10 @@ mod tests {
     fn the_specification_lists_every_gauge() {
         let gauges = dht_gauges(dht::Gauges::default());
         let check = crate::kernel_check::Totals::default().stats();
-        for name in gauges.keys().chain(check.counters.keys()).chain(check.gauges.keys()) {
+        let control = crate::socket::ControlCounters::default().stats();
+        let checked = check.counters.keys().chain(check.gauges.keys());
+        let controlled = control.counters.keys().chain(control.gauges.keys());
+        for name in gauges.keys().chain(checked).chain(controlled) {
             let row = format!("| `{name}` |");
             let is_there = SPECIFICATION.lines().any(|line| line.starts_with(&row));
             assert!(is_there, "{name} has no row in the specification");

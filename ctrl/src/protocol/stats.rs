@@ -22,9 +22,6 @@ pub struct VersionReply {
     pub uptime_ms: u64,
 }
 
-/// The line, without newline, that asks for `request`.
-///
-
 /// Counters and gauges of the whole daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StatsReply {
