@@ -525,17 +525,34 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// R12: whether a RST of the host must not reach the client, as it may answer a segment of a
     /// later session on the flow that was led here by an older record. The sender looks the flow
     /// up again meanwhile, and a client whose session this was after all repeats its segment.
+    ///
+    /// A RST without ACK answers a segment for which there is no socket (RFC 9293 §3.5.2), so a
+    /// session that seems to live is left over from one whose end did not come by here. With ACK
+    /// the service resets its session itself, and the client must hear that.
     #[inline(never)]
-    fn withholds(&mut self, at: &Located, entry: &Entry, state: State, now: Now) -> bool {
+    fn withholds(
+        &mut self,
+        at: &Located,
+        entry: &Entry,
+        state: State,
+        flags: TcpFlags,
+        now: Now,
+    ) -> bool {
+        let is_answer = !flags.contains(TcpFlags::ACK);
         let withheld = match state {
             // Its client answers a SYN-ACK at once, or the one that the host repeats after a second.
             State::HalfOpen => self.idle_ms(entry, now) < 2 * REPEATED_MS,
+            State::Reset => self.idle_ms(entry, now) < RST_AGAIN_MS,
             State::Closed => {
                 self.move_on(at, *entry, Event::HostRst, now);
                 true
             }
-            State::Reset => self.idle_ms(entry, now) < RST_AGAIN_MS,
-            _ => false,
+            State::Established | State::HostClosed | State::ClientClosed => {
+                if is_answer {
+                    self.move_on(at, *entry, Event::HostRst, now);
+                }
+                is_answer
+            }
         };
         if withheld {
             self.count(Counter::RstWithheld);
@@ -726,7 +743,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 return !self.is_superseded(is_syn_ack || event == Event::HostRst);
             }
             Some((entry, Kind::Local(state)))
-                if event == Event::HostRst && self.withholds(at, &entry, state, now) =>
+                if event == Event::HostRst && self.withholds(at, &entry, state, flags, now) =>
             {
                 return false;
             }
@@ -911,9 +928,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 if locator == self.shared.settings.classifier.locator =>
             {
                 self.count(Counter::ResolvedSelf);
-                let session =
-                    Session::Local { state: State::Established, version, published: true };
-                self.install(flow, session, now);
+                self.adopt(flow, version, now);
                 self.release(flow, Verdict::Host, now);
             }
             Resolution::Owner { locator, .. } if self.is_member(locator) => {
@@ -921,7 +936,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 let Some(owner) = self.shared.table.owners().number(locator) else {
                     return self.release(flow, Verdict::Drop(Counter::OwnersFull), now);
                 };
-                if self.install(flow, Session::Redirect { owner: locator }, now) {
+                let redirect = Session::Redirect { owner: locator };
+                if self.install(flow, redirect, now).is_some() {
                     self.count(Counter::RedirectInstalled);
                 }
                 self.release(flow, Verdict::Tunnel(owner), now);
@@ -946,18 +962,25 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// Puts what a lookup said into the table, unless the flow got there meanwhile.
-    fn install(&mut self, flow: &FlowKey, session: Session, now: Now) -> bool {
+    fn install(&mut self, flow: &FlowKey, session: Session, now: Now) -> Option<(Located, Entry)> {
         let table = &self.shared.table;
-        let Some(at) = table.locate_flow(flow) else {
-            return false;
-        };
+        let at = table.locate_flow(flow)?;
         match table.insert(&at, session, now.tick()) {
-            Insert::Inserted(_) => true,
-            Insert::Exists(_) => false,
+            Insert::Inserted(entry) => Some((at, entry)),
+            Insert::Exists(_) => None,
             Insert::Full => {
                 self.count(Counter::TableFull);
-                false
+                None
             }
+        }
+    }
+
+    /// R5: a record of ours that the table lacks: it is of a life before this one. Published anew,
+    /// for only then are we told of a later session on the flow (R12).
+    fn adopt(&mut self, flow: &FlowKey, version: Version, now: Now) {
+        let session = Session::Local { state: State::Established, version, published: false };
+        if let Some((at, entry)) = self.install(flow, session, now) {
+            self.publish(&at, &entry, version);
         }
     }
 

@@ -419,7 +419,9 @@ impl Bench {
                 Side::Host => (None, Some(Counter::HostSuperseded)),
             },
             Some(Session::Local { state, .. })
-                if origin.side == Side::Host && segment.is_rst() && withholds(state, idle_ms) =>
+                if origin.side == Side::Host
+                    && segment.is_rst()
+                    && withholds(state, segment.is_ack(), idle_ms) =>
             {
                 (Some(Side::Uplink), Some(Counter::RstWithheld))
             }
@@ -681,12 +683,12 @@ impl Bench {
 
 /// R12: whether a RST of the host does not reach the client of a session that is in this state for so
 /// long.
-fn withholds(state: State, idle_ms: u64) -> bool {
+fn withholds(state: State, is_ack: bool, idle_ms: u64) -> bool {
     match state {
         State::HalfOpen => idle_ms < 2000,
         State::Closed => true,
         State::Reset => idle_ms < 150,
-        _ => false,
+        State::Established | State::HostClosed | State::ClientClosed => !is_ack,
     }
 }
 

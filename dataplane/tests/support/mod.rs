@@ -38,6 +38,7 @@ pub const SYN_ACK: u8 = 0x12;
 pub const ACK: u8 = 0x10;
 pub const FIN_ACK: u8 = 0x11;
 pub const RST: u8 = 0x04;
+pub const RST_ACK: u8 = RST | ACK;
 
 /// Addresses of one family.
 #[derive(Debug, Clone, Copy)]
