@@ -66,6 +66,12 @@ const NOT_MINE_TO_ALL_BURST: u32 = 1000;
 /// What a host answers with RST so soon after it has reset or closed a session was on its way
 /// already: a client waits 200 ms at least before it repeats anything. In milliseconds.
 const RST_AGAIN_MS: u64 = 150;
+/// A tunnelled segment of a flow that the table lacks is answered by the host without doubt when
+/// one came so recently, in milliseconds.
+const DOUBT_AGAIN_MS: u64 = 60_000;
+/// A SYN-ACK of the host answers the last SYN if that came so recently, in milliseconds; else the
+/// host repeats it, which it does after a second at the earliest (RFC 6298 §2.1).
+const SYN_ACK_MS: u64 = 900;
 /// A client has repeated what a RST that was lost or withheld answered by then (RFC 6298 §2). In
 /// milliseconds.
 const REPEATED_MS: u64 = 1000;
@@ -105,6 +111,9 @@ pub struct Shared {
     pub table: Arc<SessionTable>,
     /// The clock that versions come from.
     pub clock: Arc<Clock>,
+    /// Set when the daemon is about to stop: nothing new begins here, for nobody would publish it
+    /// any more. A client repeats its SYN after a second.
+    pub closing: Arc<AtomicBool>,
 }
 
 /// A worker with its queue pairs and all that is its own.
@@ -373,9 +382,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn verdict(&mut self, arrival: &Arrival, found: Option<Entry>, now: Now) -> Verdict {
         let is_syn = arrival.flags.0 & (TcpFlags::SYN.0 | TcpFlags::ACK.0) == TcpFlags::SYN.0;
         if is_syn {
-            self.supersede(&arrival.at, found, now);
-            self.count(Counter::SynToHost);
-            return Verdict::Host;
+            return self.verdict_on_syn(&arrival.at, found, now);
         }
         match found.map(|entry| (entry, entry.kind())) {
             Some((entry, Kind::Local(state))) => {
@@ -460,7 +467,12 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn doubt_unknown(&self, at: &Located, now: Now) {
         let table = &self.shared.table;
         if let Some(flow) = table.flow(at) {
-            table.doubts().note(table.hash(&flow), now.tick());
+            let (hash, now) = (table.hash(&flow), now.tick());
+            // One that comes again is doubted no more: its sender has asked again and heard the
+            // same.
+            if table.unknown().age_ms(hash, now).is_none_or(|age_ms| age_ms >= DOUBT_AGAIN_MS) {
+                table.unknown().note(hash, now);
+            }
         }
     }
 
@@ -469,8 +481,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     #[inline(never)]
     fn is_doubted(&self, at: &Located, now: Now) -> bool {
         let table = &self.shared.table;
-        let flow = table.flow(at);
-        flow.is_some_and(|flow| table.doubts().is_answer(table.hash(&flow), now.tick()))
+        let age_ms =
+            table.flow(at).and_then(|flow| table.unknown().age_ms(table.hash(&flow), now.tick()));
+        age_ms.is_some_and(|age_ms| age_ms < RST_AGAIN_MS)
     }
 
     /// R6: the sender of a tunnelled segment looks its flow up again. Whoever it was that rewrote a
@@ -569,12 +582,24 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// R2: a SYN supersedes what was known of the flow's earlier life.
+    /// R2: a SYN goes to the host, always, unless the daemon is about to stop.
     #[inline(never)]
+    fn verdict_on_syn(&mut self, at: &Located, found: Option<Entry>, now: Now) -> Verdict {
+        if self.shared.closing.load(Ordering::Relaxed) {
+            return Verdict::Drop(Counter::SynClosing);
+        }
+        self.supersede(at, found, now);
+        self.count(Counter::SynToHost);
+        Verdict::Host
+    }
+
+    /// R2: a SYN supersedes what was known of the flow's earlier life.
     fn supersede(&mut self, at: &Located, found: Option<Entry>, now: Now) {
         let table = &self.shared.table;
         if let Some(flow) = table.flow(at) {
-            self.admission.forget(&flow, table.hash(&flow));
+            let hash = table.hash(&flow);
+            table.opening().note(hash, now.tick());
+            self.admission.forget(&flow, hash);
         }
         if self.shared.settings.inbound_only && self.open_by_syn(at, found, now) {
             return;
@@ -783,8 +808,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// had got further begins a new session on the same 5-tuple, with a newer version (R12).
     #[inline(never)]
     fn open(&mut self, at: &Located, found: Option<Entry>, now: Now) {
+        let is_repeated = !self.answers_a_syn(at, now);
         if let Some(entry) = found
-            && entry.kind() == Kind::Local(State::HalfOpen)
+            && let Kind::Local(state) = entry.kind()
+            && (is_repeated || state == State::HalfOpen)
         {
             return self.shared.table.touch(&entry, now.tick());
         }
@@ -794,8 +821,17 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         if !within_limit {
             self.count(Counter::HalfOpenOverLimit);
         }
-        let version = self.shared.clock.next();
+        // Of a handshake that began long ago, and that the client may have had with another server.
+        let version = if is_repeated { Version::UNKNOWN } else { self.shared.clock.next() };
         self.enter(at, found, State::HalfOpen, version, within_limit, now.tick());
+    }
+
+    /// Whether a SYN-ACK of the host is its first answer to a SYN.
+    fn answers_a_syn(&self, at: &Located, now: Now) -> bool {
+        let table = &self.shared.table;
+        let age_ms =
+            table.flow(at).and_then(|flow| table.opening().age_ms(table.hash(&flow), now.tick()));
+        age_ms.is_some_and(|age_ms| age_ms < SYN_ACK_MS)
     }
 
     /// Puts a local session into the table, in the place of what was there, and publishes it.

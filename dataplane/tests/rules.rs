@@ -339,6 +339,21 @@ fn r6_strangers_and_nonsense_are_refused() {
     });
 }
 
+/// Nobody would publish it.
+#[test]
+fn r2_nothing_begins_while_the_daemon_is_about_to_stop() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.open(1000);
+        bench.closing.store(true, std::sync::atomic::Ordering::Relaxed);
+        bench.uplink_brings(&net.client_segment(2000, SYN, b""));
+        assert_eq!((bench.host_gets(), bench.count(Counter::SynClosing)), (None, 1));
+        let segment = net.client_segment(1000, ACK, b"goes on");
+        bench.uplink_brings(&segment);
+        assert_eq!(bench.host_gets(), Some(segment));
+    });
+}
+
 #[test]
 fn r6_what_we_do_not_hold_is_never_tunnelled_again_and_the_sender_is_told() {
     both(|net| {
@@ -555,6 +570,28 @@ fn r12_a_closed_session_doubts_what_is_tunnelled_to_it_and_withholds_one_rst() {
         bench.uplink_brings(&net.tunnelled(&net.client_segment(1000, ACK, b"next"), net.other));
         bench.host_sends(&rst);
         assert_eq!(bench.uplink_gets(), Some(rst), "the client repeats it, and is told");
+    });
+}
+
+/// The client got on with another server, and this one's redirect has ended since.
+#[test]
+fn r12_a_syn_ack_that_the_host_repeats_begins_no_later_session() {
+    both(|net| {
+        let mut bench = Bench::new(net);
+        bench.uplink_brings(&net.client_segment(1000, SYN, b""));
+        bench.pass_ms(1000);
+        bench.host_sends(&net.host_segment(1000, SYN_ACK, b""));
+        let published = Announcement::Publish { flow: net.flow(1000), version: Version::UNKNOWN };
+        assert_eq!(bench.announces(), Some(published));
+        bench.host_gets_all();
+        bench.uplink_gets_all();
+        // Nor one in the place of a session that got further.
+        let version = bench.open(2000);
+        bench.pass_ms(1000);
+        bench.host_sends(&net.host_segment(2000, SYN_ACK, b""));
+        assert_eq!(bench.announces(), None);
+        let expected = Session::Local { state: State::Established, version, published: true };
+        assert_eq!(bench.session(2000), Some(expected));
     });
 }
 

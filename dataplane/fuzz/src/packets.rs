@@ -159,6 +159,7 @@ impl Bench {
             settings: Arc::new(settings),
             table: Arc::clone(&table),
             clock: Arc::new(Clock::default()),
+            closing: Arc::default(),
         };
         let counters = Arc::<WorkerCounters>::default();
         let (uplink, host) = (MemPort::default(), MemPort::default());
@@ -445,7 +446,8 @@ impl Bench {
     }
 
     fn is_doubted(&self, flow: &FlowKey) -> bool {
-        self.table.doubts().is_answer(self.table.hash(flow), self.now.tick())
+        let unknown = self.table.unknown();
+        unknown.age_ms(self.table.hash(flow), self.now.tick()).is_some_and(|age_ms| age_ms < 150)
     }
 
     fn check_foretold(&self, foretold: &Foretold) {
