@@ -66,8 +66,9 @@ const NOT_MINE_TO_ALL_BURST: u32 = 1000;
 /// What a host answers with RST so soon after it has reset or closed a session was on its way
 /// already: a client waits 200 ms at least before it repeats anything. In milliseconds.
 const RST_AGAIN_MS: u64 = 150;
-/// A tunnelled segment of a flow that the table lacks is answered by the host without doubt when
-/// one came so recently, in milliseconds.
+/// For so long since the first segment of a flow of which nothing is known, the host's RSTs are
+/// doubted, and how long it is until they are doubted anew; in milliseconds.
+const DOUBT_MS: u64 = 1000;
 const DOUBT_AGAIN_MS: u64 = 60_000;
 /// A SYN-ACK of the host answers the last SYN if that came so recently, in milliseconds; else the
 /// host repeats it, which it does after a second at the earliest (RFC 6298 §2.1).
@@ -465,25 +466,33 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// R12: the host may hold a session that the table lacks. If it does not, it resets what may be
     /// another server's, to which an outdated redirect no longer leads ([`Worker::is_doubted`]).
     fn doubt_unknown(&self, at: &Located, now: Now) {
+        if let Some(flow) = self.shared.table.flow(at) {
+            self.is_sure(&flow, now);
+        }
+    }
+
+    /// R5, R12: whether nothing has been known of a flow for a second. Until then its record may
+    /// be on the way, even when the network has just changed. Begins to count when asked.
+    fn is_sure(&self, flow: &FlowKey, now: Now) -> bool {
         let table = &self.shared.table;
-        if let Some(flow) = table.flow(at) {
-            let (hash, now) = (table.hash(&flow), now.tick());
-            // One that comes again is doubted no more: its sender has asked again and heard the
-            // same.
-            if table.unknown().age_ms(hash, now).is_none_or(|age_ms| age_ms >= DOUBT_AGAIN_MS) {
+        let (hash, now) = (table.hash(flow), now.tick());
+        match table.unknown().age_ms(hash, now) {
+            Some(age_ms) if age_ms < DOUBT_AGAIN_MS => age_ms >= DOUBT_MS,
+            _ => {
                 table.unknown().note(hash, now);
+                false
             }
         }
     }
 
-    /// R12: whether a RST of the host is the first one that answers a tunnelled segment of a flow
-    /// that the table lacks. The sender looks the flow up again meanwhile.
+    /// R5, R12: whether a RST of the host answers a segment of a flow of which nothing has been
+    /// known for less than a second. What comes of it next is looked up again.
     #[inline(never)]
     fn is_doubted(&self, at: &Located, now: Now) -> bool {
         let table = &self.shared.table;
         let age_ms =
             table.flow(at).and_then(|flow| table.unknown().age_ms(table.hash(&flow), now.tick()));
-        age_ms.is_some_and(|age_ms| age_ms < RST_AGAIN_MS)
+        age_ms.is_some_and(|age_ms| age_ms < DOUBT_MS)
     }
 
     /// R6: the sender of a tunnelled segment looks its flow up again. Whoever it was that rewrote a
@@ -986,8 +995,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             Resolution::NotFound => {
                 self.count(Counter::ResolvedNobody);
-                let hash = self.shared.table.hash(flow);
-                self.admission.remember_nobody(*flow, hash, now);
+                if self.is_sure(flow, now) {
+                    let hash = self.shared.table.hash(flow);
+                    self.admission.remember_nobody(*flow, hash, now);
+                }
                 self.release(flow, Verdict::Host, now);
             }
             Resolution::TimedOut => {

@@ -447,7 +447,7 @@ impl Bench {
 
     fn is_doubted(&self, flow: &FlowKey) -> bool {
         let unknown = self.table.unknown();
-        unknown.age_ms(self.table.hash(flow), self.now.tick()).is_some_and(|age_ms| age_ms < 150)
+        unknown.age_ms(self.table.hash(flow), self.now.tick()).is_some_and(|age_ms| age_ms < 1000)
     }
 
     fn check_foretold(&self, foretold: &Foretold) {

@@ -302,7 +302,7 @@ impl SessionTable {
         &self.owners
     }
 
-    /// Flows that it lacks, and of which a segment was tunnelled to us a moment ago.
+    /// Flows of which neither it nor the DHT knew anything a moment ago.
     #[must_use]
     pub fn unknown(&self) -> &Recent {
         &self.unknown
