@@ -23,9 +23,9 @@ use crate::stats::Counter;
 
 pub(super) use probe::ping_timeout_us;
 
-use join::Join;
-use probe::Probes;
-use spread::Broadcasts;
+use join::{Join, MEETINGS_MAX};
+use probe::{Probes, RELAYS_MAX};
+use spread::{BROADCASTS_MAX, Broadcasts};
 
 /// Peers that died or left remembered, and for how long the dead ones, in µs.
 const ABSENT_MAX: usize = 8192;
@@ -190,6 +190,16 @@ impl Membership {
     pub(super) fn absent(&self) -> (usize, usize) {
         let away = self.absent.values().filter(|a| a.absence == Absence::Away).count();
         (away, self.absent.len() - away)
+    }
+
+    /// What is bounded here: its name, how many there can be and are, and what is counted then.
+    pub(super) fn limits(&self) -> [(&'static str, usize, usize, &'static [Counter]); 4] {
+        [
+            ("absent_peers", ABSENT_MAX, self.absent.len(), &[]),
+            ("meetings", MEETINGS_MAX, self.join.meetings(), &[Counter::ContactsIgnored]),
+            ("broadcasts", BROADCASTS_MAX, self.broadcasts.len(), &[Counter::BroadcastsRefused]),
+            ("relays", RELAYS_MAX, self.probes.relays(), &[Counter::PingReqsIgnored]),
+        ]
     }
 
     /// Whether this node has been told to leave.
