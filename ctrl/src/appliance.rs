@@ -34,7 +34,7 @@ use crate::kernel_sockets::KernelSockets;
 use crate::lifecycle::Shutdown;
 use crate::load::Samples;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
-use crate::socket::ControlSocket;
+use crate::socket::{ControlCounters, ControlSocket, Permissions, Stream};
 
 /// Announcements that a worker can have queued for the DHT core.
 const ANNOUNCEMENTS: usize = 16 * 1024;
@@ -66,6 +66,8 @@ pub struct Appliance {
     pub closing: Arc<AtomicBool>,
     /// The DHT core.
     pub dht: Handle,
+    /// What the control socket counts.
+    pub control: Arc<ControlCounters>,
     /// When it started.
     pub started: Instant,
     /// The clock that the workers read.
@@ -104,6 +106,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         counters,
         ports,
         dht: core.handle(),
+        control: Arc::default(),
         started,
         clock: tsc_clock,
         tsc_hz: eal.tsc_hz(),
@@ -200,9 +203,13 @@ fn start_kernel_check(
 /// Answers the control socket until the end.
 fn serve(appliance: &Arc<Appliance>, threads: &Threads, shutdown: &Shutdown) -> anyhow::Result<()> {
     let commands = Commands::new(Arc::clone(appliance));
-    let handler = Arc::new(move |request| commands.answer(request));
-    let path = &appliance.config.node.control_socket;
-    let _control = ControlSocket::open(path, handler)?;
+    let handler =
+        Arc::new(move |request, stream: &mut Stream<'_>| commands.answer(request, stream));
+    let node = &appliance.config.node;
+    let path = &node.control_socket;
+    let group = node.control_group.as_ref().map(|group| group.id);
+    let permissions = Permissions { mode: node.control_mode, group };
+    let _control = ControlSocket::open(path, permissions, Arc::clone(&appliance.control), handler)?;
     info!(
         locator = %appliance.config.node.locator,
         workers = threads.workers.len(),

@@ -4,6 +4,7 @@
 
 #[cfg(feature = "daemon")]
 pub mod appliance;
+pub mod cli;
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod commands;
