@@ -20,3 +20,7 @@ pub mod ports;
 pub mod protocol;
 pub mod show;
 pub mod socket;
+#[cfg(feature = "daemon")]
+pub mod systemd;
+#[cfg(feature = "daemon")]
+pub mod watchdog;

@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use holdfast::config::{Config, LoadError, LogLevel};
 use holdfast::lifecycle::Shutdown;
-use holdfast::ports;
+use holdfast::{ports, systemd};
 use tracing::Level;
 
 /// Keeps TCP sessions alive when the network moves them to another server.
@@ -78,8 +78,11 @@ fn hold(path: &Path) -> anyhow::Result<()> {
     log_to_stderr(config.node.log);
     let shutdown = Shutdown::install().context("taking over signals")?;
     let _held = ports::hold_host_port(&config)?;
-    tracing::info!("holding {}", config.host_port.device);
+    let status = format!("holding {}", config.host_port.device);
+    tracing::info!("{status}");
+    systemd::ready(&status);
     while !shutdown.wait(Duration::from_secs(3600)) {}
+    systemd::stopping();
     Ok(())
 }
 

@@ -20,9 +20,9 @@ use holdfast_dataplane::kernel::{Comparison, Findings, Held, HeldSession, Kernel
 use holdfast_dataplane::parking::ParkingLimits;
 use holdfast_dataplane::port::{BURST, Port};
 use holdfast_dataplane::service::Services;
+use holdfast_dataplane::session::Session;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
-use holdfast_dataplane::session::Session;
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::time::Now;
 use holdfast_dataplane::too_big::answer as answer_too_big;
