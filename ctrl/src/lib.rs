@@ -16,6 +16,8 @@ pub mod lifecycle;
 #[cfg(feature = "daemon")]
 pub mod load;
 #[cfg(feature = "daemon")]
+pub mod log;
+#[cfg(feature = "daemon")]
 pub mod ports;
 pub mod protocol;
 pub mod show;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::ptrace;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+use serde_json::Value;
 
 /// How long anything may take that has to come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,7 +29,7 @@ struct Service {
 
 impl Service {
     /// Starts `holdfastd VERB`, as a server of its own.
-    fn start(verb: &str, locator: &str) -> Service {
+    fn start(verb: &str, locator: &str, log_format: &str) -> Service {
         let directory = tempfile::tempdir().unwrap();
         let [configuration, notify, socket, log] =
             ["c.toml", "notify", "sock", "log"].map(|name| directory.path().join(name));
@@ -37,6 +38,7 @@ impl Service {
             [node]
             locator = "{locator}"
             control_socket = "{}"
+            log_format = "{log_format}"
             [dpdk]
             eal_args = ["--no-telemetry"]
             huge_pages = "off"
@@ -65,7 +67,9 @@ impl Service {
         let mut daemon = Command::new(env!("CARGO_BIN_EXE_holdfastd"));
         daemon.arg(verb).arg(&configuration).env("NOTIFY_SOCKET", &notify);
         daemon.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()).stdin(Stdio::null());
-        daemon.stderr(std::fs::File::create(&log).unwrap());
+        let log = std::fs::File::create(&log).unwrap();
+        let stat = rustix::fs::fstat(&log).unwrap();
+        daemon.env("JOURNAL_STREAM", format!("{}:{}", stat.st_dev, stat.st_ino)).stderr(log);
         Service { daemon: daemon.spawn().unwrap(), manager, directory }
     }
 
@@ -119,7 +123,7 @@ impl Drop for Service {
 
 #[test]
 fn the_watchdog_is_fed_while_every_thread_turns_and_not_while_one_hangs() {
-    let mut service = Service::start("run", "127.79.0.1");
+    let mut service = Service::start("run", "127.79.0.1", "text");
     let ready = service.until("READY=1");
     assert!(ready.contains("STATUS=running: 0 local sessions, 0 redirects"), "{ready}");
     service.until("WATCHDOG=1");
@@ -138,7 +142,10 @@ fn the_watchdog_is_fed_while_every_thread_turns_and_not_while_one_hangs() {
         ptrace::detach(pid, None).unwrap();
         service.until("WATCHDOG=1");
         let log = service.log();
-        for expected in [format!("{name} hangs: "), format!("{name} turns again, after ")] {
+        for expected in [
+            format!("\n<3>ERROR holdfast::watchdog: {name} hangs: "),
+            format!("\n<6> INFO holdfast::watchdog: {name} turns again, after "),
+        ] {
             assert!(log.contains(&expected), "{expected}: {log}");
         }
     }
@@ -152,8 +159,12 @@ fn the_watchdog_is_fed_while_every_thread_turns_and_not_while_one_hangs() {
 #[test]
 fn a_daemon_that_does_not_start_is_never_ready() {
     // Only a TAP is held.
-    let mut service = Service::start("hold", "127.79.0.2");
+    let mut service = Service::start("hold", "127.79.0.2", "json");
     assert_eq!(service.daemon.wait().unwrap().code(), Some(1));
     assert_eq!(service.hear(Duration::ZERO), None);
-    assert!(service.log().contains("only a TAP is held"), "{}", service.log());
+    let log = service.log();
+    let line = log.strip_prefix("<3>").and_then(|line| serde_json::from_str::<Value>(line).ok());
+    let line = line.unwrap_or_else(|| panic!("{log}"));
+    assert_eq!(line["level"], "ERROR");
+    assert_eq!(line["message"], "host_port.device is net_null1: only a TAP is held");
 }
