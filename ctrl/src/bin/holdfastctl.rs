@@ -20,7 +20,7 @@ const EXIT_CODES: &str = "Exit status: 0 done, 1 the daemon refused or was not u
 /// Asks holdfastd on this server.
 #[derive(Parser)]
 #[command(version, after_help = EXIT_CODES, disable_help_subcommand = true)]
-struct Command {
+pub(crate) struct Command {
     /// The daemon's control socket (node.control_socket in its configuration).
     #[arg(
         long,

@@ -16,7 +16,7 @@ use holdfast::{log, ports, systemd};
 /// Keeps TCP sessions alive when the network moves them to another server.
 #[derive(Parser)]
 #[command(version, disable_help_subcommand = true)]
-struct Command {
+pub(crate) struct Command {
     #[command(subcommand)]
     verb: Verb,
 }
