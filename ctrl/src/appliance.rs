@@ -17,7 +17,7 @@ use holdfast_dataplane::port::DpdkPort;
 use holdfast_dataplane::service::Services;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
-use holdfast_dataplane::stats::WorkerCounters;
+use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::time::TscClock;
 use holdfast_dataplane::worker::{Settings, Shared, Worker};
 use holdfast_dht::{Handle, Keys, Service, auth};
@@ -35,6 +35,8 @@ use crate::lifecycle::Shutdown;
 use crate::load::Samples;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
 use crate::socket::{ControlCounters, ControlSocket, Permissions, Stream};
+use crate::systemd;
+use crate::watchdog::Watch;
 
 /// Announcements that a worker can have queued for the DHT core.
 const ANNOUNCEMENTS: usize = 16 * 1024;
@@ -74,6 +76,22 @@ pub struct Appliance {
     pub clock: TscClock,
     /// Cycles of the time stamp counter in a second.
     pub tsc_hz: u64,
+}
+
+impl Appliance {
+    /// How often each worker, and after them the DHT core, went round its loop.
+    fn turns(&self) -> impl Iterator<Item = u64> {
+        let turns = |counters: &Arc<WorkerCounters>| {
+            counters.get(Counter::Turns).wrapping_add(counters.get(Counter::TurnsIdle))
+        };
+        self.counters.iter().map(turns).chain([self.dht.turns()])
+    }
+
+    /// One line for `systemctl status`.
+    fn status(&self) -> String {
+        let gauges = self.table.gauges();
+        format!("running: {} local sessions, {} redirects", gauges.local, gauges.redirects)
+    }
 }
 
 /// Runs the appliance until `shutdown` is requested.
@@ -122,6 +140,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         .and_then(|()| start_kernel_check(&mut threads, &appliance, &shared, check_end))
         .and_then(|()| serve(&appliance, &threads, shutdown));
     info!("stopping");
+    systemd::stopping();
     threads.stop(&appliance.dht).and(outcome)
 }
 
@@ -216,6 +235,7 @@ fn serve(appliance: &Arc<Appliance>, threads: &Threads, shutdown: &Shutdown) -> 
         "running; control socket {}",
         path.display()
     );
+    systemd::ready(&appliance.status());
     let carrier = CarrierRelay::new(&appliance.config);
     let outcome = supervise(appliance, shutdown, threads, carrier);
     settle(appliance);
@@ -239,19 +259,25 @@ fn settle(appliance: &Appliance) {
     }
 }
 
-/// Waits for the end; meanwhile passes the uplink's carrier on and samples what the workers do.
-/// An error when a thread ended before.
+/// Waits for the end; meanwhile passes the uplink's carrier on, samples what the workers do and
+/// feeds the service manager's watchdog. An error when a thread ended before.
 fn supervise(
     appliance: &Appliance,
     shutdown: &Shutdown,
     threads: &Threads,
     mut carrier: Option<CarrierRelay>,
 ) -> anyhow::Result<()> {
+    let names = (0..threads.workers.len()).zip(&appliance.config.workers.cores);
+    let names = names.map(|(worker, core)| format!("worker {worker} on core {core}"));
+    let names = names.chain(["the DHT core".to_owned()]);
+    let mut watch = Watch::start(names, systemd::watchdog(), Instant::now());
     while !shutdown.wait(SUPERVISION) {
         if let Some(Err(error)) = carrier.as_mut().map(CarrierRelay::relay) {
             warn!("{error:#}");
         }
-        appliance.samples.take(&appliance.counters, Instant::now());
+        let now = Instant::now();
+        appliance.samples.take(&appliance.counters, now);
+        watch.look(appliance.turns(), now, || appliance.status());
         if threads.workers.iter().any(JoinHandle::is_finished) {
             bail!("a worker ended by itself");
         }

@@ -99,6 +99,17 @@ pub struct Node {
     pub control_group: Option<Group>,
     /// Least severity that is logged.
     pub log: LogLevel,
+    /// How a line of the log looks.
+    pub log_format: LogFormat,
+}
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object.
+    Json,
 }
 
 /// A group of this machine's users.
@@ -544,6 +555,8 @@ fn node(reader: &mut Reader<'_>) -> Node {
             &[LogLevel::Info, LogLevel::Error, LogLevel::Warn, LogLevel::Debug, LogLevel::Trace]
                 .map(|level| (level.as_str(), level)),
         ),
+        log_format: section
+            .choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
     };
     section.finish();
     node

@@ -17,7 +17,13 @@ pub mod lifecycle;
 #[cfg(feature = "daemon")]
 pub mod load;
 #[cfg(feature = "daemon")]
+pub mod log;
+#[cfg(feature = "daemon")]
 pub mod ports;
 pub mod protocol;
 pub mod show;
 pub mod socket;
+#[cfg(feature = "daemon")]
+pub mod systemd;
+#[cfg(feature = "daemon")]
+pub mod watchdog;

@@ -60,10 +60,10 @@ fn all_errors_are_listed_with_their_places() {
     assert_eq!(lines.len(), 3, "{error}");
     let file = path.display();
     assert!(
-        lines[0].contains(&format!("{file}:35:12: sessions.capacity = 7: expected")),
+        lines[0].contains(&format!("{file}:36:12: sessions.capacity = 7: expected")),
         "{error}"
     );
-    let expected = format!("{file}:67:10: dht.spread = 0: expected a whole number from 1 to 1024");
+    let expected = format!("{file}:68:10: dht.spread = 0: expected a whole number from 1 to 1024");
     assert!(lines[1].contains(&expected), "{error}");
     assert!(lines[2].contains("cluster.key_file = \"/nowhere/cluster.key\": No such"), "{error}");
 }
