@@ -66,11 +66,14 @@ const NOT_MINE_TO_ALL_BURST: u32 = 1000;
 /// For so long the host's RSTs for a half-open session are doubted, in milliseconds.
 const HALF_OPEN_DOUBT_MS: u64 = 2000;
 /// For so long since the first RST or segment of a flow that nobody seems to have, the host's RSTs
-/// are doubted: its record may be on the way, even when the network has just changed. And how long
-/// it is until they are doubted anew, when the flow may be of another session. A client repeats
-/// its segment between the two (RFC 6298 §5). In milliseconds.
-const DOUBT_MS: u64 = 1000;
-const DOUBT_AGAIN_MS: u64 = 5000;
+/// are doubted, in milliseconds: its record may be on the way, even when the network has just
+/// changed.
+const DOUBT_MS: u64 = 2000;
+/// How long it is until the host's RSTs are doubted anew, when the flow may be of another session:
+/// one that the table knows, and one of which nothing is known. A client repeats its segment
+/// between the two, after two minutes at the latest (RFC 6298 §5). In milliseconds.
+const KNOWN_AGAIN_MS: u64 = 10_000;
+const UNKNOWN_AGAIN_MS: u64 = 150_000;
 /// A SYN-ACK of the host answers the last SYN if that came so recently, in milliseconds; else the
 /// host repeats it, which it does after a second at the earliest (RFC 6298 §2.1).
 const SYN_ACK_MS: u64 = 900;
@@ -465,17 +468,17 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// another server's, to which an outdated redirect no longer leads ([`Worker::is_doubted`]).
     fn doubt_unknown(&self, at: &Located, now: Now) {
         if let Some(flow) = self.shared.table.flow(at) {
-            self.is_sure(&flow, now);
+            self.is_sure(&flow, UNKNOWN_AGAIN_MS, now);
         }
     }
 
     /// R5, R12: whether a flow has been nobody's for a second, as far as is known here. Begins to
-    /// count when asked.
-    fn is_sure(&self, flow: &FlowKey, now: Now) -> bool {
+    /// count when asked, and anew after `again_ms`.
+    fn is_sure(&self, flow: &FlowKey, again_ms: u64, now: Now) -> bool {
         let table = &self.shared.table;
         let (hash, now) = (table.hash(flow), now.tick());
         match table.unknown().age_ms(hash, now) {
-            Some(age_ms) if age_ms < DOUBT_AGAIN_MS => age_ms >= DOUBT_MS,
+            Some(age_ms) if age_ms < again_ms => age_ms >= DOUBT_MS,
             _ => {
                 table.unknown().note(hash, now);
                 false
@@ -553,7 +556,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let withheld = match state {
             // Its client answers a SYN-ACK at once, or the one that the host repeats after a second.
             State::HalfOpen => self.idle_ms(entry, now) < HALF_OPEN_DOUBT_MS,
-            _ => self.shared.table.flow(at).is_some_and(|flow| !self.is_sure(&flow, now)),
+            _ => {
+                let flow = self.shared.table.flow(at);
+                flow.is_some_and(|flow| !self.is_sure(&flow, KNOWN_AGAIN_MS, now))
+            }
         };
         if withheld {
             if state != State::HalfOpen {
@@ -970,9 +976,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Resolution::NotFound if self.parking.wait_for_grace(flow, now) => {
                 self.count(Counter::ResolvedAgain);
             }
-            Resolution::NotFound => {
+            Resolution::NotFound | Resolution::Orphaned => {
                 self.count(Counter::ResolvedNobody);
-                if self.is_sure(flow, now) {
+                let is_orphaned = resolution == Resolution::Orphaned;
+                if is_orphaned || self.is_sure(flow, UNKNOWN_AGAIN_MS, now) {
                     let hash = self.shared.table.hash(flow);
                     self.admission.remember_nobody(*flow, hash, now);
                 }

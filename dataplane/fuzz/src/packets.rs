@@ -268,7 +268,7 @@ impl Bench {
                     }
                     Order::Nobody => {
                         self.for_host.insert(flow);
-                        Resolution::NotFound
+                        if whom % 2 == 0 { Resolution::NotFound } else { Resolution::Orphaned }
                     }
                     Order::TimedOut => Resolution::TimedOut,
                     _ => owner(STRANGER),
@@ -451,13 +451,13 @@ impl Bench {
             State::HalfOpen => idle_ms < 2000,
             _ => !unknown
                 .age_ms(self.table.hash(flow), self.now.tick())
-                .is_some_and(|age_ms| (1000..5000).contains(&age_ms)),
+                .is_some_and(|age_ms| (2000..10_000).contains(&age_ms)),
         }
     }
 
     fn is_doubted(&self, flow: &FlowKey) -> bool {
         let unknown = self.table.unknown();
-        unknown.age_ms(self.table.hash(flow), self.now.tick()).is_some_and(|age_ms| age_ms < 1000)
+        unknown.age_ms(self.table.hash(flow), self.now.tick()).is_some_and(|age_ms| age_ms < 2000)
     }
 
     fn check_foretold(&self, foretold: &Foretold) {

@@ -79,8 +79,10 @@ pub enum Resolution {
         /// Version of the record.
         version: Version,
     },
-    /// Nobody: enough replicas said so.
+    /// Nobody, as enough replicas say. A record may be on its way to them.
     NotFound,
+    /// Nobody any more: its owner has died for good (R13).
+    Orphaned,
     /// Too few replicas answered in time to say anything, or the owner is dead and may be back soon.
     TimedOut,
 }
