@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use holdfast::client::{AskError, ask};
+use holdfast::doctor::Doctor;
 use holdfast::protocol::{AnswerError, ClientFilter, Limit, Request, ServiceFilter, SessionKind};
 use holdfast::show;
 use holdfast_net::FlowKey;
@@ -38,6 +39,14 @@ pub(crate) struct Command {
 
 #[derive(Subcommand)]
 enum Verb {
+    #[command(flatten)]
+    Ask(Ask),
+    Doctor(Doctor),
+}
+
+/// What the daemon is asked.
+#[derive(Subcommand)]
+enum Ask {
     /// Show what the daemon knows.
     #[command(subcommand)]
     Show(Show),
@@ -96,8 +105,12 @@ struct Sessions {
 
 fn main() -> ExitCode {
     let command = Command::parse();
-    let text = ask(&command.socket, &request(&command.verb))
-        .and_then(|answer| Ok(render(&command, answer)?));
+    let verb = match &command.verb {
+        Verb::Ask(verb) => verb,
+        Verb::Doctor(doctor) => return doctor.run(command.json),
+    };
+    let text = ask(&command.socket, &request(verb))
+        .and_then(|answer| Ok(render(verb, command.json, answer)?));
     match text {
         Ok(text) => print(&text),
         Err(error) => {
@@ -110,11 +123,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn request(verb: &Verb) -> Request {
+fn request(verb: &Ask) -> Request {
     match verb {
-        Verb::Show(Show::Stats { .. }) => Request::ShowStats {},
-        Verb::Show(Show::Workers) => Request::ShowWorkers {},
-        Verb::Show(Show::Sessions(sessions)) => Request::ShowSessions {
+        Ask::Show(Show::Stats { .. }) => Request::ShowStats {},
+        Ask::Show(Show::Workers) => Request::ShowWorkers {},
+        Ask::Show(Show::Sessions(sessions)) => Request::ShowSessions {
             kind: sessions.kind,
             state: sessions.state.clone(),
             client: sessions.client,
@@ -122,25 +135,25 @@ fn request(verb: &Verb) -> Request {
             owner: sessions.owner,
             limit: sessions.limit,
         },
-        Verb::Show(Show::Peers) => Request::ShowPeers {},
-        Verb::Show(Show::Lookups { limit }) => Request::ShowLookups { limit: *limit },
-        Verb::Show(Show::Version) => Request::ShowVersion {},
-        Verb::Lookup { flow } => Request::Lookup { flow: *flow },
+        Ask::Show(Show::Peers) => Request::ShowPeers {},
+        Ask::Show(Show::Lookups { limit }) => Request::ShowLookups { limit: *limit },
+        Ask::Show(Show::Version) => Request::ShowVersion {},
+        Ask::Lookup { flow } => Request::Lookup { flow: *flow },
     }
 }
 
-fn render(command: &Command, answer: Value) -> Result<String, AnswerError> {
-    if command.json {
+fn render(verb: &Ask, json: bool, answer: Value) -> Result<String, AnswerError> {
+    if json {
         return Ok(format!("{answer}\n"));
     }
-    Ok(match &command.verb {
-        Verb::Show(Show::Stats { all }) => show::stats(&understood(answer)?, *all),
-        Verb::Show(Show::Workers) => show::workers(&understood(answer)?),
-        Verb::Show(Show::Sessions(_)) => show::sessions(&understood(answer)?),
-        Verb::Show(Show::Peers) => show::peers(&understood(answer)?),
-        Verb::Show(Show::Lookups { .. }) => show::lookups(&understood(answer)?),
-        Verb::Show(Show::Version) => show::version(&understood(answer)?),
-        Verb::Lookup { .. } => show::lookup(&understood(answer)?),
+    Ok(match verb {
+        Ask::Show(Show::Stats { all }) => show::stats(&understood(answer)?, *all),
+        Ask::Show(Show::Workers) => show::workers(&understood(answer)?),
+        Ask::Show(Show::Sessions(_)) => show::sessions(&understood(answer)?),
+        Ask::Show(Show::Peers) => show::peers(&understood(answer)?),
+        Ask::Show(Show::Lookups { .. }) => show::lookups(&understood(answer)?),
+        Ask::Show(Show::Version) => show::version(&understood(answer)?),
+        Ask::Lookup { .. } => show::lookup(&understood(answer)?),
     })
 }
 
