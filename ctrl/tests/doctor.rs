@@ -46,7 +46,11 @@ struct Server {
 impl Server {
     fn healthy() -> Server {
         let server = Server { tree: tempfile::tempdir().unwrap() };
-        server.write("c.toml", CONFIG);
+        server.write("cluster.key", &"0f".repeat(32));
+        let mode = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(server.path("cluster.key"), mode).unwrap();
+        let key_file = format!("key_file = {:?}", server.path("cluster.key"));
+        server.write("c.toml", &CONFIG.replace("insecure = true", &key_file));
         let (pf, vf) = ("sys/bus/pci/devices/0000:3b:00.0", "sys/bus/pci/devices/0000:3b:02.1");
         for (path, text) in [
             (format!("{pf}/net/ens1/x"), ""),
