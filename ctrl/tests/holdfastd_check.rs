@@ -106,6 +106,23 @@ fn a_file_that_is_not_there_is_named() {
 }
 
 #[test]
+fn a_daemon_does_not_start_with_what_is_invalid_and_says_so_by_its_exit_status() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bad.toml");
+    std::fs::write(&path, "[node]\nlocator = 7\n").unwrap();
+    for verb in ["run", "hold"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfastd"));
+        let output = command.arg(verb).arg(&path).output().unwrap();
+        assert_eq!(output.status.code(), Some(78), "{verb}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            error.starts_with(&format!("{}:2:11: node.locator = 7", path.display())),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn wrong_usage_ends_with_2() {
     for arguments in [&[][..], &["check"], &["check", MINIMAL, MINIMAL], &["fly"]] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_holdfastd"));
