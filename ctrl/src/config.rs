@@ -17,7 +17,7 @@ use ipnet::IpNet;
 pub use device::{Device, DeviceError, MacAddress, MacAddressError};
 pub use key_file::{ClusterKey, ClusterKeys, KeyFileError, Secret};
 pub use reader::{ConfigError, ConfigErrors};
-use reader::{Known, Reader, Section};
+use reader::{Known, Reader, Section, not_utf8};
 
 /// Most pairs of service address and port in all: workers look a packet's up in one short table.
 pub const SERVICES_MAX: usize = 64;
@@ -383,9 +383,13 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, or all that is wrong in it.
     pub fn load(path: &Path) -> Result<Config, LoadError> {
-        let text = std::fs::read_to_string(path)
+        let bytes = std::fs::read(path)
             .map_err(|error| LoadError::Unreadable { path: path.to_owned(), error })?;
-        Ok(Config::parse(&path.display().to_string(), &text)?)
+        let file = path.display().to_string();
+        let text = String::from_utf8(bytes).map_err(|error| {
+            ConfigErrors(vec![not_utf8(&file, error.as_bytes(), error.utf8_error())])
+        })?;
+        Ok(Config::parse(&file, &text)?)
     }
 
     /// Checks the configuration in `text`; errors call it `file`. The cluster's key file, when

@@ -9,6 +9,7 @@ pub mod client;
 #[cfg(feature = "daemon")]
 pub mod commands;
 pub mod config;
+pub mod doctor;
 #[cfg(feature = "daemon")]
 pub mod kernel_check;
 #[cfg(feature = "daemon")]

@@ -23,7 +23,8 @@ pub(crate) struct Command {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Run the appliance until SIGTERM or SIGINT.
+    /// Run the appliance until SIGTERM or SIGINT. Exit status 78 when the configuration is not
+    /// valid.
     Run {
         /// The configuration file.
         config: PathBuf,
@@ -41,8 +42,14 @@ enum Verb {
     },
 }
 
+/// Exit status of a daemon whose configuration is not valid (sysexits(3), EX_CONFIG): no restart
+/// mends that.
+const INVALID: u8 = 78;
+
 fn main() -> ExitCode {
-    let outcome = match Command::parse().verb {
+    let verb = Command::parse().verb;
+    let is_check = matches!(verb, Verb::Check { .. });
+    let outcome = match verb {
         Verb::Run { config } => run(&config),
         Verb::Hold { config } => hold(&config),
         Verb::Check { config } => check(&config),
@@ -54,6 +61,9 @@ fn main() -> ExitCode {
                 // They begin with their place, as editors expect it.
                 Some(LoadError::Invalid(errors)) => {
                     let _ = writeln!(io::stderr(), "{errors}");
+                    if !is_check {
+                        return ExitCode::from(INVALID);
+                    }
                 }
                 _ => log::fatal(&error),
             }

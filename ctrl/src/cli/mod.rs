@@ -15,6 +15,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::client::{self, AskError, StreamLine};
+use crate::doctor::Doctor;
 use crate::protocol::{AnswerError, Request, StreamReply};
 use crate::show::missed;
 
@@ -37,6 +38,7 @@ enum Verb {
     #[command(subcommand)]
     Show(show::Show),
     Lookup(lookup::Lookup),
+    Doctor(Doctor),
 }
 
 /// The daemon that is asked, and the form in which its answers are printed.
@@ -84,6 +86,7 @@ impl Cli {
         let outcome = match &self.verb {
             Verb::Show(show) => show.run(daemon),
             Verb::Lookup(lookup) => lookup.run(daemon),
+            Verb::Doctor(doctor) => return doctor.run(daemon.json),
         };
         let Err(failure) = outcome else {
             return ExitCode::SUCCESS;
