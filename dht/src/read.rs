@@ -141,6 +141,11 @@ impl<A> Read<A> {
         self.replicas.iter().filter(|r| r.standing == standing).count()
     }
 
+    /// The greatest claim heard, whether it stands or not.
+    pub(crate) fn heard(&self) -> Option<Claim> {
+        self.held.max(self.deleted)
+    }
+
     /// The result if nobody answers any more.
     pub(crate) fn final_verdict(&self) -> Verdict {
         if let Some(claim) = self.held.filter(|_| self.held > self.deleted) {
