@@ -59,7 +59,7 @@ impl Commands {
         }
     }
 
-    fn stats(&self) -> Result<StatsReply, ProtocolError> {
+    pub(crate) fn stats(&self) -> Result<StatsReply, ProtocolError> {
         let Appliance { config, counters, table, kernel_check, ports, dht, .. } = &*self.appliance;
         let gauges = table.gauges();
         let table = [
@@ -88,6 +88,7 @@ impl Commands {
             table: table.map(|(name, value)| (name.to_owned(), value)).into(),
             kernel_check: kernel_check.stats(),
             dht: dht_stats(&dht.stats().map_err(unavailable)?),
+            incidents: self.appliance.incidents.stats(),
         })
     }
 
@@ -310,7 +311,7 @@ fn dht_gauges(gauges: dht::Gauges) -> Counters {
     gauges.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
-fn dht_stats(stats: &dht::Stats) -> DhtStats {
+pub(crate) fn dht_stats(stats: &dht::Stats) -> DhtStats {
     let distributions = [
         ("setting_time_us", &stats.setting_time_us),
         ("lookup_time_us", &stats.lookup_time_found_us),
@@ -329,7 +330,7 @@ fn dht_stats(stats: &dht::Stats) -> DhtStats {
     }
 }
 
-fn distribution(times: &dht::Distribution) -> Distribution {
+pub(crate) fn distribution(times: &dht::Distribution) -> Distribution {
     Distribution {
         count: times.count,
         min: times.min,
@@ -414,6 +415,7 @@ mod tests {
             incarnation: 7,
             away,
             absent_us: 2_500,
+            silent_us: 3_500,
         };
         let peers = [
             peer(&present(false)),

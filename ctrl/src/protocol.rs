@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::incident::IncidentStats;
+
 /// The protocol's version: it changes when an old client would misread an answer. New keys in
 /// an answer do not change it; clients skip keys that they do not know.
 pub const PROTOCOL_VERSION: u64 = 1;
@@ -300,7 +302,7 @@ impl ServiceFilter {
 }
 
 /// Flows as their text, `CLIENT-SERVICE`.
-mod flow_text {
+pub(crate) mod flow_text {
     use holdfast_net::FlowKey;
     use serde::{Deserialize, Deserializer, Serializer, de};
 
@@ -333,6 +335,9 @@ pub struct StatsReply {
     pub kernel_check: KernelCheckStats,
     /// The DHT core.
     pub dht: DhtStats,
+    /// What strays did to sessions.
+    #[serde(default)]
+    pub incidents: IncidentStats,
 }
 
 /// The comparison of the session table with the kernel's sockets.

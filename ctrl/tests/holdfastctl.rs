@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use holdfast::incident::IncidentStats;
 use holdfast::protocol::{
     Counters, DhtStats, Distribution, ErrorCode, JournalEntry, KernelCheckStats, LoadPeriod,
     LookupOutcome, LookupReply, LookupReport, LookupsReply, Peer, PeersReply, PortStats,
@@ -124,6 +125,7 @@ fn stats(workers: u32) -> StatsReply {
                 ("lookup_time_us".to_owned(), Distribution::default()),
             ]),
         },
+        incidents: IncidentStats::default(),
     }
 }
 
