@@ -622,11 +622,8 @@ fn sessions(reader: &mut Reader<'_>, inbound_only: bool) -> Sessions {
             seconds(5 * DAY),
             seconds(MINUTE)..=seconds(30 * DAY),
         ),
-        redirect_idle: section.duration(
-            "redirect_idle",
-            seconds(5 * MINUTE),
-            seconds(1)..=seconds(DAY),
-        ),
+        // Less than sessions linger: while their owner still knows of them, it hears of later ones.
+        redirect_idle: section.duration("redirect_idle", seconds(30), seconds(1)..=seconds(DAY)),
         // Linux repeats a SYN-ACK five times, over 63 s.
         half_open_timeout: section.duration(
             "half_open_timeout",
@@ -1027,6 +1024,15 @@ fn warnings(config: &Config) -> Vec<String> {
              the DHT"
                 .to_owned(),
         );
+    }
+    let Sessions { redirect_idle, linger, .. } = config.sessions;
+    if redirect_idle > linger {
+        warnings.push(format!(
+            "sessions.redirect_idle is more than sessions.linger, \"{}\": a port that a client \
+             uses again may lead to the server that had it before, which does not know any more \
+             who has it now",
+            format_duration(linger)
+        ));
     }
     for service in &config.services {
         if config.cluster.is_member(service.address) {

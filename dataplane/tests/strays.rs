@@ -98,22 +98,39 @@ fn each_answer_has_its_fate() {
     });
 }
 
+/// Answers both questions of flow 1000, 30 ms apart, and each after 10 ms.
+fn nobodys(bench: &mut Bench, dead: Option<IpAddr>) {
+    let (flow, resolution) = (bench.net.flow(1000), Resolution::NotFound);
+    for pause_ms in [10, 40] {
+        bench.pass_ms(pause_ms);
+        assert_eq!(bench.told(), None);
+        bench.core_says(Answer::Resolved { flow, resolution, dead });
+    }
+}
+
 #[test]
 fn nobodys_flow_is_reported_after_the_second_answer_and_its_reset_when_it_passes() {
     both(|net| {
         for given_up in [None, Some(net.other)] {
             let mut bench = Bench::new(net);
-            assert_eq!(answered(&mut bench, Resolution::NotFound, None), None);
-            bench.pass_ms(40);
-            let resolution = Resolution::NotFound;
-            bench.core_says(Answer::Resolved { flow: net.flow(1000), resolution, dead: given_up });
-            // Asked again after 30 ms, answered 10 ms later.
+            stray(&mut bench, 1000);
+            nobodys(&mut bench, given_up);
             let fate = StrayFate::Nobody { given_up };
-            assert_eq!(bench.told(), Some(report(&net, 44, Some(10), 0, fate)));
+            let told = report(&net, 50, Some(10), 0, fate);
+            assert_eq!(bench.told(), Some(told));
+            // R5: doubted for a second.
+            bench.host_sends(&net.host_segment(1000, RST, b""));
+            assert_eq!((bench.uplink_gets(), bench.told()), (None, None));
+
+            bench.pass_ms(1100);
+            let came_us = bench.now.us;
+            stray(&mut bench, 1000);
+            nobodys(&mut bench, given_up);
+            assert_eq!(bench.told(), Some(StrayReport { came_us, ..told }));
             bench.host_sends(&net.host_segment(1000, RST, b""));
             assert!(bench.uplink_gets().is_some());
-            let reset =
-                StrayReport { came_us: 1_044_000, ..report(&net, 0, None, 0, StrayFate::Reset) };
+            let came_us = bench.now.us;
+            let reset = StrayReport { came_us, ..report(&net, 0, None, 0, StrayFate::Reset) };
             assert_eq!(bench.told(), Some(reset));
         }
     });

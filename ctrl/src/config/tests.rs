@@ -595,6 +595,9 @@ fn a_cluster_has_a_key_or_says_that_it_has_none() {
     let insecure = Config::parse("c.toml", &MINIMAL.replace(&line, "insecure = true")).unwrap();
     assert_eq!(insecure.cluster.keys, None);
     assert!(insecure.warnings[0].starts_with("cluster.insecure is set"));
+    let long = format!("{}[sessions]\nredirect_idle = \"61s\"\n", minimal());
+    let long = Config::parse("c.toml", &long).unwrap();
+    assert!(long.warnings[0].starts_with("sessions.redirect_idle is more than"));
     assert!(insecure.summary().contains("keys       none: insecure"), "{}", insecure.summary());
     let message = refusal(&format!("{}insecure = true\n", minimal()));
     let expected = "c.toml:15:12: cluster.insecure = true: expected no cluster.key_file with it";
