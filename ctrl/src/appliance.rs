@@ -40,7 +40,7 @@ use crate::load::Samples;
 use crate::metrics::Readings;
 use crate::metrics::http::MetricsServer;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
-use crate::socket::ControlSocket;
+use crate::socket::{ControlCounters, ControlSocket, Permissions, Stream};
 
 /// Announcements that a worker can have queued for the DHT core.
 const ANNOUNCEMENTS: usize = 16 * 1024;
@@ -77,6 +77,8 @@ pub struct Appliance {
     pub dht: Handle,
     /// What bursts of strays did to sessions.
     pub incidents: Incidents,
+    /// What the control socket counts.
+    pub control: Arc<ControlCounters>,
     /// When it started.
     pub started: Instant,
     /// The clock that the workers read.
@@ -118,6 +120,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         ports,
         dht: core.handle(),
         incidents: incidents(&config, &shared, tsc_clock),
+        control: Arc::default(),
         started,
         clock: tsc_clock,
         tsc_hz: eal.tsc_hz(),
@@ -267,9 +270,13 @@ fn start_kernel_check(
 /// Answers the control socket until the end.
 fn serve(appliance: &Arc<Appliance>, threads: &Threads, shutdown: &Shutdown) -> anyhow::Result<()> {
     let commands = Commands::new(Arc::clone(appliance));
-    let handler = Arc::new(move |request| commands.answer(request));
-    let path = &appliance.config.node.control_socket;
-    let _control = ControlSocket::open(path, handler)?;
+    let handler =
+        Arc::new(move |request, stream: &mut Stream<'_>| commands.answer(request, stream));
+    let node = &appliance.config.node;
+    let path = &node.control_socket;
+    let group = node.control_group.as_ref().map(|group| group.id);
+    let permissions = Permissions { mode: node.control_mode, group };
+    let _control = ControlSocket::open(path, permissions, Arc::clone(&appliance.control), handler)?;
     info!(
         locator = %appliance.config.node.locator,
         workers = threads.workers.len(),

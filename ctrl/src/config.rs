@@ -99,8 +99,21 @@ pub struct Node {
     pub locator: IpAddr,
     /// Path of the control socket; absolute.
     pub control_socket: PathBuf,
+    /// Mode of the control socket's file.
+    pub control_mode: u32,
+    /// Group that the control socket's file is given to; `None` leaves it to the daemon's.
+    pub control_group: Option<Group>,
     /// Least severity that is logged.
     pub log: LogLevel,
+}
+
+/// A group of this machine's users.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its name, or its number if that is what it was called by.
+    pub name: String,
+    /// Its number.
+    pub id: u32,
 }
 
 /// Severity of log messages.
@@ -496,6 +509,16 @@ fn unicast(text: &str) -> Option<IpAddr> {
 
 const UNICAST: &str = "the unicast address of one server, IPv4 or IPv6, as in \"10.0.0.1\"";
 
+/// The group of this name or number.
+fn group(text: &str) -> Option<Group> {
+    let name = text.to_owned();
+    if let Ok(id) = text.parse() {
+        return Some(Group { name, id });
+    }
+    let group = nix::unistd::Group::from_name(text).ok().flatten()?;
+    Some(Group { name, id: group.gid.as_raw() })
+}
+
 fn node(reader: &mut Reader<'_>) -> Node {
     let mut section = reader.section("node");
     let socket = "/run/holdfast/holdfastd.sock";
@@ -509,6 +532,20 @@ fn node(reader: &mut Reader<'_>) -> Node {
                 let sound = text.starts_with('/') && text.len() <= SOCKET_PATH_MAX;
                 sound.then(|| PathBuf::from(text))
             },
+        ),
+        control_mode: section.text(
+            "control_mode",
+            "an octal mode in which the owner reads and writes and nobody executes, as in \"0660\"",
+            ("0660", 0o660),
+            |text| {
+                let mode = u32::from_str_radix(text, 8).ok()?;
+                (mode & !0o066 == 0o600).then_some(mode)
+            },
+        ),
+        control_group: section.optional(
+            "control_group",
+            "a group of this machine, by its name or number; `groupadd --system holdfast` makes one",
+            group,
         ),
         log: section.choice(
             "log",

@@ -17,11 +17,10 @@ use holdfast_dht::stats::Times;
 use holdfast_handoff::{StrayFate, StrayLoss, StrayReport};
 use holdfast_net::FlowKey;
 
-use crate::incident::{
-    Cause, CauseKind, Incident, IncidentState, IncidentStats, LOST_MAX, LossReason, LostSession,
-    OWNERS_MAX, OwnerCount, SessionCounts,
+use crate::protocol::{
+    Cause, CauseKind, Counters, Distribution, Incident, IncidentState, IncidentStats, LOST_MAX,
+    LossReason, LostSession, OWNERS_MAX, OwnerCount, SessionCounts,
 };
-use crate::protocol::{Counters, Distribution};
 
 pub use journal::{Journal, SetAside};
 pub use thread::{Incidents, LedgerThread, Sources, causes_of_peers};
@@ -583,5 +582,5 @@ fn is_same(one: &Cause, other: &Cause) -> bool {
 }
 
 fn distribution(times: &Times) -> Distribution {
-    crate::commands::distribution(&times.distribution())
+    crate::commands::stats::distribution(&times.distribution())
 }

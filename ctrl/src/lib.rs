@@ -4,11 +4,11 @@
 
 #[cfg(feature = "daemon")]
 pub mod appliance;
+pub mod cli;
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod commands;
 pub mod config;
-pub mod incident;
 #[cfg(feature = "daemon")]
 pub mod kernel_check;
 #[cfg(feature = "daemon")]

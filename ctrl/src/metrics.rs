@@ -22,8 +22,10 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::appliance::Appliance;
 use crate::commands::Commands;
-use crate::incident::{IncidentStats, LossReason, SessionCounts};
-use crate::protocol::{Counters, Distribution, PortStats, StatsReply};
+use crate::protocol::{
+    ControlStats, Counters, Distribution, IncidentStats, LossReason, PortStats, SessionCounts,
+    StatsReply,
+};
 
 /// The form that metrics are written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +126,7 @@ impl Collector for Snapshot {
         kernel_check(&mut to, &stats.kernel_check.counters, &stats.kernel_check.gauges)?;
         dht_core(&mut to, stats)?;
         incidents(&mut to, &stats.incidents)?;
+        control(&mut to, &stats.control)?;
         self.http.write(&mut to)
     }
 }
@@ -260,6 +263,21 @@ fn incidents(to: &mut Writer<'_>, stats: &IncidentStats) -> fmt::Result {
     )
 }
 
+fn control(to: &mut Writer<'_>, stats: &ControlStats) -> fmt::Result {
+    for (name, value) in &stats.counters {
+        let help = help::of(help::CONTROL, name);
+        to.counter(&format!("control_{name}"), help, None, [(vec![], *value)])?;
+    }
+    for (name, value) in &stats.gauges {
+        let now = format!("{name}_now");
+        let help = help::of(help::CONTROL, &now);
+        to.gauge(&format!("control_{now}"), help, None, [(vec![], *value)])?;
+    }
+    let requests = stats.requests.iter();
+    let requests = requests.map(|(name, value)| (vec![("command", name.clone())], *value));
+    to.counter("control_requests", help::CONTROL_REQUESTS, None, requests)
+}
+
 /// Writes families of metrics.
 struct Writer<'a>(DescriptorEncoder<'a>);
 
@@ -317,6 +335,12 @@ impl Writer<'_> {
         value: u64,
     ) -> fmt::Result {
         let help = help::of(help, name);
+        // Counters have these names, and a family has one type.
+        let name = match (part, name) {
+            ("dht", "published") => "published_sessions",
+            ("dht", "peers_dead") => "peers_dead_lately",
+            (_, name) => name,
+        };
         if let Some(stem) = name.strip_suffix("_us") {
             let samples = [(vec![], value as f64 / 1e6)];
             return self.gauge(&format!("{part}_{stem}"), help, Some(Unit::Seconds), samples);

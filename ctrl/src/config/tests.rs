@@ -59,6 +59,8 @@ fn the_examples_are_valid_and_the_full_one_shows_the_defaults() {
         Path::new("/var/lib/holdfast/incidents.jsonl")
     );
     assert_eq!(full.metrics.listen.take().unwrap().to_string(), "127.0.0.1:9464");
+    let root = Group { name: "root".to_owned(), id: 0 };
+    assert_eq!(full.node.control_group.take(), Some(root));
     assert_eq!(full, minimal);
     assert!(minimal.warnings.is_empty(), "{:?}", minimal.warnings);
 }
@@ -168,7 +170,8 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "locator",
         "locater",
-        "c.toml:3:1: unknown key 'locater' in [node]: expected one of locator, control_socket, log",
+        "c.toml:3:1: unknown key 'locater' in [node]: expected one of locator, control_socket, control_mode, \
+         control_group, log",
     ),
     ("[node]", "node = 5\n[x]", "c.toml:2:8: node = 5: expected a table, headed [node]"),
     ("[[service]]", "[service]", "c.toml:8:1: [service]: expected tables, each headed [[service]]"),
@@ -286,6 +289,26 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "[uplink]",
         "control_socket = \"run/x\"\n[uplink]",
         "node.control_socket = \"run/x\": expected an absolute path",
+    ),
+    (
+        "[uplink]",
+        "control_mode = \"0670\"\n[uplink]",
+        "node.control_mode = \"0670\": expected an octal",
+    ),
+    (
+        "[uplink]",
+        "control_mode = \"0060\"\n[uplink]",
+        "node.control_mode = \"0060\": expected an octal",
+    ),
+    (
+        "[uplink]",
+        "control_mode = \"rw\"\n[uplink]",
+        "node.control_mode = \"rw\": expected an octal",
+    ),
+    (
+        "[uplink]",
+        "control_group = \"no such group\"\n[uplink]",
+        "node.control_group = \"no such group\": expected a group of this machine",
     ),
     (
         "[uplink]",

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::incident::Incident;
+use crate::protocol::Incident;
 
 /// Version of the file's lines.
 const VERSION: u64 = 1;

@@ -15,7 +15,7 @@ use holdfast_handoff::{StrayReports, unix_us};
 use tracing::{info, warn};
 
 use super::{FindPlace, Journal, Ledger, Limits, Moment};
-use crate::incident::{Cause, CauseKind, Incident, IncidentState, IncidentStats, IncidentSummary};
+use crate::protocol::{Cause, CauseKind, Incident, IncidentState, IncidentStats, IncidentSummary};
 
 /// Pause between two turns: how late a report is taken, at most.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -112,6 +112,23 @@ pub const STRAY_LOOKUP_TIME: &str =
 pub const DETECTION_TIME: &str =
     "From a cause whose moment is known here to an incident's first stray.";
 
+pub const CONTROL: &[(&str, &str)] = &[
+    ("clients", "Clients of the control socket that were served."),
+    ("refused", "Clients that were sent away, for there were too many."),
+    ("too_slow", "Clients that sent no whole request, or took no answer, in time."),
+    ("too_large", "Clients that sent too long a line."),
+    ("bad_requests", "Lines that were no request."),
+    ("forbidden", "Changing commands of clients that may only read."),
+    ("paced", "Requests that had to wait, for those of unprivileged clients were too many."),
+    ("streams", "Streams that were begun."),
+    ("streams_refused", "Streams that were refused, for there were too many."),
+    ("items", "Items sent in streams."),
+    ("items_missed", "Items that streams lacked."),
+    ("clients_now", "Clients of the control socket that are being served."),
+    ("streams_now", "Streams under way."),
+];
+pub const CONTROL_REQUESTS: &str = "Requests at the control socket, by command.";
+
 /// What the metrics' own server answers, by the status.
 pub const HTTP: &str = "Requests for metrics and health that were answered, by the status.";
 pub const HTTP_LOST: &str = "Connections to the metrics' port that ended without an answer: the client left or was too slow.";

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::commands::dht_stats;
+use crate::commands::stats::dht_stats;
 use crate::kernel_check::Totals;
 use crate::protocol::{VersionReply, WorkerStats};
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use holdfast_net::FlowKey;
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{Counters, Distribution, flow_text};
+use super::{Counters, Distribution, flow_text};
 
 /// Lost sessions that an incident names.
 pub const LOST_MAX: usize = 64;
@@ -309,6 +309,13 @@ impl From<&Incident> for IncidentSummary {
             forward_time_max_us: forward.map(|times| times.max),
         }
     }
+}
+
+/// The incidents.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct IncidentsReply {
+    /// The newest first; an open one is the first.
+    pub incidents: Vec<IncidentSummary>,
 }
 
 /// What the ledger counted since the daemon's start.
