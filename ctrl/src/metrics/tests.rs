@@ -69,6 +69,7 @@ fn snapshot() -> Snapshot {
             table: numbered(&mut table.into_iter()),
             kernel_check,
             dht,
+            control: crate::socket::ControlCounters::default().stats(),
             incidents: IncidentStats {
                 counters: numbered(&mut help::INCIDENTS.iter().map(|(name, ..)| *name)),
                 sessions,
@@ -123,9 +124,16 @@ fn says_what_show_stats_says() {
     }
     for (part, gauges) in [("dht", &stats.dht.gauges), ("table", &stats.table)] {
         for (name, value) in gauges {
+            let name = match name.as_str() {
+                "published" => "published_sessions",
+                "peers_dead" => "peers_dead_lately",
+                name => name,
+            };
             is(&format!("holdfast_{part}_{name}"), *value as f64);
         }
     }
+    is("holdfast_control_requests_total{command=\"get_incident\"}", 0.0);
+    is("holdfast_control_clients_now", 0.0);
     for (name, value) in &stats.kernel_check.counters {
         is(&format!("holdfast_kernel_check_{name}_total"), *value as f64);
     }
@@ -209,6 +217,7 @@ fn the_older_text_has_the_same_samples() {
 fn every_part_of_show_stats_is_known_here() {
     let stats = serde_json::to_value(snapshot().stats).unwrap();
     let known = [
+        "control",
         "dht",
         "dpdk_version",
         "incidents",
