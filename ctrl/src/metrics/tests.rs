@@ -234,3 +234,37 @@ fn every_part_of_show_stats_is_known_here() {
     let keys: Vec<_> = stats.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, known);
 }
+
+const GUIDE: &str = include_str!("../../../docs/guide/metrics.md");
+
+/// A row of the guide for each metric: its name as Prometheus has it, type, labels, meaning.
+fn rows(text: &str) -> Vec<String> {
+    let families = text.lines().filter_map(|line| line.strip_prefix("# HELP "));
+    let row = |line: &str| {
+        let (name, help) = line.split_once(' ').unwrap();
+        let kind = text.split_once(&format!("# TYPE {name} ")).unwrap().1.lines().next().unwrap();
+        let suffixes: &[&str] = if kind == "histogram" { &["_bucket"] } else { &[""] };
+        let labels = suffixes.iter().find_map(|suffix| {
+            let begin = format!("{name}{suffix}{{");
+            text.lines().find_map(|line| Some(line.strip_prefix(&begin)?.split_once('}')?.0))
+        });
+        // No value has a comma.
+        let labels =
+            labels.unwrap_or_default().split(',').filter_map(|label| label.split('=').next());
+        let labels: Vec<_> = labels.filter(|label| !label.is_empty() && *label != "le").collect();
+        format!("| `{name}` | {kind} | {} | {help} |", labels.join(", "))
+    };
+    families.map(row).collect()
+}
+
+#[test]
+fn the_guide_lists_every_metric() {
+    let expected = rows(&snapshot().write(Format::Text).unwrap());
+    let documented: Vec<&str> =
+        GUIDE.lines().filter(|line| line.starts_with("| `holdfast_")).collect();
+    assert!(
+        documented == expected,
+        "docs/guide/metrics.md wants these rows:\n{}",
+        expected.join("\n")
+    );
+}
