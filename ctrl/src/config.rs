@@ -3,6 +3,7 @@
 //! together. `docs/guide/configuration.md` documents every key.
 
 mod device;
+mod insight;
 mod key_file;
 mod reader;
 
@@ -15,6 +16,7 @@ use humantime_serde::re::humantime::format_duration;
 use ipnet::IpNet;
 
 pub use device::{Device, DeviceError, MacAddress, MacAddressError};
+pub use insight::{Incidents, Metrics};
 pub use key_file::{ClusterKey, ClusterKeys, KeyFileError, Secret};
 pub use reader::{ConfigError, ConfigErrors};
 use reader::{Known, Reader, Section, not_utf8};
@@ -82,6 +84,10 @@ pub struct Config {
     pub dht: Dht,
     /// Who belongs to the cluster.
     pub cluster: Cluster,
+    /// When a burst of strays is an incident, and how many are kept.
+    pub incidents: Incidents,
+    /// Where metrics can be read.
+    pub metrics: Metrics,
     /// What works but is probably not meant; one sentence each.
     pub warnings: Vec<String>,
 }
@@ -487,6 +493,8 @@ fn sections(reader: &mut Reader<'_>) -> Config {
         tunnel: tunnel(reader),
         dht: dht(reader, listen),
         cluster: cluster(reader),
+        incidents: insight::incidents(reader),
+        metrics: insight::metrics(reader),
         warnings: Vec::new(),
         node,
     }
@@ -1063,7 +1071,7 @@ fn check_cluster(reader: &mut Reader<'_>, config: &Config) {
 }
 
 fn warnings(config: &Config) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<String> = config.metrics.warning().into_iter().collect();
     if config.cluster.keys.is_none() {
         warnings.push(
             "cluster.insecure is set: anyone who can send from a member's address can speak in \

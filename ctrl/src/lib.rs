@@ -14,11 +14,15 @@ pub mod doctor;
 pub mod kernel_check;
 #[cfg(feature = "daemon")]
 pub mod kernel_sockets;
+#[cfg(feature = "daemon")]
+pub mod ledger;
 pub mod lifecycle;
 #[cfg(feature = "daemon")]
 pub mod load;
 #[cfg(feature = "daemon")]
 pub mod log;
+#[cfg(feature = "daemon")]
+pub mod metrics;
 #[cfg(feature = "daemon")]
 pub mod ports;
 pub mod protocol;

@@ -4,6 +4,7 @@
 //! A command has its line in [`Request`], in [`Request::command`] and in [`COMMANDS`], and what
 //! answers it a line in [`Reply`]; what these hold is in a file for each group of commands.
 
+mod incidents;
 mod lookups;
 mod peers;
 mod sessions;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+pub use incidents::*;
 pub use lookups::*;
 pub use peers::*;
 pub use sessions::*;
@@ -46,6 +48,8 @@ pub const COMMANDS: &[(&str, Access)] = &[
     ("show_lookups", Access::Read),
     ("show_version", Access::Read),
     ("lookup", Access::Read),
+    ("list_incidents", Access::Read),
+    ("get_incident", Access::Read),
 ];
 
 /// Who may give a command.
@@ -105,6 +109,17 @@ pub enum Request {
         #[serde(with = "flow_text")]
         flow: FlowKey,
     },
+    /// What bursts of strays did to sessions. Answered by [`IncidentsReply`].
+    ListIncidents {
+        /// Most entries to list, 1 to [`LIMIT_MAX`].
+        #[serde(default)]
+        limit: Limit,
+    },
+    /// All of one of them. Answered by [`Incident`].
+    GetIncident {
+        /// Its id.
+        id: u64,
+    },
 }
 
 impl Request {
@@ -119,6 +134,8 @@ impl Request {
             Request::ShowLookups { .. } => "show_lookups",
             Request::ShowVersion {} => "show_version",
             Request::Lookup { .. } => "lookup",
+            Request::ListIncidents { .. } => "list_incidents",
+            Request::GetIncident { .. } => "get_incident",
         }
     }
 
@@ -148,6 +165,10 @@ pub enum Reply {
     Version(VersionReply),
     /// To [`Request::Lookup`].
     Lookup(LookupReply),
+    /// To [`Request::ListIncidents`].
+    Incidents(IncidentsReply),
+    /// To [`Request::GetIncident`].
+    Incident(Box<Incident>),
     /// The last line of a stream.
     Stream(StreamReply),
 }
@@ -184,6 +205,8 @@ pub enum ErrorCode {
     BadFlow,
     /// The request line is too long.
     TooLarge,
+    /// What is asked for is not there.
+    NotFound,
     /// The command changes something, and this client may only read.
     Forbidden,
     /// Too many clients, or the daemon could not look in time; try again.
@@ -205,6 +228,7 @@ impl fmt::Display for ErrorCode {
             ErrorCode::UnsupportedVersion => "unsupported_version",
             ErrorCode::BadFlow => "bad_flow",
             ErrorCode::TooLarge => "too_large",
+            ErrorCode::NotFound => "not_found",
             ErrorCode::Forbidden => "forbidden",
             ErrorCode::Busy => "busy",
             ErrorCode::Unavailable => "unavailable",

@@ -8,10 +8,12 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use holdfast::protocol::{
-    ControlStats, Counters, DhtStats, Distribution, ErrorCode, JournalEntry, KernelCheckStats,
-    LoadPeriod, LookupOutcome, LookupReply, LookupReport, LookupsReply, Peer, PeersReply,
-    PortStats, ProtocolError, ReplicaAnswer, Reply, Request, SessionEntry, SessionKind,
-    SessionsReply, StatsReply, VersionReply, WorkerLoad, WorkerStats, WorkersReply,
+    Cause, CauseKind, ControlStats, Counters, DhtStats, Distribution, ErrorCode, Incident,
+    IncidentState, IncidentStats, IncidentSummary, IncidentsReply, JournalEntry, KernelCheckStats,
+    LoadPeriod, LookupOutcome, LookupReply, LookupReport, LookupsReply, LossReason, LostSession,
+    OwnerCount, Peer, PeersReply, PortStats, ProtocolError, ReplicaAnswer, Reply, Request,
+    SessionCounts, SessionEntry, SessionKind, SessionsReply, StatsReply, VersionReply, WorkerLoad,
+    WorkerStats, WorkersReply,
 };
 use holdfast::socket::{ControlSocket, Handler, Permissions, Stream};
 use holdfast_net::FlowKey;
@@ -125,6 +127,11 @@ fn stats(workers: u32) -> StatsReply {
                 ("lookup_time_us".to_owned(), Distribution::default()),
             ]),
         },
+        incidents: IncidentStats {
+            counters: counters(&[("incidents", 2), ("journal_errors", 0)]),
+            sessions: SessionCounts { at_risk: 57, saved: 57, ..SessionCounts::default() },
+            ..IncidentStats::default()
+        },
         control: ControlStats {
             counters: counters(&[("clients", 12), ("forbidden", 0)]),
             gauges: counters(&[("clients", 1)]),
@@ -160,6 +167,10 @@ peers    3
 records  0
 lookups  9
 
+INCIDENTS
+incidents        2
+sessions_saved  57
+
 CONTROL SOCKET
 clients now   1
 clients      12
@@ -170,7 +181,7 @@ DISTRIBUTIONS
 lookup_time       0      -       -       -      -      -
 setting_time     15  90 µs  312 µs  1.5 ms  2.0 s  2.0 s
 
-5 counters are 0 and not shown; --all shows them.
+10 counters are 0 and not shown; --all shows them.
 ";
     assert_eq!(text, expected, "\n{text}");
 }
@@ -499,4 +510,178 @@ fn a_reader_that_leaves_early_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Two sessions of 55 were lost when a server died.
+fn incident() -> Incident {
+    let locator = |n: u8| [10, 0, 0, n].into();
+    let began_unix_us: u64 = 1_470_182_400_000_000;
+    let cause = |kind, n, at_us: i64| Cause {
+        kind,
+        locator: Some(locator(n)),
+        at_unix_us: began_unix_us.checked_add_signed(at_us),
+    };
+    Incident {
+        id: 12,
+        state: IncidentState::Closed,
+        began_unix_us,
+        ended_unix_us: began_unix_us + 2_300_000,
+        sessions: SessionCounts {
+            at_risk: 55,
+            saved: 53,
+            reset: 1,
+            dropped: 1,
+            ..SessionCounts::default()
+        },
+        losses: counters(&[("admission_source", 1), ("owner_given_up", 1)]),
+        strays_dropped: 9,
+        owners: vec![
+            OwnerCount { locator: locator(2), sessions: 50 },
+            OwnerCount { locator: locator(4), sessions: 2 },
+        ],
+        sessions_of_other_owners: 1,
+        causes: vec![
+            cause(CauseKind::PeerLeft, 5, -31_000),
+            cause(CauseKind::PeerDied, 3, -12_000),
+            cause(CauseKind::PeerDied, 6, 500_000),
+        ],
+        detection_time_us: Some(12_000),
+        forward_time_us: Distribution {
+            count: 53,
+            min: 430,
+            p50: 480,
+            p90: 900,
+            p99: 3_100,
+            max: 3_100,
+            buckets: vec![(430, 20), (480, 20), (900, 12), (3_100, 1)],
+        },
+        lookup_time_us: Distribution::default(),
+        lost: vec![LostSession {
+            flow: flow(),
+            came_unix_us: began_unix_us + 1_000,
+            reason: LossReason::OwnerGivenUp,
+            owner: Some(locator(3)),
+        }],
+        reports_untracked: 3,
+        reports_missed: 7,
+    }
+}
+
+#[test]
+fn shows_an_incident() {
+    let text = shown(Reply::Incident(Box::new(incident())), "incidents show 12");
+    let expected = "\
+incident   12, is over
+began      2016-08-03T00:00:00.000Z
+last seen  2016-08-03T00:00:02.300Z, after 2.3 s
+detection  12.0 ms
+cause      peer left 10.0.0.5, 31.0 ms before
+cause      peer died 10.0.0.3, 12.0 ms before
+cause      peer died 10.0.0.6, 500.0 ms after
+sessions   55 at risk: 53 saved, 0 kept, 1 reset, 1 dropped, 0 unanswered
+strays     9 dropped
+not seen   7 reports of workers, and 3 of flows above those that are followed
+
+              COUNT     MIN     P50     P90     P99     MAX
+forward time     53  430 µs  480 µs  900 µs  3.1 ms  3.1 ms
+lookup time       0       -       -       -       -       -
+
+FIRST STRAY TO FIRST FORWARD
+to 500 µs  40  ########################################
+to 1.0 ms  12  ############
+to 2.0 ms   0
+to 5.0 ms   1  #
+
+OWNER     SESSIONS
+10.0.0.2        50
+10.0.0.4         2
+others           1
+
+LOST BECAUSE      SESSIONS
+admission_source         1
+owner_given_up           1
+
+LOST                           FIRST STRAY (UTC)         BECAUSE         OWNER
+20.1.1.1:1234-192.168.0.1:80  2016-08-03T00:00:00.001Z  owner_given_up  10.0.0.3
+the first 1 of 2
+";
+    assert_eq!(
+        text,
+        expected
+            .replace("LOST                           FIRST", "LOST                          FIRST"),
+        "\n{text}"
+    );
+}
+
+#[test]
+fn an_open_incident_of_which_little_is_known_is_shown() {
+    let open = Incident {
+        state: IncidentState::Open,
+        causes: Vec::new(),
+        detection_time_us: None,
+        forward_time_us: Distribution::default(),
+        owners: Vec::new(),
+        sessions: SessionCounts { at_risk: 3, unanswered: 3, ..SessionCounts::default() },
+        ..incident()
+    };
+    let text = shown(Reply::Incident(Box::new(open)), "incidents show 12");
+    assert!(text.starts_with("incident   12, goes on\n"), "{text}");
+    assert!(
+        text.contains("\ndetection  the moment of the cause is not known here\nsessions "),
+        "{text}"
+    );
+    assert!(text.ends_with("lookup time       0    -    -    -    -    -\n"), "{text}");
+}
+
+#[test]
+fn lists_incidents() {
+    let one = IncidentSummary::from(&incident());
+    let path_change = Cause { kind: CauseKind::PathChange, locator: None, at_unix_us: None };
+    let other = IncidentSummary {
+        id: 7,
+        state: IncidentState::Stopped,
+        causes: vec![path_change],
+        detection_time_us: None,
+        forward_time_p50_us: None,
+        forward_time_max_us: None,
+        ..one.clone()
+    };
+    let daemon = daemon(Ok(Reply::Incidents(IncidentsReply { incidents: vec![one, other] })));
+    let expected = "\
+ID  BEGAN (UTC)               LASTED  STATE    SESSIONS  SAVED  KEPT  RESET  DROPPED  UNANSWERED  DETECTED  FORWARDED  CAUSE
+12  2016-08-03T00:00:00.000Z   2.3 s  closed         55     53     0      1        1           0   12.0 ms     480 µs  peer left 10.0.0.5, peer died (2)
+ 7  2016-08-03T00:00:00.000Z   2.3 s  stopped        55     53     0      1        1           0         -          -  path change
+
+2 incidents, the newest first
+";
+    for arguments in ["incidents", "incidents list", "incidents list --limit 100"] {
+        let output = run(&daemon, arguments);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text, expected, "\n{text}");
+    }
+    let limit = 100.try_into().unwrap();
+    let asked = vec![Request::ListIncidents { limit }; 3];
+    assert_eq!(*daemon.asked.lock().unwrap(), asked);
+}
+
+#[test]
+fn an_incident_as_json_is_the_daemons_own() {
+    let daemon = daemon(Ok(Reply::Incident(Box::new(incident()))));
+    let output = run(&daemon, "--json incidents show 12");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer, serde_json::to_value(incident()).unwrap());
+    assert_eq!(*daemon.asked.lock().unwrap(), [Request::GetIncident { id: 12 }]);
+}
+
+#[test]
+fn wrong_words_about_incidents_are_refused() {
+    let daemon = daemon(Err(ProtocolError::new(ErrorCode::NotFound, "there is no incident 9")));
+    let refused = run(&daemon, "incidents show 9");
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.stderr, b"holdfastctl: there is no incident 9 (not_found)\n");
+    for arguments in
+        ["incidents show", "incidents show x", "incidents list --limit 0", "incidents x"]
+    {
+        assert_eq!(run(&daemon, arguments).status.code(), Some(2), "{arguments}");
+    }
 }

@@ -194,7 +194,7 @@ impl Server {
                         Err(_) => assert!(Instant::now() < end, "{what}: nothing was asked"),
                     }
                 };
-                let answer = Answer::Resolved { flow, resolution: owner(net.other) };
+                let answer = Answer::Resolved { flow, resolution: owner(net.other), dead: None };
                 self.cores[row.worker].answers.push(answer).unwrap();
                 self.tunnelled(net, row);
             }

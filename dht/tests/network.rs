@@ -781,6 +781,24 @@ fn r13_a_servers_sessions_are_nobodys_only_when_a_restart_would_take_no_longer()
 }
 
 #[test]
+fn r13_an_answer_says_whose_death_is_why() {
+    let mut network = Network::of(6, 1, Weather::fair());
+    network.publish(1, flow(1));
+    network.settle();
+    network.kill(1);
+    network.run(4 * SECOND);
+    for (pause_s, resolution) in [(0, Resolution::TimedOut), (8, Resolution::NotFound)] {
+        network.run(pause_s * SECOND);
+        let why = [(flow(1), resolution, Some(locator(1))), (flow(2), Resolution::NotFound, None)];
+        for (flow, resolution, dead) in why {
+            network.ask(3, flow);
+            network.run(SECOND);
+            assert_eq!(network.answer(3), Some(Answer::Resolved { flow, resolution, dead }));
+        }
+    }
+}
+
+#[test]
 fn r13_a_server_that_was_dead_leads_to_its_sessions_before_it_has_stored_them_again() {
     for dead_s in [4, 8] {
         let mut network = Network::of(6, dead_s, Weather::fair());
@@ -953,7 +971,8 @@ fn a_flow_is_looked_up_once_however_many_ask() {
     assert_eq!(sent(&network) - before, 1);
     network.run(10 * MS);
     for _ in 0..10 {
-        let expected = Answer::Resolved { flow: flow(1), resolution: owner(1, version) };
+        let resolution = owner(1, version);
+        let expected = Answer::Resolved { flow: flow(1), resolution, dead: None };
         assert_eq!(network.answer(asker), Some(expected));
     }
     assert_eq!(network.answer(asker), None);
@@ -1184,7 +1203,7 @@ fn resolve_with_result(outcome: batch::Outcome) -> (Option<Answer>, Network) {
 fn r6_an_owner_that_is_no_member_is_not_believed() {
     let resolved = |resolution| {
         let flow = flow(1);
-        Some(Answer::Resolved { flow, resolution })
+        Some(Answer::Resolved { flow, resolution, dead: None })
     };
     let version = Version(1);
     let claim = |owner| batch::Outcome::Found(Claim { version, owner });
@@ -1355,7 +1374,7 @@ fn servers_on_ipv6_are_no_different() {
         network.run(10 * MS);
         let locator = v6(2);
         let resolution = Resolution::Owner { locator, version };
-        let expected = Answer::Resolved { flow, resolution };
+        let expected = Answer::Resolved { flow, resolution, dead: None };
         assert_eq!(network.answer_at(v6(n)), Some(expected));
     }
     network.run(SECOND);

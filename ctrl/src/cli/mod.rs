@@ -1,6 +1,7 @@
 //! The command line of holdfastctl; a file for each group of commands. Never knows more than the
 //! daemon answers.
 
+mod incidents;
 mod lookup;
 mod sessions;
 mod show;
@@ -39,6 +40,7 @@ enum Verb {
     Show(show::Show),
     Lookup(lookup::Lookup),
     Doctor(Doctor),
+    Incidents(incidents::Incidents),
 }
 
 /// The daemon that is asked, and the form in which its answers are printed.
@@ -87,6 +89,7 @@ impl Cli {
             Verb::Show(show) => show.run(daemon),
             Verb::Lookup(lookup) => lookup.run(daemon),
             Verb::Doctor(doctor) => return doctor.run(daemon.json),
+            Verb::Incidents(incidents) => incidents.run(daemon),
         };
         let Err(failure) = outcome else {
             return ExitCode::SUCCESS;

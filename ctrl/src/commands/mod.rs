@@ -2,10 +2,11 @@
 //! group of commands. Never keeps a worker waiting: tables and counters are read while they are
 //! written.
 
+mod incidents;
 mod lookups;
 mod peers;
 mod sessions;
-mod stats;
+pub(crate) mod stats;
 mod workers;
 
 use std::sync::Arc;
@@ -48,6 +49,8 @@ impl Commands {
             Request::ShowLookups { limit } => Reply::Lookups(self.lookups(limit.get())?),
             Request::ShowVersion {} => Reply::Version(self.version()),
             Request::Lookup { flow } => Reply::Lookup(self.lookup(flow)?),
+            Request::ListIncidents { limit } => Reply::Incidents(self.incidents(limit.get())),
+            Request::GetIncident { id } => Reply::Incident(self.incident(id)?),
         })
     }
 

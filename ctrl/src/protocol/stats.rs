@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Counters;
+use super::{Counters, IncidentStats};
 
 /// Who answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +44,9 @@ pub struct StatsReply {
     /// The control socket.
     #[serde(default)]
     pub control: ControlStats,
+    /// What strays did to sessions.
+    #[serde(default)]
+    pub incidents: IncidentStats,
 }
 
 /// The control socket.

@@ -1,6 +1,7 @@
 //! Turns answers of the daemon into text for people: aligned tables, units, what is left out.
 //! Never asks the daemon. A file for each group of commands.
 
+mod incidents;
 mod lookups;
 mod peers;
 mod sessions;
@@ -11,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use humantime_serde::re::humantime::format_rfc3339_millis;
 
+pub use incidents::{incident, incidents};
 pub use lookups::{lookup, lookups};
 pub use peers::peers;
 pub use sessions::sessions;
