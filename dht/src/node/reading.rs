@@ -527,7 +527,7 @@ impl Node {
                 self.count(Counter::LookupsNotJoined);
                 Verdict::Unknown
             }
-            Verdict::NotFound | Verdict::Orphaned if self.membership.is_unsettled(self.now_us) => {
+            Verdict::NotFound if self.membership.is_unsettled(self.now_us) => {
                 self.count(Counter::LookupsUnsettled);
                 Verdict::Unknown
             }

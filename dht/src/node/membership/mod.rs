@@ -41,6 +41,8 @@ const SETTLING_US: u64 = 1_000_000;
 /// Changes that follow one another count for this long at most: a server that begins anew again
 /// and again does not keep the others from ever saying that nobody owns a flow.
 const SETTLING_US_MAX: u64 = 30_000_000;
+/// A suspect that has been silent for so long, in µs, has not just lost a message or two.
+const CUT_OFF_US: u64 = 500_000;
 
 /// Why a peer is not in the routing table any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -537,6 +539,17 @@ impl Node {
 
     /// Housekeeping: looks after suspects, joins, looks for the absent and the unknown.
     pub(super) fn keep_members(&mut self) {
+        // Whom we do not reach may not reach the replicas either: sessions may have begun there of
+        // which they know nothing yet.
+        let Membership { probes, absent, .. } = &self.membership;
+        let is_silent = |suspect: &Id| {
+            let contact = self.table.get(*suspect);
+            contact.is_some_and(|c| c.silent_since_us() + CUT_OFF_US <= self.now_us)
+        };
+        let is_awaited = |absent: &Absent| absent.absence == Absence::Dead;
+        if probes.suspects.iter().any(is_silent) || absent.values().any(is_awaited) {
+            self.membership.changed(self.now_us);
+        }
         if self.membership.leaving {
             return;
         }
