@@ -49,8 +49,8 @@ impl Format {
 
 /// Upper bounds of the histograms' buckets, in microseconds: from what a lookup takes on an idle
 /// network to what a client that repeats itself waits.
-const BOUNDS_US: [u64; 18] = [
-    50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
+const BOUNDS_US: [u64; 17] = [
+    100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
     1_000_000, 2_000_000, 5_000_000, 10_000_000, 30_000_000,
 ];
 
