@@ -45,7 +45,7 @@ use crate::systemd;
 use crate::watchdog::Watch;
 
 /// Announcements that a worker can have queued for the DHT core.
-const ANNOUNCEMENTS: usize = 16 * 1024;
+pub const ANNOUNCEMENTS: usize = 16 * 1024;
 /// Reports on strays that a worker can have queued for the ledger: more than it may ask at once, by
 /// default.
 const STRAY_REPORTS: usize = 8 * 1024;

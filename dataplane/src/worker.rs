@@ -33,7 +33,7 @@ use crate::session::state::Event;
 use crate::session::table::{Entry, Insert, Located, SessionTable};
 use crate::session::word::Kind;
 use crate::session::{Session, State};
-use crate::stats::{Counter, WorkerCounters};
+use crate::stats::{Counter, Gauge, WorkerCounters};
 use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
 
@@ -43,7 +43,7 @@ mod strays;
 use fragments::Fate;
 
 /// Frames that wait to be sent out of one port, at most.
-const OUT_MAX: usize = 4 * BURST;
+pub const OUT_MAX: usize = 4 * BURST;
 /// Segments whose lines of the table are asked for together: closely, so that the walks through
 /// the page table overlap, and before the whole burst is classified.
 const GROUP: usize = 16;
@@ -59,11 +59,11 @@ const DEAD_OWNERS_MAX: usize = 16;
 /// Buckets looked at for redirects to one dead owner in a turn of housekeeping.
 const ORPHANS_SLICE: usize = 1024;
 /// Answers to packets too big for the tunnel: per second, and at once.
-const TOO_BIG_PER_SECOND: u32 = 1000;
+pub const TOO_BIG_PER_SECOND: u32 = 1000;
 const TOO_BIG_BURST: u32 = 256;
 /// Rewritten segments for which all servers are told that their session is not here: per second,
 /// and at once.
-const NOT_MINE_TO_ALL_PER_SECOND: u32 = 100;
+pub const NOT_MINE_TO_ALL_PER_SECOND: u32 = 100;
 const NOT_MINE_TO_ALL_BURST: u32 = 1000;
 /// For so long the host's RSTs for a half-open session are doubted, in milliseconds.
 const HALF_OPEN_DOUBT_MS: u64 = 2000;
@@ -1181,11 +1181,28 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
         }
         self.expire_fragments(now);
+        self.set_gauges(now);
         self.drop_orphans();
         let mut due = ArrayVec::new();
         self.sweep.slice(&self.shared.table, now.tick(), &mut due);
         for due in due {
             self.session_due(due, now.tick());
+        }
+    }
+
+    /// How much there is of what is bounded, for `show limits`.
+    fn set_gauges(&self, now: Now) {
+        let (resolves, announcements) = self.core.queued();
+        let (datagrams, waiting) = self.fragments.len();
+        for (gauge, value) in [
+            (Gauge::Parked, self.parking.packets()),
+            (Gauge::ResolvesQueued, resolves),
+            (Gauge::AnnouncementsQueued, announcements),
+            (Gauge::FragmentsWaiting, waiting),
+            (Gauge::FragmentDatagrams, datagrams),
+            (Gauge::AdmissionUsed, self.admission.used(now)),
+        ] {
+            self.counters.set_gauge(gauge, value);
         }
     }
 

@@ -35,7 +35,7 @@ run_resets() {
 }
 
 sessions_in_state() { # SERVER STATE
-    "$HOLDFASTCTL" --socket "$(node_dir "$1")/holdfastd.sock" --json show sessions --limit 10000 --state "$2" |
+    "$HOLDFASTCTL" --socket "$(node_dir "$1")/holdfastd.sock" --json sessions list --limit 10000 --state "$2" |
         jq '.sessions | length'
 }
 

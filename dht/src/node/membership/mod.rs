@@ -23,9 +23,9 @@ use crate::stats::Counter;
 
 pub(super) use probe::ping_timeout_us;
 
-use join::Join;
-use probe::Probes;
-use spread::Broadcasts;
+use join::{Join, MEETINGS_MAX};
+use probe::{Probes, RELAYS_MAX};
+use spread::{BROADCASTS_MAX, Broadcasts};
 
 /// Peers that died or left remembered, and for how long the dead ones, in µs.
 const ABSENT_MAX: usize = 8192;
@@ -197,6 +197,16 @@ impl Membership {
         (away, self.absent.len() - away)
     }
 
+    /// What is bounded here: its name, how many there can be and are, and what is counted then.
+    pub(super) fn limits(&self) -> [(&'static str, usize, usize, &'static [Counter]); 4] {
+        [
+            ("absent_peers", ABSENT_MAX, self.absent.len(), &[]),
+            ("meetings", MEETINGS_MAX, self.join.meetings(), &[Counter::ContactsIgnored]),
+            ("broadcasts", BROADCASTS_MAX, self.broadcasts.len(), &[Counter::BroadcastsRefused]),
+            ("relays", RELAYS_MAX, self.probes.relays(), &[Counter::PingReqsIgnored]),
+        ]
+    }
+
     /// Whether this node has been told to leave.
     pub(super) fn is_leaving(&self) -> bool {
         self.leaving
@@ -231,7 +241,7 @@ impl Node {
         Some(self.describe(contact))
     }
 
-    fn describe(&self, contact: &Contact) -> Peer {
+    pub(in crate::node) fn describe(&self, contact: &Contact) -> Peer {
         Peer {
             id: contact.id,
             locator: contact.address.ip(),
