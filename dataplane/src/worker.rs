@@ -987,6 +987,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             Resolution::TimedOut => {
                 self.count(Counter::ResolvedTimedOut);
+                // What comes of it next is doubted anew: whoever has it may just be out of reach.
+                let hash = self.shared.table.hash(flow);
+                self.shared.table.unknown().note(hash, now.tick());
                 self.release(flow, Verdict::Drop(Counter::DroppedTimedOut), now);
             }
         }
