@@ -1017,6 +1017,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             Resolution::TimedOut => {
                 self.count(Counter::ResolvedTimedOut);
+                // What comes of it next is doubted anew: whoever has it may just be out of reach.
+                let hash = self.shared.table.hash(flow);
+                self.shared.table.unknown().note(hash, now.tick());
                 let fate =
                     StrayFate::Dropped(dead.map_or(StrayLoss::TimedOut, StrayLoss::OwnerDead));
                 self.release(flow, Verdict::Drop(Counter::DroppedTimedOut), fate, now);
