@@ -119,6 +119,17 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// The word that the configuration uses.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
 /// A group of this machine's users.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {

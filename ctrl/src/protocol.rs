@@ -285,8 +285,6 @@ pub enum ErrorCode {
     UnsupportedVersion,
     /// The flow is no flow.
     BadFlow,
-    /// There is no such thing.
-    NotFound,
     /// The request line is too long.
     TooLarge,
     /// What is asked for is not there.
@@ -311,7 +309,6 @@ impl fmt::Display for ErrorCode {
             ErrorCode::UnknownCommand => "unknown_command",
             ErrorCode::UnsupportedVersion => "unsupported_version",
             ErrorCode::BadFlow => "bad_flow",
-            ErrorCode::NotFound => "not_found",
             ErrorCode::TooLarge => "too_large",
             ErrorCode::NotFound => "not_found",
             ErrorCode::Forbidden => "forbidden",

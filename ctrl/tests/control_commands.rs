@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use holdfast::client::{self, StreamLine, ask};
 use holdfast::config::Config;
-use holdfast::protocol::{COMMANDS, Request, SessionFilter, StreamCount, StreamTime, answer_line};
+use holdfast::protocol::{
+    COMMANDS, Limit, Request, SessionFilter, StreamCount, StreamTime, answer_line,
+};
 use netns::{command_in, inside, ip, is_root};
 use serde_json::{Value, json};
 
@@ -156,6 +158,8 @@ fn configuration(directory: &tempfile::TempDir, prefix: &str) -> String {
         [cluster]
         members = ["10.82.0.0/24"]
         insecure = true
+        [incidents]
+        flows = 1
         "#,
         directory.path().join("socket").display(),
     )
@@ -376,6 +380,19 @@ fn others(lab: &mut Lab) {
     lab.json("show_lookups", "show lookups");
     lab.json("show_version", "show version");
     lab.json("lookup", &format!("lookup 10.82.1.2:1-{SERVICE}"));
+
+    // The client's segment after its session was deleted was a stray.
+    lab.until("an incident is there", || {
+        let limit = Limit::default();
+        let reply = ask(&lab.socket(), &Request::ListIncidents { limit }).unwrap();
+        reply["incidents"][0]["sessions"]["at_risk"] == 1
+    });
+    let incidents = lab.json("list_incidents", "incidents");
+    let id = &incidents["incidents"][0]["id"];
+    let incident = lab.json("get_incident", &format!("incidents show {id}"));
+    assert_eq!(incident["sessions"]["at_risk"], 1);
+    lab.text(&format!("incidents show {id}"));
+
     let refusal =
         holdfast::protocol::ProtocolError::new(holdfast::protocol::ErrorCode::Forbidden, "not you");
     let line = serde_json::from_str(&answer_line(&Err(refusal))).unwrap();

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use holdfast_net::FlowKey;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Counters, Distribution, flow_text};
@@ -15,7 +16,7 @@ pub const LOST_MAX: usize = 64;
 pub const OWNERS_MAX: usize = 16;
 
 /// A burst of strays, and what became of their sessions.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Incident {
     /// Counts up, over restarts too when there is a journal.
     pub id: u64,
@@ -53,7 +54,7 @@ pub struct Incident {
 }
 
 /// Whether an incident is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum IncidentState {
     /// Strays come, or came a moment ago.
@@ -84,7 +85,7 @@ impl IncidentState {
 }
 
 /// Sessions by what became of them. Of an open incident they may still change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct SessionCounts {
     /// All of them: flows of which strays came.
     pub at_risk: u64,
@@ -121,7 +122,7 @@ impl SessionCounts {
 }
 
 /// Sessions that were redirected to one owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OwnerCount {
     /// The owner's locator.
     pub locator: IpAddr,
@@ -130,7 +131,7 @@ pub struct OwnerCount {
 }
 
 /// Something that happened shortly before an incident, or meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Cause {
     /// What.
     pub kind: CauseKind,
@@ -141,7 +142,9 @@ pub struct Cause {
 }
 
 /// What can happen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum CauseKind {
     /// This daemon started.
@@ -181,10 +184,11 @@ impl CauseKind {
 }
 
 /// A session that was reset or dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LostSession {
     /// Its flow.
     #[serde(with = "flow_text")]
+    #[schemars(with = "String")]
     pub flow: FlowKey,
     /// When its first stray came, in microseconds since the Unix epoch.
     pub came_unix_us: u64,
@@ -195,7 +199,9 @@ pub struct LostSession {
 }
 
 /// Why a session was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum LossReason {
     /// Reset: enough replicas said twice that nobody owns it.
@@ -272,7 +278,7 @@ impl fmt::Display for LossReason {
 }
 
 /// An incident in a list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct IncidentSummary {
     /// As [`Incident::id`], and so for the others.
     pub id: u64,
@@ -312,14 +318,14 @@ impl From<&Incident> for IncidentSummary {
 }
 
 /// The incidents.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct IncidentsReply {
     /// The newest first; an open one is the first.
     pub incidents: Vec<IncidentSummary>,
 }
 
 /// What the ledger counted since the daemon's start.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct IncidentStats {
     /// Incidents that opened, and what limits and faults left out.
     pub counters: Counters,

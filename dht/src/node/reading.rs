@@ -56,6 +56,8 @@ pub enum Statement {
     Holds(Claim),
     /// This server did, and deleted the record.
     Deleted(Claim),
+    /// This server did, and has died for good (R13).
+    Orphaned(Claim),
     /// Nothing is known of it.
     NotHeld,
     /// There was no answer.
@@ -609,9 +611,8 @@ impl Node {
             locator: candidate.address.ip(),
             said: match candidate.progress {
                 Progress::Said(Said::Holds(claim)) => Statement::Holds(claim),
-                Progress::Said(Said::Deleted(claim) | Said::Orphaned(claim)) => {
-                    Statement::Deleted(claim)
-                }
+                Progress::Said(Said::Deleted(claim)) => Statement::Deleted(claim),
+                Progress::Said(Said::Orphaned(claim)) => Statement::Orphaned(claim),
                 Progress::Said(Said::NotHeld) => Statement::NotHeld,
                 Progress::New | Progress::Asked | Progress::Failed => Statement::NoAnswer,
             },
