@@ -268,7 +268,11 @@ impl Bench {
                     }
                     Order::Nobody => {
                         self.for_host.insert(flow);
-                        if whom % 2 == 0 { Resolution::NotFound } else { Resolution::Orphaned }
+                        if whom.is_multiple_of(2) {
+                            Resolution::NotFound
+                        } else {
+                            Resolution::Orphaned
+                        }
                     }
                     Order::TimedOut => Resolution::TimedOut,
                     _ => owner(STRANGER),
