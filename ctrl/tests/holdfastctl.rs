@@ -515,7 +515,7 @@ fn a_reader_that_leaves_early_is_no_failure() {
 /// Two sessions of 55 were lost when a server died.
 fn incident() -> Incident {
     let locator = |n: u8| [10, 0, 0, n].into();
-    let began_unix_us = 1_470_182_400_000_000;
+    let began_unix_us: u64 = 1_470_182_400_000_000;
     let cause = |kind, n, at_us: i64| Cause {
         kind,
         locator: Some(locator(n)),
