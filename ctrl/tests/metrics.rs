@@ -56,7 +56,7 @@ impl Daemon {
             listen = "127.0.0.1:{metrics}"
             "#,
             directory.path().join("s").display(),
-            std::process::id(),
+            rustix::thread::gettid().as_raw_nonzero(),
             directory.path().join("state/incidents.jsonl").display(),
         );
         std::fs::write(&path, configuration).unwrap();
