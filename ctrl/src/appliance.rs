@@ -48,7 +48,7 @@ use crate::watchdog::Watch;
 pub const ANNOUNCEMENTS: usize = 16 * 1024;
 /// Reports on strays that a worker can have queued for the ledger: more than it may ask at once, by
 /// default.
-const STRAY_REPORTS: usize = 8 * 1024;
+pub const STRAY_REPORTS: usize = 8 * 1024;
 /// How often the main thread looks whether all threads are alive and the uplink has carrier.
 const SUPERVISION: Duration = Duration::from_millis(50);
 /// How long the DHT core may take to stop, and how long the workers go on after it: what it sent

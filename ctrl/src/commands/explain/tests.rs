@@ -86,7 +86,7 @@ fn explained(case: Case) -> ExplainReply {
         incarnation: 7,
         away,
         absent_us: 3_500_000,
-        silent_us: 5_000_000,
+        silent_us: 5_500_000,
     });
     let present = (2..5).filter(|last| *last != 2 || absent.is_none()).map(peer).collect();
     let entry = case.found.map(|session| {
