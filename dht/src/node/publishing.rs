@@ -97,7 +97,13 @@ impl Node {
         let id = self.hasher.flow(&flow);
         let now_us = self.now_us;
         match self.published.get(id) {
-            Some(entry) if entry.session >= version => self.count(Counter::PublishesRepeated),
+            // What is learnt of a flow whose session was withdrawn a moment ago lives after all.
+            Some(entry)
+                if entry.session >= version
+                    && (entry.phase == Phase::Live || version != Version::UNKNOWN) =>
+            {
+                self.count(Counter::PublishesRepeated);
+            }
             Some(_) => {
                 self.change(id, |entry| entry.renew(version, Phase::Live, now_us));
                 self.queue(id, true);
