@@ -260,10 +260,10 @@ fn shows_workers() {
     let daemon = daemon(Ok(Reply::Workers(workers())));
     let output = run(&daemon, "show workers");
     let table = "\
-CORE     BUSY  PACKETS/BURST  CYCLES/PACKET  UPLINK PACKETS/S  HOST PACKETS/S  DROPS  DROPS/S  TURNS/S
-   2  100.0 %           32.0          151.0          14880952          880000     40       39   493000
-   3    0.0 %              -              -                 0               0      0        0  9000000
-  11        -              -              -                 -               -      0        -        -
+CORE     BUSY  PACKETS/BURST  CYCLES/PACKET  UPLINK PPS  HOST PPS  DROPS  DROPS/S  TURNS/S
+   2  100.0 %           32.0          151.0    14880952    880000     40       39   493000
+   3    0.0 %              -              -           0         0      0        0  9000000
+  11        -              -              -           -         -      0        -        -
 ";
     let expected = format!(
         "LAST SECOND (1.0 s)\n{table}\nSINCE THE START (3 h 12 min)\n{table}\n\
@@ -895,7 +895,8 @@ fn json_of_every_command_is_as_the_schema_says() {
 #[test]
 fn text_fits_100_columns() {
     for (command, reply, arguments) in answers() {
-        if command == "list_incidents" {
+        // A line with a flow, or with an incident's causes, is as long as these.
+        if ["list_incidents", "sessions_list", "sessions_get"].contains(&command) {
             continue;
         }
         let text = shown(reply, &arguments);
