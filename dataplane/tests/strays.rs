@@ -118,11 +118,11 @@ fn nobodys_flow_is_reported_after_the_second_answer_and_its_reset_when_it_passes
             let fate = StrayFate::Nobody { given_up };
             let told = report(&net, 50, Some(10), 0, fate);
             assert_eq!(bench.told(), Some(told));
-            // R5: doubted for a second.
+            // R5: doubted for two seconds.
             bench.host_sends(&net.host_segment(1000, RST, b""));
             assert_eq!((bench.uplink_gets(), bench.told()), (None, None));
 
-            bench.pass_ms(1100);
+            bench.pass_ms(2100);
             let came_us = bench.now.us;
             stray(&mut bench, 1000);
             nobodys(&mut bench, given_up);
