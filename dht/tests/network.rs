@@ -800,9 +800,13 @@ fn r13_an_answer_says_whose_death_is_why() {
     network.settle();
     network.kill(1);
     network.run(4 * SECOND);
-    for (pause_s, resolution) in [(0, Resolution::TimedOut), (8, Resolution::NotFound)] {
+    // While it may come back it may have sessions that nobody else knows of.
+    for (pause_s, its, nobodys) in [
+        (0, Resolution::TimedOut, Resolution::TimedOut),
+        (8, Resolution::Orphaned, Resolution::NotFound),
+    ] {
         network.run(pause_s * SECOND);
-        let why = [(flow(1), resolution, Some(locator(1))), (flow(2), Resolution::NotFound, None)];
+        let why = [(flow(1), its, Some(locator(1))), (flow(2), nobodys, None)];
         for (flow, resolution, dead) in why {
             network.ask(3, flow);
             network.run(SECOND);
