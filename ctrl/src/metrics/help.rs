@@ -124,6 +124,7 @@ pub const CONTROL: &[(&str, &str)] = &[
     ("streams_refused", "Streams that were refused, for there were too many."),
     ("items", "Items sent in streams."),
     ("items_missed", "Items that streams lacked."),
+    ("changes_lost", "Changes of sessions that found the queue to those who watch full."),
     ("clients_now", "Clients of the control socket that are being served."),
     ("streams_now", "Streams under way."),
 ];
