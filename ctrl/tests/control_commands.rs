@@ -316,6 +316,9 @@ fn deletes(
     assert_eq!((&deleted["left"], &deleted["withdrawn"]), (&json!(0), &json!(1)));
     let removed = event(stream, "removed", seen);
     assert_eq!((&removed["flow"], &removed["before"]), (&json!(flow), &json!("established")));
+    // R7: the kernel holds its socket.
+    echo(client, accepted);
+    event(stream, "learnt", seen);
     let log = lab.log();
     let logged = log.lines().find(|line| line.contains("\"command\":\"sessions_delete\"")).unwrap();
     assert!(
@@ -324,10 +327,9 @@ fn deletes(
     );
     assert!(logged.contains(flow) && logged.contains("pid="), "{logged}");
     assert_eq!(log.matches("sessions_delete").count(), 1, "what is forbidden is not done: {log}");
-
-    // R7: the kernel holds its socket.
-    echo(client, accepted);
-    event(stream, "learnt", seen);
+    let output = ctl(&lab.socket(), &format!("sessions delete 10.82.1.2:1-{SERVICE}"));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("(not_found)"));
     lab.until("it is published again", || lab.published() == 1);
 }
 
@@ -374,7 +376,7 @@ fn others(lab: &mut Lab) {
 
     let stats = lab.json("show_stats", "show stats");
     let requests = &stats["control"]["requests"];
-    assert_eq!(requests["sessions_delete"], 2);
+    assert_eq!(requests["sessions_delete"], 3);
     assert_eq!(requests["sessions_watch"], 1);
     assert_eq!(stats["control"]["counters"]["forbidden"], 1);
     lab.text("show stats --all");
