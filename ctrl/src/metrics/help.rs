@@ -89,6 +89,11 @@ pub const INCIDENTS: &[(&str, &str, &str)] = &[
         "Reports on strays of flows above those that are followed at once.",
     ),
     (
+        "reports_after_end",
+        "stray_reports_after_end",
+        "Reports on strays of redirected sessions that their client had just ended.",
+    ),
+    (
         "journal_errors",
         "incident_journal_errors",
         "Times that the journal of incidents could not be opened or written.",
