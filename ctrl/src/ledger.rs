@@ -580,6 +580,12 @@ impl Ledger {
         }
     }
 
+    /// Flows that are followed, and reports on flows above those that can be.
+    #[must_use]
+    pub fn usage(&self) -> (usize, u64) {
+        (self.flows.len(), self.sums.untracked)
+    }
+
     /// What was counted since the start.
     #[must_use]
     pub fn stats(&self) -> IncidentStats {

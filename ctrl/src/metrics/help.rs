@@ -135,6 +135,11 @@ pub const CONTROL: &[(&str, &str)] = &[
 ];
 pub const CONTROL_REQUESTS: &str = "Requests at the control socket, by command.";
 
+pub const LIMIT: &str = "How much there can be of what is bounded.";
+pub const LIMIT_USED: &str =
+    "How much there is of it now, where that is known; of workers, at the one that has the most.";
+pub const LIMIT_HITS: &str = "How often the bound was reached.";
+
 /// What the metrics' own server answers, by the status.
 pub const HTTP: &str = "Requests for metrics and health that were answered, by the status.";
 pub const HTTP_LOST: &str = "Connections to the metrics' port that ended without an answer: the client left or was too slow.";
