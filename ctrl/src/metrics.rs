@@ -23,8 +23,8 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::appliance::Appliance;
 use crate::commands::Commands;
 use crate::protocol::{
-    ControlStats, Counters, Distribution, IncidentStats, LossReason, PortStats, SessionCounts,
-    StatsReply,
+    ControlStats, Counters, Distribution, IncidentStats, LimitEntry, LossReason, PortStats,
+    SessionCounts, StatsReply,
 };
 
 /// The form that metrics are written in.
@@ -59,6 +59,8 @@ const BOUNDS_US: [u64; 17] = [
 pub struct Snapshot {
     /// The answer of `show stats`.
     pub stats: StatsReply,
+    /// The answer of `show limits`.
+    pub limits: Vec<LimitEntry>,
     /// Cycles of the time stamp counter in a second.
     pub tsc_hz: u64,
     /// What the HTTP server did.
@@ -100,7 +102,8 @@ impl Readings {
 impl http::Source for Readings {
     fn metrics(&self, format: Format, counts: http::Counts) -> Result<String, http::Unavailable> {
         let stats = self.commands.stats().map_err(|error| error.message)?;
-        let snapshot = Snapshot { stats, tsc_hz: self.tsc_hz, http: counts };
+        let limits = self.commands.limits().map_err(|error| error.message)?.limits;
+        let snapshot = Snapshot { stats, limits, tsc_hz: self.tsc_hz, http: counts };
         snapshot.write(format).map_err(|error| error.to_string())
     }
 
@@ -127,6 +130,7 @@ impl Collector for Snapshot {
         dht_core(&mut to, stats)?;
         incidents(&mut to, &stats.incidents)?;
         control(&mut to, &stats.control)?;
+        limits(&mut to, &self.limits)?;
         self.http.write(&mut to)
     }
 }
@@ -276,6 +280,22 @@ fn control(to: &mut Writer<'_>, stats: &ControlStats) -> fmt::Result {
     let requests = stats.requests.iter();
     let requests = requests.map(|(name, value)| (vec![("command", name.clone())], *value));
     to.counter("control_requests", help::CONTROL_REQUESTS, None, requests)
+}
+
+fn limits(to: &mut Writer<'_>, limits: &[LimitEntry]) -> fmt::Result {
+    let labels = |limit: &LimitEntry| {
+        vec![
+            ("limit", limit.name.clone()),
+            ("scope", limit.scope.to_string()),
+            ("unit", limit.unit.clone()),
+        ]
+    };
+    let values = limits.iter().map(|limit| (labels(limit), limit.value));
+    to.gauge("limit", help::LIMIT, None, values)?;
+    let used = limits.iter().filter_map(|limit| Some((labels(limit), limit.used?)));
+    to.gauge("limit_used", help::LIMIT_USED, None, used)?;
+    let hits = limits.iter().map(|limit| (labels(limit), limit.hits));
+    to.counter("limit_hits", help::LIMIT_HITS, None, hits)
 }
 
 /// Writes families of metrics.

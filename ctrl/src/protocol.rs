@@ -65,8 +65,8 @@ pub const COMMANDS: &[(&str, Access)] = &[
     ("sessions_watch", Access::Read),
     ("explain", Access::Read),
     ("lookup", Access::Read),
-    ("list_incidents", Access::Read),
-    ("get_incident", Access::Read),
+    ("incidents_list", Access::Read),
+    ("incidents_show", Access::Read),
 ];
 
 /// Who may give a command.
@@ -170,13 +170,13 @@ pub enum Request {
         flow: FlowKey,
     },
     /// What bursts of strays did to sessions. Answered by [`IncidentsReply`].
-    ListIncidents {
+    IncidentsList {
         /// Most entries to list, 1 to [`LIMIT_MAX`].
         #[serde(default)]
         limit: Limit,
     },
     /// All of one of them. Answered by [`Incident`].
-    GetIncident {
+    IncidentsShow {
         /// Its id.
         id: u64,
     },
@@ -202,8 +202,8 @@ impl Request {
             Request::SessionsWatch { .. } => "sessions_watch",
             Request::Explain { .. } => "explain",
             Request::Lookup { .. } => "lookup",
-            Request::ListIncidents { .. } => "list_incidents",
-            Request::GetIncident { .. } => "get_incident",
+            Request::IncidentsList { .. } => "incidents_list",
+            Request::IncidentsShow { .. } => "incidents_show",
         }
     }
 
@@ -231,9 +231,9 @@ pub enum Reply {
     Version(VersionReply),
     /// To [`Request::Lookup`].
     Lookup(LookupReply),
-    /// To [`Request::ListIncidents`].
+    /// To [`Request::IncidentsList`].
     Incidents(IncidentsReply),
-    /// To [`Request::GetIncident`].
+    /// To [`Request::IncidentsShow`].
     Incident(Box<Incident>),
     /// To [`Request::ShowRouting`].
     Routing(RoutingReply),

@@ -389,12 +389,12 @@ fn others(lab: &mut Lab) {
     // The client's segment after its session was deleted was a stray.
     lab.until("an incident is there", || {
         let limit = Limit::default();
-        let reply = ask(&lab.socket(), &Request::ListIncidents { limit }).unwrap();
+        let reply = ask(&lab.socket(), &Request::IncidentsList { limit }).unwrap();
         reply["incidents"][0]["sessions"]["at_risk"] == 1
     });
-    let incidents = lab.json("list_incidents", "incidents");
+    let incidents = lab.json("incidents_list", "incidents");
     let id = &incidents["incidents"][0]["id"];
-    let incident = lab.json("get_incident", &format!("incidents show {id}"));
+    let incident = lab.json("incidents_show", &format!("incidents show {id}"));
     assert_eq!(incident["sessions"]["at_risk"], 1);
     lab.text(&format!("incidents show {id}"));
 

@@ -830,8 +830,8 @@ fn answers() -> Vec<(&'static str, Reply, String)> {
         ("sessions_delete", Reply::SessionsDelete(deleted()), of_flow("sessions delete")),
         ("explain", Reply::Explain(Box::new(explained())), of_flow("explain")),
         ("lookup", Reply::Lookup(lookup_reply()), of_flow("lookup")),
-        ("list_incidents", Reply::Incidents(incidents), "incidents".to_owned()),
-        ("get_incident", Reply::Incident(Box::new(incident())), "incidents show 12".to_owned()),
+        ("incidents_list", Reply::Incidents(incidents), "incidents".to_owned()),
+        ("incidents_show", Reply::Incident(Box::new(incident())), "incidents show 12".to_owned()),
     ]
 }
 
@@ -896,7 +896,7 @@ fn json_of_every_command_is_as_the_schema_says() {
 fn text_fits_100_columns() {
     for (command, reply, arguments) in answers() {
         // A line with a flow, or with an incident's causes, is as long as these.
-        if ["list_incidents", "sessions_list", "sessions_get"].contains(&command) {
+        if ["incidents_list", "sessions_list", "sessions_get"].contains(&command) {
             continue;
         }
         let text = shown(reply, &arguments);
@@ -1144,7 +1144,7 @@ ID  BEGAN (UTC)               LASTED  STATE    SESSIONS  SAVED  KEPT  RESET  DRO
         assert_eq!(text, expected, "\n{text}");
     }
     let limit = 100.try_into().unwrap();
-    let asked = vec![Request::ListIncidents { limit }; 3];
+    let asked = vec![Request::IncidentsList { limit }; 3];
     assert_eq!(*daemon.asked.lock().unwrap(), asked);
 }
 
@@ -1154,7 +1154,7 @@ fn an_incident_as_json_is_the_daemons_own() {
     let output = run(&daemon, "--json incidents show 12");
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(answer, serde_json::to_value(incident()).unwrap());
-    assert_eq!(*daemon.asked.lock().unwrap(), [Request::GetIncident { id: 12 }]);
+    assert_eq!(*daemon.asked.lock().unwrap(), [Request::IncidentsShow { id: 12 }]);
 }
 
 #[test]

@@ -70,8 +70,8 @@ impl Commands {
             }
             Request::Explain { flow } => Reply::Explain(Box::new(self.explain(flow)?)),
             Request::Lookup { flow } => Reply::Lookup(self.lookup(flow)?),
-            Request::ListIncidents { limit } => Reply::Incidents(self.incidents(limit.get())),
-            Request::GetIncident { id } => Reply::Incident(self.incident(id)?),
+            Request::IncidentsList { limit } => Reply::Incidents(self.incidents(limit.get())),
+            Request::IncidentsShow { id } => Reply::Incident(self.incident(id)?),
         })
     }
 

@@ -700,3 +700,17 @@ proptest::proptest! {
         let _ = Config::parse("c.toml", &format!("{}{text}", minimal()));
     }
 }
+
+#[test]
+fn metrics_beyond_loopback_are_warned_of() {
+    let parse = |listen: &str| {
+        let text = format!("{}[metrics]\nlisten = \"{listen}\"\n", minimal());
+        Config::parse("c.toml", &text).unwrap()
+    };
+    let shown = parse("10.0.0.1:9464");
+    assert_eq!(shown.metrics.listen, Some("10.0.0.1:9464".parse().unwrap()));
+    assert!(shown.warnings[0].starts_with("metrics.listen = \"10.0.0.1:9464\": whoever"));
+    for loopback in ["127.0.0.1:9464", "[::1]:9464"] {
+        assert!(parse(loopback).warnings.is_empty(), "{loopback}");
+    }
+}

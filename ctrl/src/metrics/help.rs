@@ -89,6 +89,11 @@ pub const INCIDENTS: &[(&str, &str, &str)] = &[
         "Reports on strays of flows above those that are followed at once.",
     ),
     (
+        "reports_after_end",
+        "stray_reports_after_end",
+        "Reports on strays of redirected sessions that their client had just ended.",
+    ),
+    (
         "journal_errors",
         "incident_journal_errors",
         "Times that the journal of incidents could not be opened or written.",
@@ -129,6 +134,11 @@ pub const CONTROL: &[(&str, &str)] = &[
     ("streams_now", "Streams under way."),
 ];
 pub const CONTROL_REQUESTS: &str = "Requests at the control socket, by command.";
+
+pub const LIMIT: &str = "How much there can be of what is bounded.";
+pub const LIMIT_USED: &str =
+    "How much there is of it now, where that is known; of workers, at the one that has the most.";
+pub const LIMIT_HITS: &str = "How often the bound was reached.";
 
 /// What the metrics' own server answers, by the status.
 pub const HTTP: &str = "Requests for metrics and health that were answered, by the status.";

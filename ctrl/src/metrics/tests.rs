@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::commands::stats::dht_stats;
 use crate::kernel_check::Totals;
-use crate::protocol::{VersionReply, WorkerStats};
+use crate::protocol::{LimitScope, VersionReply, WorkerStats};
 
 /// Everything that a daemon can say, with another value for each.
 fn snapshot() -> Snapshot {
@@ -39,6 +39,8 @@ fn snapshot() -> Snapshot {
     let mut kernel_check = Totals::default().stats();
     kernel_check.counters = numbered(&mut kernel_check.counters.keys().map(String::as_str));
     kernel_check.gauges = [("held".to_owned(), 9), ("duration_us".to_owned(), 1_500_000)].into();
+    let mut control = crate::socket::ControlCounters::default().stats();
+    control.counters.insert("changes_lost".to_owned(), 0);
     let port = |role: &str, name: &str, speed_mbps| PortStats {
         role: role.to_owned(),
         name: name.to_owned(),
@@ -69,7 +71,7 @@ fn snapshot() -> Snapshot {
             table: numbered(&mut table.into_iter()),
             kernel_check,
             dht,
-            control: crate::socket::ControlCounters::default().stats(),
+            control,
             incidents: IncidentStats {
                 counters: numbered(&mut help::INCIDENTS.iter().map(|(name, ..)| *name)),
                 sessions,
@@ -80,8 +82,25 @@ fn snapshot() -> Snapshot {
                 detection_time_us: times,
             },
         },
+        limits: vec![
+            limit("worker.parked", LimitScope::Worker, Some(5)),
+            limit("worker.lookups", LimitScope::Worker, None),
+        ],
         tsc_hz: 1000,
         http: http::Counts::default(),
+    }
+}
+
+fn limit(name: &str, scope: LimitScope, used: Option<u64>) -> LimitEntry {
+    LimitEntry {
+        name: name.to_owned(),
+        key: None,
+        scope,
+        value: 2048,
+        unit: "packets".to_owned(),
+        used,
+        hits: 3,
+        counters: Vec::new(),
     }
 }
 
@@ -132,8 +151,12 @@ fn says_what_show_stats_says() {
             is(&format!("holdfast_{part}_{name}"), *value as f64);
         }
     }
-    is("holdfast_control_requests_total{command=\"get_incident\"}", 0.0);
+    is("holdfast_control_requests_total{command=\"incidents_show\"}", 0.0);
     is("holdfast_control_clients_now", 0.0);
+    let labels = "{limit=\"worker.parked\",scope=\"worker\",unit=\"packets\"}";
+    is(&format!("holdfast_limit{labels}"), 2048.0);
+    is(&format!("holdfast_limit_used{labels}"), 5.0);
+    is(&format!("holdfast_limit_hits_total{labels}"), 3.0);
     for (name, value) in &stats.kernel_check.counters {
         is(&format!("holdfast_kernel_check_{name}_total"), *value as f64);
     }

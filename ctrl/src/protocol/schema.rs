@@ -46,8 +46,8 @@ fn answers(generator: &mut SchemaGenerator) -> Vec<Answer> {
         stream::<SessionChange>(generator, "sessions_watch"),
         answer::<ExplainReply>(generator, "explain"),
         answer::<LookupReply>(generator, "lookup"),
-        answer::<IncidentsReply>(generator, "list_incidents"),
-        answer::<Incident>(generator, "get_incident"),
+        answer::<IncidentsReply>(generator, "incidents_list"),
+        answer::<Incident>(generator, "incidents_show"),
     ]
 }
 
