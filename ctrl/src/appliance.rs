@@ -29,6 +29,7 @@ use tracing::{info, warn};
 
 use crate::commands::Commands;
 use crate::config::{ClusterKey, Config, Encapsulation, Idle, Secret};
+use crate::health::{Health, HealthThread};
 use crate::kernel_check::{CheckThread, KernelCheck, Totals};
 use crate::kernel_sockets::KernelSockets;
 use crate::lifecycle::Shutdown;
@@ -62,6 +63,8 @@ pub struct Appliance {
     pub ports: Ports,
     /// The DHT core.
     pub dht: Handle,
+    /// Whether the server takes traffic.
+    pub health: Arc<Health>,
     /// When it started.
     pub started: Instant,
     /// The clock that the workers read.
@@ -99,6 +102,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         counters,
         ports,
         dht: core.handle(),
+        health: Arc::new(Health::new(&config, started)),
         started,
         clock: tsc_clock,
         tsc_hz: eal.tsc_hz(),
@@ -107,10 +111,12 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     let mut threads = Threads {
         dht: spawn("dht", move || core.run(core_ends))?,
         workers: Vec::new(),
+        health: None,
         kernel_check: None,
         stop: Arc::default(),
     };
     let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, worker_ends)
+        .and_then(|()| start_health(&mut threads, &appliance))
         .and_then(|()| start_kernel_check(&mut threads, &appliance, &shared, check_end))
         .and_then(|()| serve(&appliance, &threads, shutdown));
     info!("stopping");
@@ -121,6 +127,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
 struct Threads {
     dht: JoinHandle<Result<(), holdfast_dht::Error>>,
     workers: Vec<JoinHandle<anyhow::Result<()>>>,
+    health: Option<HealthThread>,
     kernel_check: Option<CheckThread>,
     /// Ends the workers.
     stop: Arc<AtomicBool>,
@@ -131,6 +138,7 @@ impl Threads {
     /// the workers carry that from the host port to the network.
     fn stop(self, dht: &Handle) -> anyhow::Result<()> {
         dht.stop();
+        drop(self.health);
         if let Some(check) = self.kernel_check {
             check.stop();
         }
@@ -175,6 +183,14 @@ fn start_workers(
         let run = move || work(&eal, cpu, worker, clock, &stop);
         threads.workers.push(spawn(&format!("worker {index}"), run)?);
     }
+    Ok(())
+}
+
+fn start_health(threads: &mut Threads, appliance: &Arc<Appliance>) -> anyhow::Result<()> {
+    let (health, server) = (Arc::clone(&appliance.health), Arc::clone(appliance));
+    let restart_within = appliance.config.dht.restart_within;
+    let thread = HealthThread::start(health, server, restart_within);
+    threads.health = Some(thread.context("starting the health checks")?);
     Ok(())
 }
 
@@ -232,6 +248,9 @@ fn supervise(
         }
         if threads.kernel_check.as_ref().is_some_and(CheckThread::is_finished) {
             bail!("the kernel check ended by itself");
+        }
+        if threads.health.as_ref().is_some_and(HealthThread::is_finished) {
+            bail!("the health checks ended by themselves");
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use holdfast_dataplane::session::{Listed, Session};
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
@@ -12,6 +13,7 @@ use holdfast_dpdk::{self as dpdk, Port};
 use holdfast_net::FlowKey;
 
 use crate::appliance::Appliance;
+use crate::health::Server;
 use crate::load;
 use crate::protocol::{
     Counters, DhtStats, Distribution, ErrorCode, JournalEntry, LookupOutcome, LookupReply,
@@ -60,7 +62,8 @@ impl Commands {
     }
 
     fn stats(&self) -> Result<StatsReply, ProtocolError> {
-        let Appliance { config, counters, table, kernel_check, ports, dht, .. } = &*self.appliance;
+        let Appliance { config, counters, table, kernel_check, ports, health, dht, .. } =
+            &*self.appliance;
         let gauges = table.gauges();
         let table = [
             ("capacity", gauges.capacity),
@@ -87,6 +90,7 @@ impl Commands {
                 .collect::<Result<_, _>>()?,
             table: table.map(|(name, value)| (name.to_owned(), value)).into(),
             kernel_check: kernel_check.stats(),
+            health: health.stats(self.appliance.sessions_left(), Instant::now()),
             dht: dht_stats(&dht.stats().map_err(unavailable)?),
         })
     }

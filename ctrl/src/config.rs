@@ -2,6 +2,8 @@
 //! Never guesses: an unknown key or a value out of range is an error, and all errors are reported
 //! together. `docs/guide/configuration.md` documents every key.
 
+mod announce;
+mod check;
 mod device;
 mod key_file;
 mod reader;
@@ -14,6 +16,8 @@ use holdfast_net::headers::GUE_PORT;
 use humantime_serde::re::humantime::format_duration;
 use ipnet::IpNet;
 
+pub use announce::{Announce, Announcer, Lines};
+pub use check::{CHECKS_MAX, Check, CheckKind};
 pub use device::{Device, DeviceError, MacAddress, MacAddressError};
 pub use key_file::{ClusterKey, ClusterKeys, KeyFileError, Secret};
 pub use reader::{ConfigError, ConfigErrors};
@@ -82,6 +86,10 @@ pub struct Config {
     pub dht: Dht,
     /// Who belongs to the cluster.
     pub cluster: Cluster,
+    /// How the services are checked; none means that they are up.
+    pub checks: Vec<Check>,
+    /// How the services' prefixes are announced.
+    pub announce: Announce,
     /// What works but is probably not meant; one sentence each.
     pub warnings: Vec<String>,
 }
@@ -401,12 +409,17 @@ impl Config {
             Encapsulation::Gue => format!("gue, UDP port {}", self.tunnel.port),
             other => other.name().to_owned(),
         };
+        let checks = list(&mut self.checks.iter().map(|c| format!("{} {}", c.kind.name(), c.target)));
+        let checks = if checks.is_empty() { "none".to_owned() } else { checks };
+        let announcer = self.announce.announcer.name();
+        let prefixes = list(&mut self.prefixes().iter().map(ToString::to_string));
         let inbound_only = if self.host_port.inbound_only { ", inbound only" } else { "" };
         format!(
             "  locator    {}\n  uplink     {}\n  host port  {}{inbound_only}\n  workers    {} on cores {cores}\n  \
              services   {services}\n  sessions   {}\n  tunnel     {tunnel}\n  \
              dht        {}, joins {bootstrap}, {} replicas among {}, lease {}\n  members    {members}\n  \
-             keys       {keys}\n  control    {}\n",
+             keys       {keys}\n  checks     {checks}\n  announcer  {announcer}, {prefixes}\n  \
+             control    {}\n",
             self.node.locator,
             self.uplink.device,
             self.host_port.device,
@@ -459,6 +472,8 @@ fn sections(reader: &mut Reader<'_>) -> Config {
         tunnel: tunnel(reader),
         dht: dht(reader, listen),
         cluster: cluster(reader),
+        checks: check::checks(reader),
+        announce: announce::announce(reader),
         warnings: Vec::new(),
         node,
     }
@@ -758,6 +773,8 @@ fn check(reader: &mut Reader<'_>, config: &Config) {
     check_kernel_check(reader, config);
     check_dht(reader, config);
     check_cluster(reader, config);
+    check::check_checks(reader, config);
+    announce::check_announce(reader, config);
 }
 
 fn check_dpdk(reader: &mut Reader<'_>, config: &Config) {
@@ -1032,4 +1049,4 @@ fn warnings(config: &Config) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,11 +3,17 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "daemon")]
+pub mod announce;
+#[cfg(feature = "daemon")]
 pub mod appliance;
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod commands;
 pub mod config;
+#[cfg(feature = "daemon")]
+pub mod drain;
+#[cfg(feature = "daemon")]
+pub mod health;
 #[cfg(feature = "daemon")]
 pub mod kernel_check;
 #[cfg(feature = "daemon")]

@@ -133,6 +133,15 @@ impl Ports {
         Ok((ports, queues.collect()))
     }
 
+    /// Whether the uplink has carrier. Of an AF_XDP interface the kernel knows, not DPDK.
+    #[must_use]
+    pub fn has_carrier(&self) -> bool {
+        match &self.uplink_interface {
+            Some(interface) => has_carrier(&interface.join("carrier")),
+            None => self.uplink.iter().all(|port| port.link().is_ok_and(|link| link.up)),
+        }
+    }
+
     /// Bytes of IP packet that the uplink takes. Of an AF_XDP interface the kernel knows, not
     /// DPDK.
     ///
@@ -194,9 +203,7 @@ impl CarrierRelay {
     /// # Errors
     /// When the kernel does not take the TAP's carrier; said once per change.
     pub fn relay(&mut self) -> anyhow::Result<()> {
-        // An interface that is gone or administratively down has no readable carrier.
-        let carrier = std::fs::read_to_string(&self.uplink).unwrap_or_default();
-        let up = carrier.trim() == "1";
+        let up = has_carrier(&self.uplink);
         if up == self.up {
             return Ok(());
         }
@@ -210,6 +217,11 @@ impl CarrierRelay {
         );
         Ok(())
     }
+}
+
+/// Of an interface's file `carrier`. One that is gone or administratively down has none to read.
+fn has_carrier(file: &Path) -> bool {
+    std::fs::read_to_string(file).unwrap_or_default().trim() == "1"
 }
 
 /// One pool per worker for both ports: what came in by one goes out by the other, and AF_XDP

@@ -1,6 +1,8 @@
 //! What holdfastctl and the daemon say to each other: version 1 of the control protocol, as
 //! `docs/specification/control-protocol.md` specifies it. Never reads or writes a socket.
 
+mod health;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +13,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
+
+pub use health::*;
 
 /// The protocol's version: it changes when an old client would misread an answer. New keys in
 /// an answer do not change it; clients skip keys that they do not know.
@@ -331,6 +335,9 @@ pub struct StatsReply {
     /// The comparison of the table with the kernel's sockets.
     #[serde(default)]
     pub kernel_check: KernelCheckStats,
+    /// The health checks, announcing and drain.
+    #[serde(default)]
+    pub health: HealthStats,
     /// The DHT core.
     pub dht: DhtStats,
 }

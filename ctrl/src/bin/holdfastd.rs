@@ -11,7 +11,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use holdfast::config::{Config, LoadError, LogLevel};
 use holdfast::lifecycle::Shutdown;
-use holdfast::ports;
+use holdfast::{announce, ports};
+use humantime_serde::re::humantime::parse_duration;
 use tracing::Level;
 
 /// Keeps TCP sessions alive when the network moves them to another server.
@@ -35,6 +36,15 @@ enum Verb {
         /// The configuration file.
         config: PathBuf,
     },
+    /// Withdraw what a daemon that stays away has left announced. Does nothing when it is back in
+    /// time.
+    Withdraw {
+        /// The configuration file.
+        config: PathBuf,
+        /// How long to wait for a daemon to be back; dht.restart_within without it.
+        #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+        after: Option<Duration>,
+    },
     /// Check a configuration file; nothing is started. Exit status 0 when it is valid, else 1.
     Check {
         /// The configuration file.
@@ -46,6 +56,7 @@ fn main() -> ExitCode {
     let outcome = match Command::parse().verb {
         Verb::Run { config } => run(&config),
         Verb::Hold { config } => hold(&config),
+        Verb::Withdraw { config, after } => withdraw(&config, after),
         Verb::Check { config } => check(&config),
     };
     match outcome {
@@ -80,6 +91,14 @@ fn hold(path: &Path) -> anyhow::Result<()> {
     let _held = ports::hold_host_port(&config)?;
     tracing::info!("holding {}", config.host_port.device);
     while !shutdown.wait(Duration::from_secs(3600)) {}
+    Ok(())
+}
+
+fn withdraw(path: &Path, after: Option<Duration>) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    log_to_stderr(config.node.log);
+    let done = announce::withdraw(&config, after.unwrap_or(config.dht.restart_within))?;
+    tracing::info!("{done}");
     Ok(())
 }
 
