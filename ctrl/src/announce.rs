@@ -208,7 +208,8 @@ fn write_lines(
             if stop.load(Ordering::Relaxed) {
                 return Err(AnnounceError::Stopped);
             }
-            let turn = Timespec::try_from(left.min(TURN)).map_err(|e| failed(io::Error::other(e)))?;
+            let turn =
+                Timespec::try_from(left.min(TURN)).map_err(|e| failed(io::Error::other(e)))?;
             match poll(&mut [PollFd::new(&pipe, PollFlags::OUT)], Some(&turn)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(failed(error.into())),
@@ -378,13 +379,7 @@ impl Shared {
         }
     }
 
-    fn note(
-        &self,
-        routes: Routes,
-        fresh: bool,
-        outcome: Result<(), AnnounceError>,
-        now: Instant,
-    ) {
+    fn note(&self, routes: Routes, fresh: bool, outcome: Result<(), AnnounceError>, now: Instant) {
         let mut book = self.book();
         let before = book.standing.trouble.take();
         match outcome {
@@ -469,8 +464,11 @@ pub fn withdraw(config: &Config, patience: Duration) -> anyhow::Result<String> {
     let left = mark.read().unwrap_or_default();
     let mut prefixes = config.prefixes();
     // Those that are not in the configuration any more.
-    let former: Vec<_> = left.iter().map(|(prefix, _)| *prefix).collect();
-    prefixes.extend(former.into_iter().filter(|prefix| !prefixes.contains(prefix)));
+    for (prefix, _) in &left {
+        if !prefixes.contains(prefix) {
+            prefixes.push(*prefix);
+        }
+    }
     let withdrawn: Routes = prefixes.iter().map(|p| (*p, Some(Route::Withdrawn))).collect();
     prefixes.retain(|prefix| !left.contains(&(*prefix, Some(Route::Withdrawn))));
     if prefixes.is_empty() {

@@ -1,6 +1,6 @@
 //! Asks a daemon over its control socket. Never retries: a person or a script decides that.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,12 +8,16 @@ use std::time::Duration;
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::protocol::{AnswerError, Request, parse_answer, request_line};
+use crate::protocol::{
+    AnswerError, Line, Request, StreamReply, parse_answer, parse_line, request_line,
+};
 
 /// Longest pause in an answer: more than any request takes in the daemon.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest answer in bytes; the longest listing has about 3 MiB.
 const ANSWER_MAX: u64 = 64 << 20;
+/// Longest line of a stream in bytes.
+const LINE_MAX: u64 = 1 << 20;
 
 /// Why there is no answer.
 #[derive(Debug, Error)]
@@ -55,12 +59,16 @@ fn advice(error: &io::Error) -> &'static str {
 /// # Errors
 /// When nobody answers, the daemon refuses, or the answer is not understood.
 pub fn ask(path: &Path, request: &Request) -> Result<Value, AskError> {
-    let line = exchange(path, request)
-        .map_err(|error| AskError::Unreachable { path: path.to_owned(), error })?;
+    let line = exchange(path, request).map_err(unreachable(path))?;
     Ok(parse_answer(&line)?)
 }
 
-fn exchange(path: &Path, request: &Request) -> io::Result<Vec<u8>> {
+fn unreachable(path: &Path) -> impl Fn(io::Error) -> AskError {
+    |error| AskError::Unreachable { path: path.to_owned(), error }
+}
+
+/// Connects and sends `request`; gives the connection, and whether all was sent.
+fn send(path: &Path, request: &Request) -> io::Result<(UnixStream, io::Result<()>)> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
@@ -70,6 +78,11 @@ fn exchange(path: &Path, request: &Request) -> io::Result<Vec<u8>> {
     // it has hung up. No more lines will come, so that it hangs up after its answer.
     let sent = stream.write_all(line.as_bytes());
     let sent = sent.and_then(|()| stream.shutdown(std::net::Shutdown::Write));
+    Ok((stream, sent))
+}
+
+fn exchange(path: &Path, request: &Request) -> io::Result<Vec<u8>> {
+    let (stream, sent) = send(path, request)?;
     let mut answer = Vec::new();
     let read = stream.take(ANSWER_MAX).read_to_end(&mut answer);
     if answer.ends_with(b"\n") {
@@ -78,4 +91,57 @@ fn exchange(path: &Path, request: &Request) -> io::Result<Vec<u8>> {
     sent?;
     read?;
     Err(io::Error::new(ErrorKind::UnexpectedEof, "it hung up without an answer"))
+}
+
+/// A stream of items that the daemon sends.
+#[derive(Debug)]
+pub struct Stream {
+    path: PathBuf,
+    lines: BufReader<UnixStream>,
+}
+
+/// What comes next in a stream.
+#[derive(Debug, PartialEq)]
+pub enum StreamLine {
+    /// An item.
+    Item(Value),
+    /// So many items were missed here, as they were not read in time.
+    Missed(u64),
+    /// The end.
+    End(StreamReply),
+}
+
+/// Sends `request`, whose answer is a stream, to the daemon whose socket is at `path`.
+///
+/// # Errors
+/// When nobody answers.
+pub fn stream(path: &Path, request: &Request) -> Result<Stream, AskError> {
+    let (stream, _) = send(path, request).map_err(unreachable(path))?;
+    // Items come when something happens.
+    stream.set_read_timeout(None).map_err(unreachable(path))?;
+    Ok(Stream { path: path.to_owned(), lines: BufReader::new(stream) })
+}
+
+impl Stream {
+    /// Waits for what comes next. Nothing comes behind [`StreamLine::End`].
+    ///
+    /// # Errors
+    /// When the daemon is gone, refuses, or is not understood.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<StreamLine, AskError> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.lines).take(LINE_MAX);
+        limited.read_until(b'\n', &mut line).map_err(unreachable(&self.path))?;
+        if !line.ends_with(b"\n") {
+            let error = io::Error::new(ErrorKind::UnexpectedEof, "it hung up amid a stream");
+            return Err(unreachable(&self.path)(error));
+        }
+        Ok(match parse_line(&line)? {
+            Line::Item(item) => StreamLine::Item(item),
+            Line::Missed(count) => StreamLine::Missed(count),
+            Line::End(end) => StreamLine::End(serde_json::from_value(end).map_err(|error| {
+                AnswerError::NotUnderstood(format!("its stream's last line: {error}"))
+            })?),
+        })
+    }
 }

@@ -101,8 +101,21 @@ pub struct Node {
     pub locator: IpAddr,
     /// Path of the control socket; absolute.
     pub control_socket: PathBuf,
+    /// Mode of the control socket's file.
+    pub control_mode: u32,
+    /// Group that the control socket's file is given to; `None` leaves it to the daemon's.
+    pub control_group: Option<Group>,
     /// Least severity that is logged.
     pub log: LogLevel,
+}
+
+/// A group of this machine's users.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its name, or its number if that is what it was called by.
+    pub name: String,
+    /// Its number.
+    pub id: u32,
 }
 
 /// Severity of log messages.
@@ -409,7 +422,8 @@ impl Config {
             Encapsulation::Gue => format!("gue, UDP port {}", self.tunnel.port),
             other => other.name().to_owned(),
         };
-        let checks = list(&mut self.checks.iter().map(|c| format!("{} {}", c.kind.name(), c.target)));
+        let checks =
+            list(&mut self.checks.iter().map(|c| format!("{} {}", c.kind.name(), c.target)));
         let checks = if checks.is_empty() { "none".to_owned() } else { checks };
         let announcer = self.announce.announcer.name();
         let prefixes = list(&mut self.prefixes().iter().map(ToString::to_string));
@@ -503,6 +517,16 @@ fn unicast(text: &str) -> Option<IpAddr> {
 
 const UNICAST: &str = "the unicast address of one server, IPv4 or IPv6, as in \"10.0.0.1\"";
 
+/// The group of this name or number.
+fn group(text: &str) -> Option<Group> {
+    let name = text.to_owned();
+    if let Ok(id) = text.parse() {
+        return Some(Group { name, id });
+    }
+    let group = nix::unistd::Group::from_name(text).ok().flatten()?;
+    Some(Group { name, id: group.gid.as_raw() })
+}
+
 fn node(reader: &mut Reader<'_>) -> Node {
     let mut section = reader.section("node");
     let socket = "/run/holdfast/holdfastd.sock";
@@ -516,6 +540,20 @@ fn node(reader: &mut Reader<'_>) -> Node {
                 let sound = text.starts_with('/') && text.len() <= SOCKET_PATH_MAX;
                 sound.then(|| PathBuf::from(text))
             },
+        ),
+        control_mode: section.text(
+            "control_mode",
+            "an octal mode in which the owner reads and writes and nobody executes, as in \"0660\"",
+            ("0660", 0o660),
+            |text| {
+                let mode = u32::from_str_radix(text, 8).ok()?;
+                (mode & !0o066 == 0o600).then_some(mode)
+            },
+        ),
+        control_group: section.optional(
+            "control_group",
+            "a group of this machine, by its name or number; `groupadd --system holdfast` makes one",
+            group,
         ),
         log: section.choice(
             "log",
@@ -629,11 +667,8 @@ fn sessions(reader: &mut Reader<'_>, inbound_only: bool) -> Sessions {
             seconds(5 * DAY),
             seconds(MINUTE)..=seconds(30 * DAY),
         ),
-        redirect_idle: section.duration(
-            "redirect_idle",
-            seconds(5 * MINUTE),
-            seconds(1)..=seconds(DAY),
-        ),
+        // Less than sessions linger: while their owner still knows of them, it hears of later ones.
+        redirect_idle: section.duration("redirect_idle", seconds(30), seconds(1)..=seconds(DAY)),
         // Linux repeats a SYN-ACK five times, over 63 s.
         half_open_timeout: section.duration(
             "half_open_timeout",
@@ -1036,6 +1071,15 @@ fn warnings(config: &Config) -> Vec<String> {
              the DHT"
                 .to_owned(),
         );
+    }
+    let Sessions { redirect_idle, linger, .. } = config.sessions;
+    if redirect_idle > linger {
+        warnings.push(format!(
+            "sessions.redirect_idle is more than sessions.linger, \"{}\": a port that a client \
+             uses again may lead to the server that had it before, which does not know any more \
+             who has it now",
+            format_duration(linger)
+        ));
     }
     for service in &config.services {
         if config.cluster.is_member(service.address) {

@@ -291,11 +291,13 @@ mod tests {
         let mut kernel = KernelSockets::new(Arc::default());
         let mut heard = || {
             let mut heard = None;
-            kernel.list(&mut |s| {
-                if s.flow.service() == service {
-                    heard = Some(s.heard.0);
-                }
-            });
+            kernel
+                .list(&mut |s| {
+                    if s.flow.service() == service {
+                        heard = Some(s.heard.0);
+                    }
+                })
+                .unwrap();
             heard.unwrap()
         };
         let slack = 100_000;

@@ -6,6 +6,7 @@
 pub mod announce;
 #[cfg(feature = "daemon")]
 pub mod appliance;
+pub mod cli;
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod commands;

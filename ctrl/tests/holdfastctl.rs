@@ -8,12 +8,12 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use holdfast::protocol::{
-    Counters, DhtStats, Distribution, ErrorCode, JournalEntry, KernelCheckStats, LoadPeriod,
-    LookupOutcome, LookupReply, LookupReport, LookupsReply, Peer, PeersReply, PortStats,
-    ProtocolError, ReplicaAnswer, Reply, Request, SessionEntry, SessionKind, SessionsReply,
-    StatsReply, VersionReply, WorkerLoad, WorkerStats, WorkersReply,
+    ControlStats, Counters, DhtStats, Distribution, ErrorCode, HealthStats, JournalEntry,
+    KernelCheckStats, LoadPeriod, LookupOutcome, LookupReply, LookupReport, LookupsReply, Peer,
+    PeersReply, PortStats, ProtocolError, ReplicaAnswer, Reply, Request, SessionEntry, SessionKind,
+    SessionsReply, StatsReply, VersionReply, WorkerLoad, WorkerStats, WorkersReply,
 };
-use holdfast::socket::ControlSocket;
+use holdfast::socket::{ControlSocket, Handler, Permissions, Stream};
 use holdfast_net::FlowKey;
 use serde_json::Value;
 
@@ -30,11 +30,12 @@ fn daemon(answer: Result<Reply, ProtocolError>) -> Daemon {
     let path = directory.path().join("s");
     let asked = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&asked);
-    let handler = Arc::new(move |request| {
+    let handler: Handler = Arc::new(move |request, _: &mut Stream<'_>| {
         log.lock().unwrap().push(request);
         answer.clone()
     });
-    let socket = ControlSocket::open(&path, handler).unwrap();
+    let socket =
+        ControlSocket::open(&path, Permissions::default(), Arc::default(), handler).unwrap();
     Daemon { path, asked, _socket: socket, _directory: directory }
 }
 
@@ -116,6 +117,11 @@ fn stats(workers: u32) -> StatsReply {
             counters: counters(&[("checks", 7), ("ended", 0)]),
             gauges: counters(&[("held", 0)]),
         },
+        health: HealthStats {
+            counters: counters(&[("transitions", 3), ("announcer_failures", 0)]),
+            gauges: counters(&[("sessions_left", 412)]),
+            checks: Vec::new(),
+        },
         dht: DhtStats {
             counters: counters(&[("lookups", 9), ("stores_refused", 0)]),
             gauges: counters(&[("peers", 3), ("records", 0)]),
@@ -123,6 +129,11 @@ fn stats(workers: u32) -> StatsReply {
                 ("setting_time_us".to_owned(), measured),
                 ("lookup_time_us".to_owned(), Distribution::default()),
             ]),
+        },
+        control: ControlStats {
+            counters: counters(&[("clients", 12), ("forbidden", 0)]),
+            gauges: counters(&[("clients", 1)]),
+            requests: counters(&[("show_peers", 4), ("lookup", 0)]),
         },
     }
 }
@@ -146,6 +157,10 @@ KERNEL CHECK
 held    0
 checks  7
 
+HEALTH
+sessions_left  412
+transitions      3
+
 WORKERS
 hits  21
 
@@ -154,12 +169,17 @@ peers    3
 records  0
 lookups  9
 
+CONTROL SOCKET
+clients now   1
+clients      12
+show_peers  4
+
 DISTRIBUTIONS
               COUNT    MIN     P50     P90    P99    MAX
 lookup_time       0      -       -       -      -      -
 setting_time     15  90 µs  312 µs  1.5 ms  2.0 s  2.0 s
 
-3 counters are 0 and not shown; --all shows them.
+5 counters are 0 and not shown; --all shows them.
 ";
     assert_eq!(text, expected, "\n{text}");
 }

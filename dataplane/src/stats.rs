@@ -51,6 +51,7 @@ counters! {
     FragmentFull "fragment_full" "Fragments dropped because the first of their segment is not known and there is no room to wait for it."
     FragmentTiny "fragment_tiny" "First fragments dropped because they have not the whole TCP header (RFC 1858)."
     FragmentDropped "fragment_dropped" "Fragments behind the first of a segment, dropped because the first was."
+    SynClosing "syn_closing" "SYNs dropped because the daemon was about to stop: clients repeat them."
     SynToHost "syn_to_host" "SYNs to a service, given to the host (R2)."
     LocalHit "local_hit" "Segments of local sessions, given to the host (R4)."
     RedirectHit "redirect_hit" "Segments tunnelled to their owner by a redirect in the table (R4)."
@@ -91,7 +92,7 @@ counters! {
     TunnelSuperseded "tunnel_superseded" "Tunnelled segments dropped because another server has a later session on their flow; the sender is told (R6, R12)."
     TunnelNotService "tunnel_not_service" "Tunnel packets dropped because the inside is no service's TCP."
     NotMineSent "not_mine_sent" "Segments tunnelled to us whose session we do not hold: the sender is told (R6)."
-    NotMineUnsent "not_mine_unsent" "The same, but the ring to the DHT core was full."
+    NotMineUnsent "not_mine_unsent" "The same, but the ring to the DHT core was full, or too many rewritten ones came."
     NotMineReceived "not_mine_received" "Owners that told us they do not hold a flow."
     RedirectInstalled "redirect_installed" "Redirects put into the table."
     RedirectDropped "redirect_dropped" "Redirects dropped because their owner does not hold the flow."
@@ -152,7 +153,8 @@ impl Counter {
     pub const fn is_drop(self) -> bool {
         matches!(
             self,
-            Counter::UplinkUnsent
+            Counter::SynClosing
+                | Counter::UplinkUnsent
                 | Counter::HostUnsent
                 | Counter::FragmentExpired
                 | Counter::FragmentFull

@@ -147,7 +147,7 @@ fn plays(row: &Row<'_>) {
     assert_eq!(bench.host_gets(), to_host, "{name}: to the host");
     assert_eq!((bench.uplink_gets(), bench.host_gets()), (None, None), "{name}: twice");
     assert_eq!(bench.asks().is_some(), row.fate == Some(Fate::Parked), "{name}: asks");
-    let told = matches!(bench.announces(), Some(Announcement::NotMine { sender, .. }) if sender == bench.net.other);
+    let told = matches!(bench.announces(), Some(Announcement::NotMine { sender, .. }) if sender == Some(bench.net.other));
     assert_eq!(told, row.counts.contains(&"not_mine_sent"), "{name}: NotMine");
 
     for (counter, before) in Counter::ALL.iter().zip(before) {

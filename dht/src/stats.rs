@@ -142,6 +142,8 @@ counters! {
     AfterLeave "after_leave" "Datagrams dropped: their sender had left before, or we have.",
     ContactsIgnored "contacts_ignored" "Addresses of unknown nodes not looked into: too many wait for it.",
     NotMineSent "not_mine_sent" "NOT_MINE sent to servers that tunnelled a flow to us that we do not hold.",
+    NotMineToAll "not_mine_to_all" "NOT_MINE sent to all servers, because a rewritten packet does not tell its sender.",
+    NotMineUnsent "not_mine_unsent" "The same, but too many messages waited.",
     NotMineReceived "not_mine_received" "NOT_MINE received.",
     SupersededSent "superseded_sent" "SUPERSEDED sent: a record gave its place to another server's newer one (R12).",
     SupersededUnsent "superseded_unsent" "SUPERSEDED not sent because too many control messages wait.",

@@ -140,7 +140,7 @@ fn r6_not_mine_reaches_the_server_that_tunnelled() {
     let sender = servers[0].locator;
     let owner = servers[1].locator;
     let flow = flow(1);
-    servers[1].announce(Announcement::NotMine { flow, sender });
+    servers[1].announce(Announcement::NotMine { flow, sender: Some(sender) });
     assert_eq!(servers[0].answer(), Answer::NotMine { flow, owner });
 }
 

@@ -317,7 +317,7 @@ any_left() { # NAME...
     return 1
 }
 
-LAB_DAEMONS=(session-load session-serve nginx bgpd zebra holdfastd)
+LAB_DAEMONS=(tcpdump session-load session-serve nginx bgpd zebra holdfastd)
 
 stop_daemons() {
     local name tries

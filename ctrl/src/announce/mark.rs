@@ -76,7 +76,8 @@ impl Mark {
     /// # Errors
     /// When the system refuses.
     pub fn write(&mut self, routes: &Routes) -> Result<(), MarkError> {
-        let line = |(prefix, route): &(IpNet, Option<Route>)| Line { prefix: *prefix, route: *route };
+        let line =
+            |(prefix, route): &(IpNet, Option<Route>)| Line { prefix: *prefix, route: *route };
         let lines: Vec<Line> = routes.iter().map(line).collect();
         let mut write = || {
             let mut text = serde_json::to_string(&lines)?;
@@ -123,7 +124,13 @@ mod tests {
     #[test]
     fn what_cannot_be_read_says_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        for text in ["", "[", "{}", "[{\"prefix\":\"x\",\"route\":null}]", "[{\"prefix\":\"::/0\",\"route\":\"up\"}]"] {
+        for text in [
+            "",
+            "[",
+            "{}",
+            "[{\"prefix\":\"x\",\"route\":null}]",
+            "[{\"prefix\":\"::/0\",\"route\":\"up\"}]",
+        ] {
             std::fs::write(directory.path().join(NAME), text).unwrap();
             let mut mark = Mark::take(directory.path()).unwrap().unwrap();
             assert_eq!(mark.read(), None, "{text}");

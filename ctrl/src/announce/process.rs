@@ -146,7 +146,8 @@ impl Running {
                 Ok(_) => {}
                 Err(error) => return Err(error.into()),
             }
-            let (has_ended, has_said) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+            let (has_ended, has_said) =
+                (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
             if is_open && has_said {
                 // What it said before it ended is read first.
                 is_open = read_some(output, said)?;
@@ -216,8 +217,7 @@ mod tests {
     fn a_program_that_hangs_is_killed_with_all_that_it_started() {
         let directory = tempfile::tempdir().unwrap();
         let lock = directory.path().join("lock");
-        let script =
-            format!("exec 9>{0}; flock 9; (sleep 1000)& sleep 1000", lock.display());
+        let script = format!("exec 9>{0}; flock 9; (sleep 1000)& sleep 1000", lock.display());
         let error = shell(&script, "", Duration::from_millis(300)).unwrap_err();
         assert!(error.to_string().ends_with("did not end within 300ms"), "{error}");
         // Both held the lock.

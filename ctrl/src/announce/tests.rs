@@ -250,10 +250,8 @@ fn the_end_does_not_wait_for_an_announcer_that_hangs() {
     let directory = tempfile::tempdir().unwrap();
     let started = directory.path().join("started");
     let script = format!("touch {}; sleep 1000", started.display());
-    let config = Announce {
-        timeout: Duration::from_secs(60),
-        ..config(shell(&script), directory.path())
-    };
+    let config =
+        Announce { timeout: Duration::from_secs(60), ..config(shell(&script), directory.path()) };
     let thread = AnnounceThread::start(&config).unwrap();
     thread.want(&wanted(&all()));
     until("it hangs", || started.exists());

@@ -118,8 +118,7 @@ fn check<'a>(reader: &mut Reader<'a>, name: &str, table: DeTable<'a>) -> Check {
         }
     }
     let host = host.unwrap_or_else(|| target.to_string());
-    let kind =
-        if is_http { CheckKind::Http { path, status, host } } else { CheckKind::Tcp };
+    let kind = if is_http { CheckKind::Http { path, status, host } } else { CheckKind::Tcp };
     Check { service, target, kind, interval, timeout, rise, fall }
 }
 

@@ -63,6 +63,8 @@ fn the_examples_are_valid_and_the_full_one_shows_the_defaults() {
     assert_eq!(check.service, check.target);
     let host = "www.example.org".to_owned();
     assert_eq!(check.kind, CheckKind::Http { path: "/".to_owned(), status: 200, host });
+    let root = Group { name: "root".to_owned(), id: 0 };
+    assert_eq!(full.node.control_group.take(), Some(root));
     assert_eq!(full, minimal);
     assert!(minimal.warnings.is_empty(), "{:?}", minimal.warnings);
 }
@@ -236,7 +238,8 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "locator",
         "locater",
-        "c.toml:3:1: unknown key 'locater' in [node]: expected one of locator, control_socket, log",
+        "c.toml:3:1: unknown key 'locater' in [node]: expected one of locator, control_socket, control_mode, \
+         control_group, log",
     ),
     ("[node]", "node = 5\n[x]", "c.toml:2:8: node = 5: expected a table, headed [node]"),
     ("[[service]]", "[service]", "c.toml:8:1: [service]: expected tables, each headed [[service]]"),
@@ -357,6 +360,26 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ),
     (
         "[uplink]",
+        "control_mode = \"0670\"\n[uplink]",
+        "node.control_mode = \"0670\": expected an octal",
+    ),
+    (
+        "[uplink]",
+        "control_mode = \"0060\"\n[uplink]",
+        "node.control_mode = \"0060\": expected an octal",
+    ),
+    (
+        "[uplink]",
+        "control_mode = \"rw\"\n[uplink]",
+        "node.control_mode = \"rw\": expected an octal",
+    ),
+    (
+        "[uplink]",
+        "control_group = \"no such group\"\n[uplink]",
+        "node.control_group = \"no such group\": expected a group of this machine",
+    ),
+    (
+        "[uplink]",
         "log = \"loud\"\n[uplink]",
         "node.log = \"loud\": expected \"info\" or \"error\" or",
     ),
@@ -407,7 +430,11 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "[announce]\nannouncer = \"frr\"\nbgp_instance = \"65001; exit\"",
         "announce.bgp_instance = \"65001; exit\": expected what follows \"router bgp\"",
     ),
-    ("", "[announce]\nstate_directory = \".\"", "announce.state_directory = \".\": expected an absolute"),
+    (
+        "",
+        "[announce]\nstate_directory = \".\"",
+        "announce.state_directory = \".\": expected an absolute",
+    ),
     // Values that contradict each other.
     (
         "",
@@ -747,6 +774,9 @@ fn a_cluster_has_a_key_or_says_that_it_has_none() {
     let insecure = Config::parse("c.toml", &MINIMAL.replace(&line, "insecure = true")).unwrap();
     assert_eq!(insecure.cluster.keys, None);
     assert!(insecure.warnings[0].starts_with("cluster.insecure is set"));
+    let long = format!("{}[sessions]\nredirect_idle = \"61s\"\n", minimal());
+    let long = Config::parse("c.toml", &long).unwrap();
+    assert!(long.warnings[0].starts_with("sessions.redirect_idle is more than"));
     assert!(insecure.summary().contains("keys       none: insecure"), "{}", insecure.summary());
     let message = refusal(&format!("{}insecure = true\n", minimal()));
     let expected = "c.toml:15:12: cluster.insecure = true: expected no cluster.key_file with it";

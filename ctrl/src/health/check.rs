@@ -219,7 +219,7 @@ pub(super) struct Hysteresis {
     /// `None` until the first check.
     pub(super) up: Option<bool>,
     /// Checks in a row that say otherwise.
-    streak: u32,
+    pub(super) streak: u32,
 }
 
 impl Hysteresis {

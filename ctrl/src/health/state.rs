@@ -58,7 +58,9 @@ impl State {
                 State::Ready
             }
             (State::Joining | State::Ready | State::Unhealthy, None) => State::Unhealthy,
-            (state @ (State::Draining | State::Drained | State::Stopping | State::Unknown), _) => state,
+            (state @ (State::Draining | State::Drained | State::Stopping | State::Unknown), _) => {
+                state
+            }
         }
     }
 
@@ -116,10 +118,8 @@ mod tests {
         drain: None,
         stopping: false,
     };
-    const DRAIN: Facts = Facts {
-        drain: Some(Draining { mode: DrainMode::GracefulShutdown, over: false }),
-        ..READY
-    };
+    const DRAIN: Facts =
+        Facts { drain: Some(Draining { mode: DrainMode::GracefulShutdown, over: false }), ..READY };
     const OVER: Facts =
         Facts { drain: Some(Draining { mode: DrainMode::Withdraw, over: true }), ..READY };
 

@@ -140,7 +140,7 @@ impl Bench {
 
     fn checked(&self, index: usize, outcome: Result<(), CheckError>) {
         let checked = &self.health.checks[index];
-        let mut hysteresis = Hysteresis { up: checked.found().up, ..Hysteresis::default() };
+        let mut hysteresis = Hysteresis { up: checked.found().up, streak: 0 };
         checked.note(&mut hysteresis, outcome, Instant::now());
     }
 
@@ -438,12 +438,8 @@ fn an_order_that_cannot_be_kept_is_refused() {
     let mut bench = Bench::ready();
     let obstacle = bench.config.announce.state_directory.join("drained");
     std::fs::create_dir(&obstacle).unwrap();
-    let order = Drain {
-        mode: DrainMode::Withdraw,
-        timeout: HOUR,
-        persist: true,
-        since: bench.now(),
-    };
+    let order =
+        Drain { mode: DrainMode::Withdraw, timeout: HOUR, persist: true, since: bench.now() };
     let error = bench.health.drain(order).unwrap_err();
     assert!(error.to_string().contains("state/drained: "), "{error}");
     bench.hours(0);
@@ -545,8 +541,12 @@ fn the_thread_follows_its_checks() {
     until(State::Ready);
     drop(listener);
     until(State::Unhealthy);
-    let order =
-        Drain { mode: DrainMode::Withdraw, timeout: Duration::ZERO, persist: false, since: Instant::now() };
+    let order = Drain {
+        mode: DrainMode::Withdraw,
+        timeout: Duration::ZERO,
+        persist: false,
+        since: Instant::now(),
+    };
     health.drain(order).unwrap();
     until(State::Drained);
     assert!(!thread.is_finished());

@@ -38,6 +38,13 @@ fn requests() -> Vec<Request> {
         Request::ShowLookups { limit: 5.try_into().unwrap() },
         Request::ShowVersion {},
         Request::Lookup { flow: flow() },
+        Request::ShowHealth {},
+        Request::Drain {
+            timeout: "90s".parse().unwrap(),
+            mode: DrainMode::Withdraw,
+            persist: true,
+        },
+        Request::Undrain {},
     ]
 }
 
@@ -52,18 +59,20 @@ fn every_request_survives_the_wire() {
 
 #[test]
 fn every_command_is_known_by_its_name() {
-    let mut names: Vec<String> = Vec::new();
+    let mut names = Vec::new();
     for request in requests() {
-        let value = serde_json::to_value(request).unwrap();
-        names.push(value["command"].as_str().unwrap().to_owned());
+        let value = serde_json::to_value(&request).unwrap();
+        assert_eq!(value["command"], request.command());
+        names.push(request.command());
     }
     names.dedup();
-    assert_eq!(names, COMMANDS);
+    let listed: Vec<&str> = COMMANDS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, listed);
 }
 
 #[test]
 fn the_specification_has_a_section_for_every_command() {
-    for command in COMMANDS {
+    for (command, _) in COMMANDS {
         let heading = format!("### `{command}`");
         assert!(SPECIFICATION.lines().any(|line| line == heading), "{command}");
     }
@@ -78,6 +87,22 @@ fn the_wire_form_is_the_specified_one() {
         (
             r#"{"version":1,"command":"lookup","flow":"20.1.1.1:1234-192.168.0.1:80"}"#,
             Request::Lookup { flow: flow() },
+        ),
+        (
+            r#"{"version":1,"command":"drain"}"#,
+            Request::Drain {
+                timeout: DrainTimeout::default(),
+                mode: DrainMode::GracefulShutdown,
+                persist: false,
+            },
+        ),
+        (
+            r#"{"version":1,"command":"drain","timeout_ms":0,"mode":"withdraw","persist":true}"#,
+            Request::Drain {
+                timeout: "0s".parse().unwrap(),
+                mode: DrainMode::Withdraw,
+                persist: true,
+            },
         ),
         (
             r#"{"version":1,"command":"show_sessions","kind":"local","client":"20.1.1.1","limit":7}"#,
@@ -114,6 +139,13 @@ fn what_is_no_request_is_refused_with_its_code() {
         (r#"{"version":1,"command":"lookup"}"#, BadRequest, "missing field `flow`"),
         (r#"{"version":1,"command":"lookup","flow":7}"#, BadRequest, "expected a string"),
         (r#"{"version":1,"command":"lookup","flow":"a-b"}"#, BadFlow, "'a-b' is no flow"),
+        (
+            r#"{"version":1,"command":"drain","timeout_ms":86400001}"#,
+            BadRequest,
+            "of at most one day",
+        ),
+        (r#"{"version":1,"command":"drain","mode":"now"}"#, BadRequest, "unknown variant `now`"),
+        (r#"{"version":1,"command":"undrain","mode":"withdraw"}"#, BadRequest, "unknown field"),
         (r#"{"version":1,"command":"show_lookups","limit":0}"#, BadRequest, "from 1 to 10000"),
         (r#"{"version":1,"command":"show_lookups","limit":10001}"#, BadRequest, "from 1 to 10000"),
         (

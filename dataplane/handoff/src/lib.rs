@@ -54,16 +54,18 @@ pub enum Announcement {
     NotMine {
         /// The flow.
         flow: FlowKey,
-        /// Locator of the server that sent it.
-        sender: IpAddr,
+        /// Locator of the server that sent it; `None` when the tunnel does not tell, and all
+        /// servers are told.
+        sender: Option<IpAddr>,
     },
     /// `sender` tunnelled a packet of a flow to us of which we hold a session, but that may be of a
     /// later one (R12): it is to look the flow up again. Our record stays.
     Doubtful {
         /// The flow.
         flow: FlowKey,
-        /// Locator of the server that sent it.
-        sender: IpAddr,
+        /// Locator of the server that sent it; `None` when the tunnel does not tell, and all
+        /// servers are told.
+        sender: Option<IpAddr>,
     },
 }
 

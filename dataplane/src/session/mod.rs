@@ -3,6 +3,7 @@
 pub mod bucket;
 pub mod expiry;
 pub mod owners;
+pub mod recent;
 pub mod state;
 mod sync;
 pub mod table;

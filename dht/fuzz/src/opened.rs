@@ -67,7 +67,10 @@ fn step(network: &mut Network, input: &mut Input<'_>) {
         7 => {
             let sender = network.address(input.below(MEMBERS)).ip();
             let flow = flow(input);
-            network.handle(n, Event::Announcement(Announcement::NotMine { flow, sender }));
+            network.handle(
+                n,
+                Event::Announcement(Announcement::NotMine { flow, sender: Some(sender) }),
+            );
         }
         8 => again(network, n, input),
         9 => {

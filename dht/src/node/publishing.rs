@@ -50,8 +50,15 @@ const LINGER_US: u64 = 2_000_000;
 /// A STALE answer to a publish this fresh, in µs, can mean that our clock is behind; later it
 /// means that the session is old.
 const FRESH_US: u64 = 2_000_000;
+/// A claim that is further ahead of our clock, in µs, says that the clock is behind: less may pass
+/// between the two clocks' readings on one machine.
+const BEHIND_US: u64 = 10_000;
 /// How often a fresh publish is raised above what it meets.
 const RAISES_MAX: u8 = 4;
+/// Control messages that wait to be sent, beyond which no NOT_MINE for all joins them.
+const NOT_MINE_QUEUE_MAX: usize = 4096;
+/// Servers that are told for which flow a rewritten segment came, at most.
+const NOT_MINE_PEERS_MAX: usize = 256;
 /// How often a deletion is tried at least, in rounds of retransmissions.
 const DELETE_ROUNDS_MIN: u8 = 3;
 
@@ -127,7 +134,7 @@ impl Node {
     }
 
     /// A worker does not hold a flow that `sender` tunnelled to us (R6).
-    fn refuse(&mut self, flow: FlowKey, sender: IpAddr) {
+    fn refuse(&mut self, flow: FlowKey, sender: Option<IpAddr>) {
         let id = self.hasher.flow(&flow);
         let settled_in = |entry: &&Entry| entry.announced_at_us + LINGER_US < self.now_us;
         let live = |entry: &&Entry| entry.phase == Phase::Live;
@@ -139,11 +146,32 @@ impl Node {
         self.tell_not_mine(flow, sender);
     }
 
-    /// `sender` looks a flow up again that it tunnelled to us.
-    fn tell_not_mine(&mut self, flow: FlowKey, sender: IpAddr) {
+    /// `sender` looks a flow up again that it tunnelled to us; who has no redirect to us takes no
+    /// notice.
+    fn tell_not_mine(&mut self, flow: FlowKey, sender: Option<IpAddr>) {
+        let Some(sender) = sender else {
+            return self.tell_all_not_mine(flow);
+        };
         let to = self.control_socket(sender);
         if self.is_possible_peer(to) {
             self.count(Counter::NotMineSent);
+            self.send(to, 0, Message::NotMine(flow));
+        }
+    }
+
+    /// For a rewritten segment, which does not tell who sent it.
+    fn tell_all_not_mine(&mut self, flow: FlowKey) {
+        if self.outbox.len() >= NOT_MINE_QUEUE_MAX {
+            return self.count(Counter::NotMineUnsent);
+        }
+        self.count(Counter::NotMineToAll);
+        let mut after = None;
+        for _ in 0..NOT_MINE_PEERS_MAX {
+            let Some(contact) = self.table.next(after) else {
+                return;
+            };
+            after = Some(contact.id);
+            let to = contact.address;
             self.send(to, 0, Message::NotMine(flow));
         }
     }
@@ -472,11 +500,14 @@ impl Node {
             return;
         };
         let sent_at_us = entry.first_sent_at_us.unwrap_or(self.now_us);
-        let fresh = entry.fresh && self.now_us < sent_at_us + FRESH_US;
+        let unix_us = self.unix_us();
+        // One that was learnt began some time ago, or nobody knows when.
+        let began_now = entry.session.0 + FRESH_US > unix_us;
+        let fresh = entry.fresh && began_now && self.now_us < sent_at_us + FRESH_US;
         let (flow, raises) = (entry.flow, entry.raises);
         // A version that our clock has not reached yet says that the clock is behind. One that
         // it has passed is of a session that began after ours, while ours was being stored.
-        let behind = claim.version.0 > self.unix_us();
+        let behind = claim.version.0 > unix_us + BEHIND_US;
         if claim.owner != self.own.locator && !(fresh && behind) {
             self.count(Counter::PublishesSuperseded);
             self.tell_workers_superseded(flow, claim);

@@ -286,7 +286,8 @@ fn neither_a_pause_nor_a_check_under_way_is_an_obstacle_to_the_end() {
         interval: hour,
         ..check(silent.local_addr().unwrap(), http(), Duration::from_secs(60))
     };
-    let closed = Check { interval: hour, ..check(([127, 0, 0, 1], 1).into(), CheckKind::Tcp, LONG) };
+    let closed =
+        Check { interval: hour, ..check(([127, 0, 0, 1], 1).into(), CheckKind::Tcp, LONG) };
     let checks = [silent, closed].map(|check| Arc::new(Checked::new(check)));
     let threads = CheckThreads::start(&checks, Arc::new(|| ())).unwrap();
     until("one waits for its next check", || checks[1].found().checks == 1);

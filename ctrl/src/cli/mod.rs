@@ -1,0 +1,188 @@
+//! The command line of holdfastctl; a file for each group of commands. Never knows more than the
+//! daemon answers.
+
+mod drain;
+mod lookup;
+mod sessions;
+mod show;
+
+use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::client::{self, AskError, StreamLine};
+use crate::protocol::{AnswerError, Request, StreamReply};
+use crate::show::missed;
+
+const EXIT_CODES: &str = "Exit status: 0 done, 1 the daemon refused or was not understood, \
+                          2 wrong usage, 3 the daemon cannot be reached, 4 `drain --wait` \
+                          with sessions left.";
+
+/// Asks holdfastd on this server.
+#[derive(Debug, Parser)]
+#[command(name = "holdfastctl", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    daemon: Daemon,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show what the daemon knows.
+    #[command(subcommand)]
+    Show(show::Show),
+    Lookup(lookup::Lookup),
+    Drain(drain::Drain),
+    Undrain(drain::Undrain),
+}
+
+/// The daemon that is asked, and the form in which its answers are printed.
+#[derive(Debug, clap::Args)]
+pub struct Daemon {
+    /// The daemon's control socket (node.control_socket in its configuration).
+    #[arg(
+        long,
+        value_name = "PATH",
+        global = true,
+        default_value = "/run/holdfast/holdfastd.sock"
+    )]
+    socket: PathBuf,
+    /// Print the daemon's answer as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, Error)]
+pub enum Failure {
+    /// There is no answer.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// It cannot be printed.
+    #[error(transparent)]
+    Print(#[from] io::Error),
+    /// The drain that is waited for is not ordered any more.
+    #[error(
+        "the server is not to be drained any more: another undrain, or a restart, came between"
+    )]
+    Undrained,
+    /// The drain's time is over, and there are sessions.
+    #[error("the drain's time is over: {0} sessions are left")]
+    SessionsLeft(u64),
+}
+
+impl Failure {
+    /// A reader that has seen enough (`| head`) is no failure.
+    fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Print(error) if error.kind() == ErrorKind::BrokenPipe => 0,
+            Failure::Ask(AskError::Answer(_)) | Failure::Print(_) | Failure::Undrained => 1,
+            Failure::Ask(AskError::Unreachable { .. }) => 3,
+            Failure::SessionsLeft(_) => 4,
+        }
+    }
+}
+
+impl Cli {
+    /// Carries the command out.
+    pub fn run(&self) -> ExitCode {
+        let daemon = &self.daemon;
+        let outcome = match &self.verb {
+            Verb::Show(show) => show.run(daemon),
+            Verb::Lookup(lookup) => lookup.run(daemon),
+            Verb::Drain(drain) => drain.run(daemon),
+            Verb::Undrain(undrain) => undrain.run(daemon),
+        };
+        let Err(failure) = outcome else {
+            return ExitCode::SUCCESS;
+        };
+        let code = failure.exit_code();
+        if code > 0 {
+            // With no standard error there is nobody to tell.
+            let _ = writeln!(io::stderr(), "holdfastctl: {failure}");
+        }
+        ExitCode::from(code)
+    }
+}
+
+impl Daemon {
+    /// Asks, and prints the answer: as it is with `--json`, else as `text` puts it.
+    ///
+    /// # Errors
+    /// When there is no answer, or it cannot be printed.
+    pub fn show<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        let answer = client::ask(&self.socket, request)?;
+        let text = if self.json { format!("{answer}\n") } else { text(&understood(answer)?) };
+        print(&text)
+    }
+
+    /// Asks, and prints nothing.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Failure> {
+        Ok(understood(client::ask(&self.socket, request)?)?)
+    }
+
+    /// Prints a reply: as it is with `--json`, else as `text` puts it.
+    ///
+    /// # Errors
+    /// When it cannot be printed.
+    pub fn print<T: Serialize>(
+        &self,
+        reply: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        match self.json {
+            true => print(&format!("{}\n", serde_json::to_string(reply).map_err(io::Error::from)?)),
+            false => print(&text(reply)),
+        }
+    }
+
+    /// Asks for a stream and prints its items as they come: each on a line of JSON with `--json`,
+    /// else as `text` puts it. Gives what its last line says.
+    ///
+    /// # Errors
+    /// When there is no answer, or it cannot be printed.
+    pub fn follow<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        mut text: impl FnMut(&T) -> String,
+    ) -> Result<StreamReply, Failure> {
+        let mut stream = client::stream(&self.socket, request)?;
+        loop {
+            match stream.next()? {
+                StreamLine::Item(item) if self.json => print(&format!("{item}\n"))?,
+                StreamLine::Item(item) => print(&text(&understood(item)?))?,
+                StreamLine::Missed(count) if self.json => {
+                    print(&format!("{{\"missed\":{count}}}\n"))?;
+                }
+                StreamLine::Missed(count) => print(&missed(count))?,
+                StreamLine::End(reply) => return Ok(reply),
+            }
+        }
+    }
+}
+
+fn understood<T: DeserializeOwned>(answer: Value) -> Result<T, AskError> {
+    let understood = serde_json::from_value(answer);
+    Ok(understood.map_err(|error| AnswerError::NotUnderstood(error.to_string()))?)
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}

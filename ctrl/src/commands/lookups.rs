@@ -1,0 +1,64 @@
+//! Answers `lookup`, which asks the DHT, and `show_lookups`, which does not.
+
+use holdfast_dataplane::session::Listed;
+use holdfast_dht as dht;
+use holdfast_net::FlowKey;
+
+use super::{Commands, unavailable};
+use crate::protocol::{
+    JournalEntry, LookupOutcome, LookupReply, LookupReport, LookupsReply, ProtocolError,
+    ReplicaAnswer,
+};
+
+impl Commands {
+    pub(super) fn lookups(&self, limit: usize) -> Result<LookupsReply, ProtocolError> {
+        let lookups = self.appliance.dht.recent_lookups(limit).map_err(unavailable)?;
+        let lookups = lookups.into_iter().map(|lookup| JournalEntry {
+            flow: lookup.flow,
+            asked_at_unix_us: lookup.asked_at_unix_us,
+            duration_us: lookup.duration_us,
+            outcome: outcome(lookup.outcome),
+            owner: lookup.owner,
+        });
+        Ok(LookupsReply { lookups: lookups.collect() })
+    }
+
+    pub(super) fn lookup(&self, flow: FlowKey) -> Result<LookupReply, ProtocolError> {
+        let table = self.appliance.table.lookup(&flow, self.now()).map(|found| {
+            self.entry(&Listed { flow, session: found.session, idle_ms: found.idle_ms })
+        });
+        let report = self.appliance.dht.lookup(flow).map_err(unavailable)?;
+        let dht = LookupReport {
+            outcome: outcome(report.outcome),
+            owner: report.owner,
+            version: report.version.map(|version| version.0),
+            duration_us: report.duration_us,
+            replicas: report.replicas.iter().map(replica_answer).collect(),
+        };
+        Ok(LookupReply { flow, table, dht })
+    }
+}
+
+fn outcome(outcome: dht::Outcome) -> LookupOutcome {
+    match outcome {
+        dht::Outcome::Owner => LookupOutcome::Owner,
+        dht::Outcome::NotFound => LookupOutcome::NotFound,
+        dht::Outcome::TimedOut => LookupOutcome::TimedOut,
+    }
+}
+
+fn replica_answer(report: &dht::ReplicaReport) -> ReplicaAnswer {
+    let (answer, claim) = match &report.said {
+        dht::Statement::Holds(claim) => ("owner", Some(claim)),
+        dht::Statement::Deleted(claim) => ("deleted", Some(claim)),
+        dht::Statement::NotHeld => ("not_found", None),
+        dht::Statement::NoAnswer => ("no_answer", None),
+    };
+    ReplicaAnswer {
+        locator: report.locator,
+        answer: answer.to_owned(),
+        owner: claim.map(|claim| claim.owner),
+        version: claim.map(|claim| claim.version.0),
+        rtt_us: None,
+    }
+}

@@ -1,0 +1,56 @@
+//! The text of `show peers`.
+
+use crate::protocol::{Peer, PeersReply};
+
+use super::{NONE, Table, micros, millis, or_none, utc};
+
+/// `show peers`.
+#[must_use]
+pub fn peers(reply: &PeersReply) -> String {
+    let head = [
+        "LOCATOR",
+        "STATE",
+        "RTT",
+        "MISSED",
+        "LAST SEEN",
+        "STARTED (UTC)",
+        "LIFE",
+        "ADDRESS",
+        "ID",
+    ];
+    let mut table = Table::new(&head, &[2, 3, 4, 6]);
+    for peer in &reply.peers {
+        table.row(vec![
+            peer.locator.to_string(),
+            peer.state.clone(),
+            or_none(peer.srtt_us.map(micros)),
+            or_none(peer.missed),
+            last_seen(peer),
+            or_none(peer.started_unix_us.map(utc)),
+            or_none(peer.life),
+            peer.address.to_string(),
+            peer.id.clone(),
+        ]);
+    }
+    format!("{}\n{}\n", table.render(), count_of(&reply.peers))
+}
+
+fn last_seen(peer: &Peer) -> String {
+    match (peer.last_seen_ms, peer.absent_ms) {
+        (Some(ms), _) => millis(ms) + " ago",
+        (None, Some(ms)) => format!("gone {}", millis(ms)),
+        (None, None) => NONE.to_owned(),
+    }
+}
+
+/// How many there are, and how many of them not simply alive.
+fn count_of(peers: &[Peer]) -> String {
+    let mut text = format!("{} peers", peers.len());
+    for state in ["suspect", "away", "dead"] {
+        let count = peers.iter().filter(|peer| peer.state == state).count();
+        if count > 0 {
+            text += &format!(", {count} {state}");
+        }
+    }
+    text
+}
