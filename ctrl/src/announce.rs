@@ -1,7 +1,7 @@
 //! Has the services' prefixes announced and withdrawn, by FRR or ExaBGP, on a thread of its own.
 //! Never speaks BGP, and never decides what is announced: `health` does.
 
-mod mark;
+pub(crate) mod mark;
 mod process;
 
 use std::fs::File;

@@ -31,7 +31,7 @@ use crate::commands::Commands;
 use crate::config::{ClusterKey, Config, Encapsulation, Idle, Secret};
 use crate::health::{Health, HealthThread};
 use crate::kernel_check::{CheckThread, KernelCheck, Totals};
-use crate::kernel_sockets::KernelSockets;
+use crate::kernel_sockets::{KernelSockets, WithoutOwn};
 use crate::lifecycle::Shutdown;
 use crate::load::Samples;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
@@ -431,11 +431,11 @@ fn adopt_kernel_sessions(
     shared: &Shared,
     core: WorkerEnd,
     stop: Arc<AtomicBool>,
-) -> KernelCheck<KernelSockets> {
+) -> KernelCheck<WithoutOwn<KernelSockets>> {
     let (table, clock) = (Arc::clone(&shared.table), Arc::clone(&shared.clock));
     let comparison = Comparison::new(table, clock, core, &timeouts(&appliance.config));
     let totals = appliance.kernel_check.clone();
-    let kernel = KernelSockets::new(stop);
+    let kernel = WithoutOwn(KernelSockets::new(stop));
     let mut check = KernelCheck::new(comparison, kernel, appliance.clock, totals);
     if let Some(Findings { learnt, table_full, .. }) = check.check() {
         info!(adopted = learnt, "the kernel's sessions are known");

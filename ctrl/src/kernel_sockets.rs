@@ -125,6 +125,27 @@ impl Kernel for KernelSockets {
     }
 }
 
+/// A kernel without the sessions that a server has with itself, as by the checks of its services:
+/// they never leave it, and are nobody's to look for.
+#[derive(Debug)]
+pub struct WithoutOwn<K>(pub K);
+
+impl<K: Kernel> Kernel for WithoutOwn<K> {
+    type Error = K::Error;
+
+    fn list(&mut self, see: &mut dyn FnMut(HeldSession)) -> Result<(), K::Error> {
+        self.0.list(&mut |session| {
+            if session.flow.client().ip() != session.flow.service().ip() {
+                see(session);
+            }
+        })
+    }
+
+    fn holds(&mut self, flow: &FlowKey) -> Result<Held, K::Error> {
+        self.0.holds(flow)
+    }
+}
+
 fn open() -> anyhow::Result<Socket> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;

@@ -201,14 +201,14 @@ fn receive(
     }
 }
 
-/// The status in the head of an answer, when it is whole.
+/// The status in the head of an answer, when its status line is whole.
 fn status_of(head: &[u8]) -> Result<Option<u16>, CheckError> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut answer = httparse::Response::new(&mut headers);
     match answer.parse(head) {
-        Ok(_) => Ok(answer.code),
-        // Its status line is whole by then.
-        Err(httparse::Error::TooManyHeaders) => Ok(answer.code),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => {
+            Ok(answer.code.filter(|_| head.contains(&b'\n')))
+        }
         Err(error) => Err(CheckError::NotHttp(error)),
     }
 }

@@ -148,26 +148,28 @@ impl<S: Server + ?Sized> Driver<S> {
 
     /// One look at everything, and what follows from it.
     pub(super) fn turn(&mut self, now: Instant) {
-        if !self.take_mark() {
-            return;
-        }
-        let awaited = self.look_at_publishing(now);
-        let carrier = self.server.has_carrier();
+        let has_begun = self.take_mark();
+        let awaited = match has_begun {
+            true => self.look_at_publishing(now),
+            false => vec!["another process has what is announced in hand".to_owned()],
+        };
         let standing = self.announcer.standing();
         let order = self.health.inner().drain;
         let drain = order.map(|order| self.look_at_drain(&order, &standing, now));
         let facts = Facts {
-            kernel_read: self.server.kernel_read(),
+            kernel_read: has_begun && self.server.kernel_read(),
             published: self.published,
             up: None,
-            carrier,
+            carrier: self.server.has_carrier(),
             drain,
             stopping: false,
         };
         let routes = self.follow(&facts, &awaited, now);
         self.health.inner().announcer = standing;
-        self.write_mark(&routes);
-        self.announcer.want(&routes);
+        if has_begun {
+            self.write_mark(&routes);
+            self.announcer.want(&routes);
+        }
         self.drain = order;
     }
 
@@ -260,7 +262,8 @@ impl<S: Server + ?Sized> Driver<S> {
         Draining { mode: order.mode, over }
     }
 
-    /// Whether what is announced can be written down, or never will be.
+    /// Takes the file in hand that says what is announced. Returns whether it is ours, or not needed,
+    /// or cannot be had at all.
     fn take_mark(&mut self) -> bool {
         let Marking::Waits { said } = self.marking else {
             return true;
