@@ -85,6 +85,8 @@ pub struct Ports {
     pub uplink: Vec<Port>,
     /// The host port.
     pub host_port: Vec<Port>,
+    /// Each worker's packet buffers.
+    pub mempools: Vec<Mempool>,
     uplink_interface: Option<PathBuf>,
 }
 
@@ -129,15 +131,20 @@ impl Ports {
         };
         let queues = uplink_queues.into_iter().zip(host_queues);
         let queues = queues.map(|(uplink, host_port)| QueuePairs { uplink, host_port });
-        let ports = Ports { uplink: uplink_ports, host_port: host_ports, uplink_interface };
+        let (uplink, host_port) = (uplink_ports, host_ports);
+        let ports = Ports { uplink, host_port, mempools: pools, uplink_interface };
         Ok((ports, queues.collect()))
     }
 
-    /// Whether the uplink has carrier. Of an AF_XDP interface the kernel knows, not DPDK.
+    /// Whether the uplink's link is up. Of an AF_XDP interface the kernel knows, not DPDK; one that
+    /// is gone or administratively down is not up.
     #[must_use]
-    pub fn has_carrier(&self) -> bool {
+    pub fn is_uplink_up(&self) -> bool {
         match &self.uplink_interface {
-            Some(interface) => has_carrier(&interface.join("carrier")),
+            Some(interface) => {
+                let carrier = std::fs::read_to_string(interface.join("carrier"));
+                carrier.unwrap_or_default().trim() == "1"
+            }
             None => self.uplink.iter().all(|port| port.link().is_ok_and(|link| link.up)),
         }
     }
@@ -203,7 +210,9 @@ impl CarrierRelay {
     /// # Errors
     /// When the kernel does not take the TAP's carrier; said once per change.
     pub fn relay(&mut self) -> anyhow::Result<()> {
-        let up = has_carrier(&self.uplink);
+        // An interface that is gone or administratively down has no readable carrier.
+        let carrier = std::fs::read_to_string(&self.uplink).unwrap_or_default();
+        let up = carrier.trim() == "1";
         if up == self.up {
             return Ok(());
         }
@@ -217,11 +226,6 @@ impl CarrierRelay {
         );
         Ok(())
     }
-}
-
-/// Of an interface's file `carrier`. One that is gone or administratively down has none to read.
-fn has_carrier(file: &Path) -> bool {
-    std::fs::read_to_string(file).unwrap_or_default().trim() == "1"
 }
 
 /// One pool per worker for both ports: what came in by one goes out by the other, and AF_XDP

@@ -116,6 +116,7 @@ counters! {
     WithdrawDeferred "withdraw_deferred" "Withdrawals put off because the ring to the DHT core was full; the sweep repeats them."
     TableFull "table_full" "Sessions or redirects that found no room in the table."
     TableContended "table_contended" "Table updates given up because another worker changed the entry; the next packet repeats them."
+    StrayUnreported "stray_unreported" "Reports on strays that the ledger of incidents did not get: the ring to it was full, or kept free by half for reports on lookups."
     OwnersFull "owners_full" "Segments dropped because there is no number left for their owner: more owners than a cluster has servers."
     Turns "turns" "Turns of the worker's loop that found something to do."
     TurnsIdle "turns_idle" "Turns that found nothing to do."
@@ -186,14 +187,38 @@ impl Counter {
     }
 }
 
-/// One worker's counters: written by it alone, read by anyone.
+/// What a worker has of something that is bounded, as of its last turn of housekeeping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gauge {
+    /// Packets that are parked.
+    Parked,
+    /// Lookups that wait for the DHT core to take them.
+    ResolvesQueued,
+    /// Announcements that wait for the DHT core to take them.
+    AnnouncementsQueued,
+    /// Fragments that wait for the first of their datagram.
+    FragmentsWaiting,
+    /// Datagrams whose fragments are remembered.
+    FragmentDatagrams,
+    /// Lookups that were let through of those that may come at once.
+    AdmissionUsed,
+}
+
+impl Gauge {
+    const COUNT: usize = Gauge::AdmissionUsed as usize + 1;
+}
+
+/// One worker's counters and gauges: written by it alone, read by anyone.
 #[derive(Debug)]
 #[repr(align(128))]
-pub struct WorkerCounters([AtomicU64; Counter::ALL.len()]);
+pub struct WorkerCounters([AtomicU64; Counter::ALL.len()], [AtomicU64; Gauge::COUNT]);
 
 impl Default for WorkerCounters {
     fn default() -> Self {
-        WorkerCounters([const { AtomicU64::new(0) }; Counter::ALL.len()])
+        WorkerCounters(
+            [const { AtomicU64::new(0) }; Counter::ALL.len()],
+            [const { AtomicU64::new(0) }; Gauge::COUNT],
+        )
     }
 }
 
@@ -202,6 +227,17 @@ impl WorkerCounters {
     #[must_use]
     pub fn get(&self, counter: Counter) -> u64 {
         self.0[counter as usize].load(Ordering::Relaxed)
+    }
+
+    /// How much there was of something at the last turn of housekeeping.
+    #[must_use]
+    pub fn gauge(&self, gauge: Gauge) -> u64 {
+        self.1[gauge as usize].load(Ordering::Relaxed)
+    }
+
+    /// Says how much there is of something. Only for the worker that owns these counters.
+    pub fn set_gauge(&self, gauge: Gauge, value: usize) {
+        self.1[gauge as usize].store(value as u64, Ordering::Relaxed);
     }
 
     /// Adds one. Only for the worker that owns these counters.
@@ -232,6 +268,7 @@ mod tests {
             "fragment_full",
             "fragment_tiny",
             "fragment_dropped",
+            "syn_closing",
             "park_full",
             "park_flow_full",
             "park_expired",

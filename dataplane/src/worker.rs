@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arrayvec::ArrayVec;
 use holdfast_dpdk::tsc;
 use holdfast_handoff::{
-    Announcement, Answer, Clock, Resolution, Resolve, Version, WorkerEnd, unix_us,
+    Announcement, Answer, Clock, Resolution, Resolve, StrayFate, StrayLoss, StrayReporter, Version,
+    WorkerEnd, unix_us,
 };
 use holdfast_net::headers::TcpFlags;
 use holdfast_net::{FlowKey, Headers, Packet};
@@ -32,16 +33,17 @@ use crate::session::state::Event;
 use crate::session::table::{Entry, Insert, Located, SessionTable};
 use crate::session::word::Kind;
 use crate::session::{Session, State};
-use crate::stats::{Counter, WorkerCounters};
+use crate::stats::{Counter, Gauge, WorkerCounters};
 use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
 
 mod fragments;
+mod strays;
 
 use fragments::Fate;
 
 /// Frames that wait to be sent out of one port, at most.
-const OUT_MAX: usize = 4 * BURST;
+pub const OUT_MAX: usize = 4 * BURST;
 /// Segments whose lines of the table are asked for together: closely, so that the walks through
 /// the page table overlap, and before the whole burst is classified.
 const GROUP: usize = 16;
@@ -57,25 +59,26 @@ const DEAD_OWNERS_MAX: usize = 16;
 /// Buckets looked at for redirects to one dead owner in a turn of housekeeping.
 const ORPHANS_SLICE: usize = 1024;
 /// Answers to packets too big for the tunnel: per second, and at once.
-const TOO_BIG_PER_SECOND: u32 = 1000;
+pub const TOO_BIG_PER_SECOND: u32 = 1000;
 const TOO_BIG_BURST: u32 = 256;
 /// Rewritten segments for which all servers are told that their session is not here: per second,
 /// and at once.
-const NOT_MINE_TO_ALL_PER_SECOND: u32 = 100;
+pub const NOT_MINE_TO_ALL_PER_SECOND: u32 = 100;
 const NOT_MINE_TO_ALL_BURST: u32 = 1000;
-/// What a host answers with RST so soon after it has reset or closed a session was on its way
-/// already: a client waits 200 ms at least before it repeats anything. In milliseconds.
-const RST_AGAIN_MS: u64 = 150;
-/// For so long since the first segment of a flow of which nothing is known, the host's RSTs are
-/// doubted, and how long it is until they are doubted anew; in milliseconds.
-const DOUBT_MS: u64 = 1000;
-const DOUBT_AGAIN_MS: u64 = 60_000;
+/// For so long the host's RSTs for a half-open session are doubted, in milliseconds.
+const HALF_OPEN_DOUBT_MS: u64 = 2000;
+/// For so long since the first RST or segment of a flow that nobody seems to have, the host's RSTs
+/// are doubted, in milliseconds: its record may be on the way, even when the network has just
+/// changed.
+const DOUBT_MS: u64 = 2000;
+/// How long it is until the host's RSTs are doubted anew, when the flow may be of another session:
+/// one that the table knows, and one of which nothing is known. A client repeats its segment
+/// between the two, after two minutes at the latest (RFC 6298 §5). In milliseconds.
+const KNOWN_AGAIN_MS: u64 = 10_000;
+const UNKNOWN_AGAIN_MS: u64 = 150_000;
 /// A SYN-ACK of the host answers the last SYN if that came so recently, in milliseconds; else the
 /// host repeats it, which it does after a second at the earliest (RFC 6298 §2.1).
 const SYN_ACK_MS: u64 = 900;
-/// A client has repeated what a RST that was lost or withheld answered by then (RFC 6298 §2). In
-/// milliseconds.
-const REPEATED_MS: u64 = 1000;
 /// Looks at an entry that another worker keeps changing, before the update is given up.
 const ATTEMPTS: usize = 4;
 
@@ -122,6 +125,8 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     shared: Shared,
     counters: Arc<WorkerCounters>,
     core: WorkerEnd,
+    /// The way to the ledger of incidents, if there is one.
+    reporter: Option<StrayReporter>,
     uplink: U,
     host: H,
     to_uplink: ArrayVec<U::Frame, OUT_MAX>,
@@ -202,6 +207,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         Worker {
             counters,
             core,
+            reporter: None,
             uplink,
             host,
             to_uplink: ArrayVec::new(),
@@ -217,6 +223,13 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             housekeeping_next: Now::default(),
             shared,
         }
+    }
+
+    /// Makes the worker report what becomes of strays.
+    #[must_use]
+    pub fn reporting_to(mut self, reporter: StrayReporter) -> Worker<U, H> {
+        self.reporter = Some(reporter);
+        self
     }
 
     /// Turns until `stop` is set. All workers share `clock`.
@@ -467,17 +480,17 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// another server's, to which an outdated redirect no longer leads ([`Worker::is_doubted`]).
     fn doubt_unknown(&self, at: &Located, now: Now) {
         if let Some(flow) = self.shared.table.flow(at) {
-            self.is_sure(&flow, now);
+            self.is_sure(&flow, UNKNOWN_AGAIN_MS, now);
         }
     }
 
-    /// R5, R12: whether nothing has been known of a flow for a second. Until then its record may
-    /// be on the way, even when the network has just changed. Begins to count when asked.
-    fn is_sure(&self, flow: &FlowKey, now: Now) -> bool {
+    /// R5, R12: whether a flow has been nobody's for a second, as far as is known here. Begins to
+    /// count when asked, and anew after `again_ms`.
+    fn is_sure(&self, flow: &FlowKey, again_ms: u64, now: Now) -> bool {
         let table = &self.shared.table;
         let (hash, now) = (table.hash(flow), now.tick());
         match table.unknown().age_ms(hash, now) {
-            Some(age_ms) if age_ms < DOUBT_AGAIN_MS => age_ms >= DOUBT_MS,
+            Some(age_ms) if age_ms < again_ms => age_ms >= DOUBT_MS,
             _ => {
                 table.unknown().note(hash, now);
                 false
@@ -529,28 +542,17 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// R12: a session that was reset some time ago counts as closed when something comes, whose next
-    /// RST is withheld ([`Worker::withholds`]): it may be of a later session on the flow, whose SYN
-    /// another server got. Otherwise the time of the RST counts, not that of what it answers.
-    #[inline(never)]
-    fn doubt_reset(&mut self, entry: &Entry, now: Now) {
-        if self.idle_ms(entry, now) >= REPEATED_MS {
-            self.shared.table.transition(entry, State::Closed, now.tick());
-        }
-    }
-
     /// How long ago an entry changed or was touched; 0 when it is gone.
     fn idle_ms(&self, entry: &Entry, now: Now) -> u64 {
         self.shared.table.listed(entry, now.tick()).map_or(0, |listed| listed.idle_ms)
     }
 
     /// R12: whether a RST of the host must not reach the client, as it may answer a segment of a
-    /// later session on the flow that was led here by an older record. The sender looks the flow
-    /// up again meanwhile, and a client whose session this was after all repeats its segment.
+    /// later session on the flow, which came here because that one's record is still on its way. The
+    /// session is over in any case, and a client whose session it was repeats its segment.
     ///
-    /// A RST without ACK answers a segment for which there is no socket (RFC 9293 §3.5.2), so a
-    /// session that seems to live is left over from one whose end did not come by here. With ACK
-    /// the service resets its session itself, and the client must hear that.
+    /// Only a RST without ACK answers a segment: there is no socket for it (RFC 9293 §3.5.2). With
+    /// ACK the service resets its session itself, and the client must hear that.
     #[inline(never)]
     fn withholds(
         &mut self,
@@ -560,26 +562,45 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         flags: TcpFlags,
         now: Now,
     ) -> bool {
-        let is_answer = !flags.contains(TcpFlags::ACK);
+        if flags.contains(TcpFlags::ACK) {
+            return false;
+        }
         let withheld = match state {
             // Its client answers a SYN-ACK at once, or the one that the host repeats after a second.
-            State::HalfOpen => self.idle_ms(entry, now) < 2 * REPEATED_MS,
-            State::Reset => self.idle_ms(entry, now) < RST_AGAIN_MS,
-            State::Closed => {
-                self.move_on(at, *entry, Event::HostRst, now);
-                true
-            }
-            State::Established | State::HostClosed | State::ClientClosed => {
-                if is_answer {
-                    self.move_on(at, *entry, Event::HostRst, now);
-                }
-                is_answer
+            State::HalfOpen => self.idle_ms(entry, now) < HALF_OPEN_DOUBT_MS,
+            _ => {
+                let flow = self.shared.table.flow(at);
+                flow.is_some_and(|flow| !self.is_sure(&flow, KNOWN_AGAIN_MS, now))
             }
         };
         if withheld {
+            if state != State::HalfOpen {
+                self.forget_session(at, entry, now);
+            }
             self.count(Counter::RstWithheld);
         }
         withheld
+    }
+
+    /// R8, R12: the host has no socket for this session any more. Its flow is looked up when
+    /// something comes of it again, and its record does not lead here.
+    fn forget_session(&mut self, at: &Located, entry: &Entry, now: Now) {
+        let version = self.shared.table.version(entry);
+        let (Some(flow), Some(version)) = (self.shared.table.flow(at), version) else {
+            return;
+        };
+        if !self.core.can_announce() {
+            // It lingers, and the sweep withdraws it.
+            return self.move_on(at, *entry, Event::HostRst, now);
+        }
+        if self.shared.table.remove(entry) {
+            self.count(Counter::SessionClosed);
+            if entry.is_published()
+                && self.core.announce(Announcement::Withdraw { flow, version }).is_ok()
+            {
+                self.count(Counter::WithdrawQueued);
+            }
+        }
     }
 
     /// What a client's segment means to our session. An ICMP error means nothing to it (R9), and
@@ -662,8 +683,14 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
         match self.admission.admit(table.hash(&source_prefix(&flow)), now) {
             Ok(()) => Verdict::Park,
-            Err(Refusal::Worker) => Verdict::Drop(Counter::LookupRefusedWorker),
-            Err(Refusal::Source) => Verdict::Drop(Counter::LookupRefusedSource),
+            Err(Refusal::Worker) => {
+                self.report_refused(flow, StrayLoss::RefusedWorker, now);
+                Verdict::Drop(Counter::LookupRefusedWorker)
+            }
+            Err(Refusal::Source) => {
+                self.report_refused(flow, StrayLoss::RefusedSource, now);
+                Verdict::Drop(Counter::LookupRefusedSource)
+            }
         }
     }
 
@@ -690,10 +717,17 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 self.count(Counter::Parked);
                 if !self.ask(flow) {
                     self.parking.release(&flow);
+                    self.report_refused(flow, StrayLoss::RingFull, now);
                 }
             }
             Park::FlowFull(_) => self.count(Counter::ParkFlowFull),
-            Park::Full(_) => self.count(Counter::ParkFull),
+            Park::Full(_) => {
+                self.count(Counter::ParkFull);
+                // What waits already reports its flow.
+                if !self.parking.is_waiting(&flow) {
+                    self.report_refused(flow, StrayLoss::ParkingFull, now);
+                }
+            }
         }
     }
 
@@ -785,9 +819,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Some((entry, Kind::Local(state))) => self.advance(at, &entry, state, event, now),
             // A host resets what it does not hold: that is no session (R7).
             None if event == Event::HostRst => {
-                let is_doubted = self.is_doubted(at, now);
+                let is_doubted = !flags.contains(TcpFlags::ACK) && self.is_doubted(at, now);
                 if is_doubted {
                     self.count(Counter::RstWithheld);
+                } else {
+                    self.report_reset(at, flags, now);
                 }
                 return !is_doubted;
             }
@@ -907,8 +943,6 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let next = state.after(event);
         if next != state {
             self.move_on(at, *entry, event, now);
-        } else if state == State::Reset {
-            self.doubt_reset(entry, now);
         } else {
             self.shared.table.touch(entry, now.tick());
         }
@@ -924,10 +958,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             if next == state {
                 return self.shared.table.touch(&entry, now.tick());
             }
-            // To what comes after the client's own RST the host's answer is no repetition.
-            let passed_us = if event == Event::ClientRst { REPEATED_MS * 1000 } else { 0 };
-            let at_tick = Now::from_us(now.us.saturating_sub(passed_us)).tick();
-            if let Some(entry) = self.shared.table.transition(&entry, next, at_tick) {
+            if let Some(entry) = self.shared.table.transition(&entry, next, now.tick()) {
                 if entry.is_unpublished()
                     && !next.is_lingering()
                     && let Some(version) = self.shared.table.version(&entry)
@@ -949,8 +980,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn poll_core(&mut self, now: Now) -> bool {
         for taken in 0..ANSWERS_PER_TURN {
             match self.core.answer() {
-                Some(Answer::Resolved { flow, resolution }) => {
-                    self.resolved(&flow, resolution, now);
+                Some(Answer::Resolved { flow, resolution, dead }) => {
+                    self.resolved(&flow, resolution, dead, now);
                 }
                 Some(Answer::NotMine { flow, owner }) => self.not_mine(&flow, owner),
                 Some(Answer::OwnerDead { owner }) => self.owner_dead(owner),
@@ -964,7 +995,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// R5: the answer to a lookup.
-    fn resolved(&mut self, flow: &FlowKey, resolution: Resolution, now: Now) {
+    fn resolved(&mut self, flow: &FlowKey, resolution: Resolution, dead: Option<IpAddr>, now: Now) {
         if !self.parking.is_waiting(flow) {
             return self.count(Counter::AnswerLate);
         }
@@ -974,36 +1005,45 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             {
                 self.count(Counter::ResolvedSelf);
                 self.adopt(flow, version, now);
-                self.release(flow, Verdict::Host, now);
+                self.release(flow, Verdict::Host, StrayFate::Kept, now);
             }
             Resolution::Owner { locator, .. } if self.is_member(locator) => {
                 self.count(Counter::ResolvedOwner);
                 let Some(owner) = self.shared.table.owners().number(locator) else {
-                    return self.release(flow, Verdict::Drop(Counter::OwnersFull), now);
+                    let fate = StrayFate::Dropped(StrayLoss::OwnersFull);
+                    return self.release(flow, Verdict::Drop(Counter::OwnersFull), fate, now);
                 };
                 let redirect = Session::Redirect { owner: locator };
                 if self.install(flow, redirect, now).is_some() {
                     self.count(Counter::RedirectInstalled);
                 }
-                self.release(flow, Verdict::Tunnel(owner), now);
+                let fate = StrayFate::Tunnelled { owner: locator };
+                self.release(flow, Verdict::Tunnel(owner), fate, now);
             }
             Resolution::Owner { .. } => {
-                self.release(flow, Verdict::Drop(Counter::ResolvedStranger), now);
+                let fate = StrayFate::Dropped(StrayLoss::Stranger);
+                self.release(flow, Verdict::Drop(Counter::ResolvedStranger), fate, now);
             }
             Resolution::NotFound if self.parking.wait_for_grace(flow, now) => {
                 self.count(Counter::ResolvedAgain);
             }
-            Resolution::NotFound => {
+            Resolution::NotFound | Resolution::Orphaned => {
                 self.count(Counter::ResolvedNobody);
-                if self.is_sure(flow, now) {
+                let is_orphaned = resolution == Resolution::Orphaned;
+                if is_orphaned || self.is_sure(flow, UNKNOWN_AGAIN_MS, now) {
                     let hash = self.shared.table.hash(flow);
                     self.admission.remember_nobody(*flow, hash, now);
                 }
-                self.release(flow, Verdict::Host, now);
+                self.release(flow, Verdict::Host, StrayFate::Nobody { given_up: dead }, now);
             }
             Resolution::TimedOut => {
                 self.count(Counter::ResolvedTimedOut);
-                self.release(flow, Verdict::Drop(Counter::DroppedTimedOut), now);
+                // What comes of it next is doubted anew: whoever has it may just be out of reach.
+                let hash = self.shared.table.hash(flow);
+                self.shared.table.unknown().note(hash, now.tick());
+                let fate =
+                    StrayFate::Dropped(dead.map_or(StrayLoss::TimedOut, StrayLoss::OwnerDead));
+                self.release(flow, Verdict::Drop(Counter::DroppedTimedOut), fate, now);
             }
         }
     }
@@ -1031,18 +1071,23 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// Lets a flow's parked packets go: where the table says by now, else by `otherwise`.
-    fn release(&mut self, flow: &FlowKey, otherwise: Verdict, now: Now) {
+    /// Lets a flow's parked packets go: where the table says by now, else by `otherwise`, whose fate
+    /// comes with it.
+    fn release(&mut self, flow: &FlowKey, otherwise: Verdict, fate: StrayFate, now: Now) {
         let Some(at) = self.shared.table.locate_flow(flow) else {
             return;
         };
-        let verdict = match self.shared.table.find(&at).map(|entry| entry.kind()) {
-            Some(Kind::Local(_)) => Verdict::Host,
-            Some(Kind::Redirect(owner)) => Verdict::Tunnel(owner),
-            None => otherwise,
+        let Some(mut waiting) = self.parking.release(flow) else {
+            return;
         };
+        let (verdict, fate) = match self.shared.table.find(&at).map(|entry| entry.kind()) {
+            Some(Kind::Local(_)) => (Verdict::Host, StrayFate::Kept),
+            Some(Kind::Redirect(owner)) => (Verdict::Tunnel(owner), self.fate_of(owner, fate)),
+            None => (otherwise, fate),
+        };
+        let (parked, sent_before) = (waiting.frames.len(), self.counters.get(Counter::TunnelSent));
         let mut ends = false;
-        for frame in self.parking.release(flow).into_iter().flatten() {
+        for frame in waiting.frames.drain(..) {
             let headers = match self.shared.settings.classifier.read_uplink(frame.data()) {
                 FromUplink::Segment(segment) | FromUplink::IcmpError(segment) => {
                     ends |= segment.flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) != 0;
@@ -1066,6 +1111,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             let arrival = Arrival { at, flags: TcpFlags(0), headers, way: Way::Direct };
             self.act(verdict, frame, &arrival, now);
         }
+        let sent = self.counters.get(Counter::TunnelSent) - sent_before;
+        self.report_released(*flow, &waiting, fate, (parked as u64, sent), now);
         if ends
             && let Some(entry) = self.shared.table.find(&at)
             && matches!(entry.kind(), Kind::Redirect(_))
@@ -1154,10 +1201,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             let mut due = ArrayVec::<_, PARKED_DUE_MAX>::new();
             self.parking.due(now, &mut due);
             for due in due {
-                self.parking_due(due);
+                self.parking_due(due, now);
             }
         }
         self.expire_fragments(now);
+        self.set_gauges(now);
         self.drop_orphans();
         let mut due = ArrayVec::new();
         self.sweep.slice(&self.shared.table, now.tick(), &mut due);
@@ -1166,15 +1214,33 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    fn parking_due(&mut self, due: parking::Due) {
+    /// How much there is of what is bounded, for `show limits`.
+    fn set_gauges(&self, now: Now) {
+        let (resolves, announcements) = self.core.queued();
+        let (datagrams, waiting) = self.fragments.len();
+        for (gauge, value) in [
+            (Gauge::Parked, self.parking.packets()),
+            (Gauge::ResolvesQueued, resolves),
+            (Gauge::AnnouncementsQueued, announcements),
+            (Gauge::FragmentsWaiting, waiting),
+            (Gauge::FragmentDatagrams, datagrams),
+            (Gauge::AdmissionUsed, self.admission.used(now)),
+        ] {
+            self.counters.set_gauge(gauge, value);
+        }
+    }
+
+    fn parking_due(&mut self, due: parking::Due, now: Now) {
         match due {
             parking::Due::AskAgain(flow) => {
                 // If the ring is full the packets wait for their deadline.
                 self.ask(flow);
             }
             parking::Due::Expired(flow) => {
-                let frames = self.parking.release(&flow).map_or(0, |frames| frames.len());
-                self.counters.add(Counter::ParkExpired, frames as u64);
+                if let Some(waiting) = self.parking.release(&flow) {
+                    self.counters.add(Counter::ParkExpired, waiting.frames.len() as u64);
+                    self.report_expired(flow, &waiting, now);
+                }
             }
         }
     }

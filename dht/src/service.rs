@@ -12,22 +12,22 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{
     Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
 };
 use std::time::{Duration, Instant};
 
-use holdfast_handoff::{Clock, CoreEnd, Doorbell, unix_us};
+use holdfast_handoff::{Announcement, Clock, CoreEnd, Doorbell, Version, unix_us};
 use holdfast_net::FlowKey;
 use mio::net::UdpSocket;
 use mio::{Events, Poll, Token, Waker};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use thiserror::Error;
 
-use crate::auth::{Keys, Opener, Refusal, Sealer};
+use crate::auth::{Keys, Opener, Refusal, SENDERS_MAX, Sealer};
 use crate::config::{Config, ConfigError};
-use crate::node::{AbsentPeer, Action, Event, LookupReport, Node, Peer};
+use crate::node::{AbsentPeer, Action, Event, Limit, LookupReport, Node, Peer, Routing};
 use crate::stats::{Counter, Counters, LookupRecord, Stats};
 
 use socket::{BATCH, ControlSocket, SocketInode};
@@ -103,6 +103,8 @@ pub struct Handle {
     commands: SyncSender<Command>,
     doorbell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
+    /// Written by the service, a count a turn.
+    turns: Arc<AtomicU64>,
     socket: Option<SocketInode>,
 }
 
@@ -126,6 +128,9 @@ enum Command {
     Lookup(FlowKey, SyncSender<LookupReport>),
     Stats(SyncSender<Stats>),
     RecentLookups(usize, SyncSender<Vec<LookupRecord>>),
+    Routing(usize, SyncSender<Routing>),
+    Limits(SyncSender<Vec<Limit>>),
+    Withdraw { flow: FlowKey, version: Version, reply: SyncSender<()> },
 }
 
 impl Handle {
@@ -167,6 +172,39 @@ impl Handle {
         self.ask(|reply| Command::RecentLookups(limit, reply))
     }
 
+    /// Turns of the service since its start. It turns ten times a second and more, also when there
+    /// is nothing to do: a count that stays the same for longer is that of a service that hangs.
+    /// Never waits.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// The routing table, with at most `contacts_max` contacts in all.
+    ///
+    /// # Errors
+    /// [`HandleError`].
+    pub fn routing(&self, contacts_max: usize) -> Result<Routing, HandleError> {
+        self.ask(|reply| Command::Routing(contacts_max, reply))
+    }
+
+    /// The limits of the node and its service.
+    ///
+    /// # Errors
+    /// [`HandleError`].
+    pub fn limits(&self) -> Result<Vec<Limit>, HandleError> {
+        self.ask(Command::Limits)
+    }
+
+    /// Withdraws the record of a session that the operator has deleted, as a worker does of one
+    /// that has ended (R8).
+    ///
+    /// # Errors
+    /// [`HandleError`].
+    pub fn withdraw(&self, flow: FlowKey, version: Version) -> Result<(), HandleError> {
+        self.ask(|reply| Command::Withdraw { flow, version, reply })
+    }
+
     /// Makes [`Service::run`] return soon.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
@@ -206,6 +244,7 @@ impl Service {
             commands: sender,
             doorbell: doorbell.clone(),
             stop: Arc::new(AtomicBool::new(false)),
+            turns: Arc::default(),
             socket: SocketInode::of(&socket).ok(),
         };
         Ok(Service { config, keys, clock, poll, socket, doorbell, handle, commands })
@@ -263,7 +302,7 @@ impl Service {
             next_token: 0,
             counters: Counters::default(),
         };
-        core.run(&self.doorbell, &self.handle.stop)
+        core.run(&self.doorbell, &self.handle.stop, &self.handle.turns)
     }
 }
 
@@ -295,11 +334,17 @@ struct Local {
 }
 
 impl Core {
-    fn run(mut self, doorbell: &Doorbell, stop: &AtomicBool) -> Result<(), Error> {
+    fn run(
+        mut self,
+        doorbell: &Doorbell,
+        stop: &AtomicBool,
+        turns: &AtomicU64,
+    ) -> Result<(), Error> {
         // The kernel may end a sleep this much late, 50 µs by default; a hedge waits for 500 µs.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut events = Events::with_capacity(8);
         while !stop.load(Ordering::Acquire) {
+            turns.fetch_add(1, Ordering::Relaxed);
             if self.turn() {
                 continue;
             }
@@ -479,6 +524,16 @@ impl Core {
             Command::RecentLookups(limit, reply) => {
                 let _ = reply.try_send(self.node.recent_lookups(limit));
             }
+            Command::Routing(contacts_max, reply) => {
+                let _ = reply.try_send(self.node.routing(contacts_max));
+            }
+            Command::Limits(reply) => {
+                let _ = reply.try_send(self.limits());
+            }
+            Command::Withdraw { flow, version, reply } => {
+                self.handle(Event::Announcement(Announcement::Withdraw { flow, version }));
+                let _ = reply.try_send(());
+            }
             Command::Lookup(flow, reply) => {
                 let token = self.next_token;
                 self.next_token += 1;
@@ -486,6 +541,21 @@ impl Core {
                 self.handle(Event::Survey { token, flow });
             }
         }
+    }
+
+    /// The node's limits, and those of what is around it.
+    fn limits(&self) -> Vec<Limit> {
+        let (senders, _) = self.opener.senders();
+        let limit =
+            |name, value: usize, used, hits| Limit { name, value: value as u64, used, hits };
+        let mut limits = self.node.limits();
+        limits.extend([limit(
+            "senders",
+            SENDERS_MAX,
+            Some(senders as u64),
+            &[Counter::SendersForgotten],
+        )]);
+        limits
     }
 
     /// Tells the node of an event and does what it wants done.

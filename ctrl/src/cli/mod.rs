@@ -2,6 +2,8 @@
 //! daemon answers.
 
 mod drain;
+mod explain;
+mod incidents;
 mod lookup;
 mod sessions;
 mod show;
@@ -17,8 +19,9 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::client::{self, AskError, StreamLine};
+use crate::doctor::Doctor;
 use crate::protocol::{AnswerError, Request, StreamReply};
-use crate::show::missed;
+use crate::show::{missed, stream_end};
 
 const EXIT_CODES: &str = "Exit status: 0 done, 1 the daemon refused or was not understood, \
                           2 wrong usage, 3 the daemon cannot be reached, 4 `drain --wait` \
@@ -39,7 +42,13 @@ enum Verb {
     /// Show what the daemon knows.
     #[command(subcommand)]
     Show(show::Show),
+    /// List, count, watch and delete sessions.
+    #[command(subcommand)]
+    Sessions(sessions::Sessions),
     Lookup(lookup::Lookup),
+    Doctor(Doctor),
+    Incidents(incidents::Incidents),
+    Explain(explain::Explain),
     Drain(drain::Drain),
     Undrain(drain::Undrain),
 }
@@ -69,6 +78,9 @@ pub enum Failure {
     /// It cannot be printed.
     #[error(transparent)]
     Print(#[from] io::Error),
+    /// The command line asks for what is not done so.
+    #[error("{0}")]
+    Usage(String),
     /// The drain that is waited for is not ordered any more.
     #[error(
         "the server is not to be drained any more: another undrain, or a restart, came between"
@@ -85,6 +97,7 @@ impl Failure {
         match self {
             Failure::Print(error) if error.kind() == ErrorKind::BrokenPipe => 0,
             Failure::Ask(AskError::Answer(_)) | Failure::Print(_) | Failure::Undrained => 1,
+            Failure::Usage(_) => 2,
             Failure::Ask(AskError::Unreachable { .. }) => 3,
             Failure::SessionsLeft(_) => 4,
         }
@@ -97,7 +110,11 @@ impl Cli {
         let daemon = &self.daemon;
         let outcome = match &self.verb {
             Verb::Show(show) => show.run(daemon),
+            Verb::Sessions(sessions) => sessions.run(daemon),
             Verb::Lookup(lookup) => lookup.run(daemon),
+            Verb::Doctor(doctor) => return doctor.run(daemon.json),
+            Verb::Incidents(incidents) => incidents.run(daemon),
+            Verb::Explain(explain) => explain.run(daemon),
             Verb::Drain(drain) => drain.run(daemon),
             Verb::Undrain(undrain) => undrain.run(daemon),
         };
@@ -114,6 +131,14 @@ impl Cli {
 }
 
 impl Daemon {
+    /// Asks; gives the answer.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Failure> {
+        Ok(understood(client::ask(&self.socket, request)?)?)
+    }
+
     /// Asks, and prints the answer: as it is with `--json`, else as `text` puts it.
     ///
     /// # Errors
@@ -126,14 +151,6 @@ impl Daemon {
         let answer = client::ask(&self.socket, request)?;
         let text = if self.json { format!("{answer}\n") } else { text(&understood(answer)?) };
         print(&text)
-    }
-
-    /// Asks, and prints nothing.
-    ///
-    /// # Errors
-    /// When there is no answer.
-    pub fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Failure> {
-        Ok(understood(client::ask(&self.socket, request)?)?)
     }
 
     /// Prints a reply: as it is with `--json`, else as `text` puts it.
@@ -151,8 +168,21 @@ impl Daemon {
         }
     }
 
-    /// Asks for a stream and prints its items as they come: each on a line of JSON with `--json`,
-    /// else as `text` puts it. Gives what its last line says.
+    /// Says how a stream ended: for people on the standard error, as its items may go to a file.
+    ///
+    /// # Errors
+    /// When it cannot be printed.
+    pub fn end(&self, reply: &StreamReply) -> Result<(), Failure> {
+        if self.json {
+            return print(&format!("{}\n", serde_json::json!({ "ok": reply })));
+        }
+        // With no standard error there is nobody to tell.
+        let _ = write!(io::stderr(), "{}", stream_end(reply));
+        Ok(())
+    }
+
+    /// Asks for a stream and prints its items as they come: the daemon's lines with `--json`, else
+    /// as `text` puts them. Gives what its last line says.
     ///
     /// # Errors
     /// When there is no answer, or it cannot be printed.
@@ -164,7 +194,7 @@ impl Daemon {
         let mut stream = client::stream(&self.socket, request)?;
         loop {
             match stream.next()? {
-                StreamLine::Item(item) if self.json => print(&format!("{item}\n"))?,
+                StreamLine::Item(item) if self.json => print(&format!("{{\"item\":{item}}}\n"))?,
                 StreamLine::Item(item) => print(&text(&understood(item)?))?,
                 StreamLine::Missed(count) if self.json => {
                     print(&format!("{{\"missed\":{count}}}\n"))?;

@@ -10,8 +10,8 @@ use holdfast_dpdk::{self as dpdk, Port};
 use super::{Commands, as_u64, unavailable};
 use crate::appliance::Appliance;
 use crate::protocol::{
-    Counters, DhtStats, Distribution, ErrorCode, PortStats, ProtocolError, StatsReply,
-    VersionReply, WorkerStats,
+    ControlStats, Counters, DhtStats, Distribution, ErrorCode, PortStats, ProtocolError,
+    StatsReply, VersionReply, WorkerStats,
 };
 
 impl Commands {
@@ -25,7 +25,14 @@ impl Commands {
         }
     }
 
-    pub(super) fn stats(&self) -> Result<StatsReply, ProtocolError> {
+    fn control(&self) -> ControlStats {
+        let mut stats = self.appliance.control.stats();
+        let (_, _, lost) = self.appliance.table.changes().usage();
+        stats.counters.insert("changes_lost".to_owned(), lost);
+        stats
+    }
+
+    pub(crate) fn stats(&self) -> Result<StatsReply, ProtocolError> {
         let Appliance { config, counters, table, kernel_check, ports, dht, .. } = &*self.appliance;
         let gauges = table.gauges();
         let table = [
@@ -54,8 +61,9 @@ impl Commands {
             table: table.map(|(name, value)| (name.to_owned(), value)).into(),
             kernel_check: kernel_check.stats(),
             health: self.health_stats(),
-            control: self.appliance.control.stats(),
+            control: self.control(),
             dht: dht_stats(&dht.stats().map_err(unavailable)?),
+            incidents: self.appliance.incidents.stats(),
         })
     }
 }
@@ -138,7 +146,7 @@ fn dht_gauges(gauges: dht::Gauges) -> Counters {
     gauges.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
-fn dht_stats(stats: &dht::Stats) -> DhtStats {
+pub(crate) fn dht_stats(stats: &dht::Stats) -> DhtStats {
     let distributions = [
         ("setting_time_us", &stats.setting_time_us),
         ("lookup_time_us", &stats.lookup_time_found_us),
@@ -157,7 +165,7 @@ fn dht_stats(stats: &dht::Stats) -> DhtStats {
     }
 }
 
-fn distribution(times: &dht::Distribution) -> Distribution {
+pub(crate) fn distribution(times: &dht::Distribution) -> Distribution {
     Distribution {
         count: times.count,
         min: times.min,

@@ -59,14 +59,48 @@ fn the_examples_are_valid_and_the_full_one_shows_the_defaults() {
     assert_eq!(full.host_port.mac.take().unwrap().to_string(), "02:00:00:00:00:01");
     assert_eq!(full.dht.bootstrap, ["10.0.0.2:7000".parse().unwrap()]);
     full.dht.bootstrap.clear();
+    assert_eq!(
+        full.incidents.journal.take().unwrap(),
+        Path::new("/var/lib/holdfast/incidents.jsonl")
+    );
+    assert_eq!(full.metrics.listen.take().unwrap().to_string(), "127.0.0.1:9464");
     let check = full.checks.remove(0);
     assert_eq!(check.service, check.target);
     let host = "www.example.org".to_owned();
     assert_eq!(check.kind, CheckKind::Http { path: "/".to_owned(), status: 200, host });
     let root = Group { name: "root".to_owned(), id: 0 };
     assert_eq!(full.node.control_group.take(), Some(root));
+    full.cluster.key_file.clone_from(&minimal.cluster.key_file);
     assert_eq!(full, minimal);
     assert!(minimal.warnings.is_empty(), "{:?}", minimal.warnings);
+}
+
+/// What is shown makes the same configuration, has every key, and does not have the secrets.
+#[test]
+fn what_is_shown_is_the_configuration() {
+    let directory = key_file(&"0f".repeat(32), 0o640);
+    for text in [minimal(), full(&directory)] {
+        let config = Config::parse("c.toml", &text).unwrap();
+        let shown = config.shown();
+        assert_eq!(shown["cluster"]["keys"], serde_json::json!({"sealing": 0, "opening": null}));
+        let reply = crate::protocol::ConfigReply { config: shown, warnings: Vec::new() };
+        let text = crate::show::config(&reply);
+        assert!(!text.contains("0f0f"), "{text}");
+        assert!(text.contains("# key 0 seals"), "{text}");
+        let (mut again, known) =
+            read("shown.toml", &text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        again.warnings.clone_from(&config.warnings);
+        assert_eq!(again, config, "{text}");
+        let table: toml::Table = toml::from_str(&text).unwrap();
+        for Known { key, default, .. } in known {
+            let (section, name) = key.split_once('.').unwrap();
+            let there = match section.strip_suffix("[0]") {
+                Some(section) => table[section][0].get(name).is_some(),
+                None => table[section].get(name).is_some(),
+            };
+            assert!(there || default.is_none(), "{key} is not shown");
+        }
+    }
 }
 
 #[test]
@@ -389,6 +423,19 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "[uplink]\nrx_descriptors = 1000",
         "uplink.rx_descriptors = 1000: expected a power of two",
     ),
+    ("", "[incidents]\nflows = 0", "incidents.flows = 0: expected a whole number from 1 to 10000"),
+    (
+        "",
+        "[incidents]\njournal = \"incidents.jsonl\"",
+        "incidents.journal = \"incidents.jsonl\": expected an absolute path",
+    ),
+    (
+        "",
+        "[metrics]\nlisten = \"0.0.0.0:9464\"",
+        "metrics.listen = \"0.0.0.0:9464\": expected ADDRESS:PORT with one address of this server",
+    ),
+    ("", "[metrics]\nlisten = \"[::]:9464\"", "metrics.listen = \"[::]:9464\": expected ADDRESS"),
+    ("", "[metrics]\nlisten = 9464", "metrics.listen = 9464: expected ADDRESS:PORT"),
     (
         "",
         "[[check]]\nservice = \"192.168.0.1\"",

@@ -68,7 +68,7 @@ impl Server for Appliance {
     }
 
     fn has_carrier(&self) -> bool {
-        self.ports.has_carrier()
+        self.ports.is_uplink_up()
     }
 
     fn sessions_left(&self) -> u64 {

@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use humantime_serde::re::humantime::parse_duration;
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::Counters;
 
 /// Where a prefix stands; `docs/guide/announce.md` draws how it gets there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthState {
     /// The kernel's sockets are being read (R7).
@@ -71,7 +74,7 @@ impl fmt::Display for HealthState {
 }
 
 /// How new sessions are sent elsewhere while those that are there go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DrainMode {
     /// The routes say that they will be gone soon (RFC 8326): whoever has another one takes that.
@@ -90,14 +93,16 @@ impl fmt::Display for DrainMode {
     }
 }
 
-/// How long a drain may take: at most a day; in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u64")]
+/// Longest time that a drain can be given, in milliseconds: a day.
+pub const DRAIN_MS_MAX: u64 = 86_400_000;
+
+/// How long a drain may take, 0 to [`DRAIN_MS_MAX`] milliseconds: ten minutes unless said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "u64", into = "u64")]
+#[schemars(extend("minimum" = 0, "maximum" = DRAIN_MS_MAX))]
 pub struct DrainTimeout(u64);
 
 impl DrainTimeout {
-    const MAX_MS: u64 = 24 * 60 * 60 * 1000;
-
     /// The time.
     #[must_use]
     pub const fn get(self) -> Duration {
@@ -121,7 +126,13 @@ impl TryFrom<u64> for DrainTimeout {
     type Error = DrainTimeoutError;
 
     fn try_from(ms: u64) -> Result<DrainTimeout, DrainTimeoutError> {
-        if ms <= DrainTimeout::MAX_MS { Ok(DrainTimeout(ms)) } else { Err(DrainTimeoutError) }
+        if ms <= DRAIN_MS_MAX { Ok(DrainTimeout(ms)) } else { Err(DrainTimeoutError) }
+    }
+}
+
+impl From<DrainTimeout> for u64 {
+    fn from(timeout: DrainTimeout) -> u64 {
+        timeout.0
     }
 }
 
@@ -135,7 +146,7 @@ impl FromStr for DrainTimeout {
 }
 
 /// What the daemon knows of this server's health.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HealthReply {
     /// The server's state: its prefixes'; where they differ, that of the one that is worse off.
     pub state: HealthState,
@@ -154,9 +165,10 @@ pub struct HealthReply {
 }
 
 /// A prefix.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PrefixReport {
     /// The prefix.
+    #[schemars(with = "String")]
     pub prefix: IpNet,
     /// Where it stands.
     pub state: HealthState,
@@ -170,11 +182,13 @@ pub struct PrefixReport {
 }
 
 /// The check of a service.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CheckReport {
     /// The service.
+    #[schemars(with = "String")]
     pub service: SocketAddr,
     /// Where to the check connects.
+    #[schemars(with = "String")]
     pub target: SocketAddr,
     /// `tcp` or `http`.
     pub kind: String,
@@ -195,7 +209,7 @@ pub struct CheckReport {
 }
 
 /// An order to drain.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainReport {
     /// How new sessions are sent elsewhere.
     pub mode: DrainMode,
@@ -208,7 +222,7 @@ pub struct DrainReport {
 }
 
 /// Who announces.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AnnouncerReport {
     /// `none`, `frr` or `exabgp`.
     pub kind: String,
@@ -219,7 +233,7 @@ pub struct AnnouncerReport {
 }
 
 /// Counters and gauges of the health checks, of announcing and of drain.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct HealthStats {
     /// Since the daemon's start.
     pub counters: Counters,

@@ -65,28 +65,24 @@ fn prefixes(reply: &HealthReply) -> String {
     table.render()
 }
 
-pub(super) fn checks(checks: &[CheckReport]) -> String {
-    let head = [
-        "CHECK", "SERVICE", "TARGET", "STATE", "SINCE", "CHECKS", "FAILED", "CHANGES", "LAST",
-        "TROUBLE",
-    ];
-    let mut table = Table::new(&head, &[5, 6, 7]);
+fn checks(checks: &[CheckReport]) -> String {
+    let head = ["CHECK", "SERVICE", "STATE", "SINCE", "CHECKS", "FAILED", "LAST", "TROUBLE"];
+    let mut table = Table::new(&head, &[4, 5]);
     for check in checks {
-        let own = check.target == check.service;
+        let is_own = check.target == check.service;
+        let port = if is_own { String::new() } else { format!(" :{}", check.target.port()) };
+        let state = match check.up {
+            None => NONE,
+            Some(true) => "up",
+            Some(false) => "DOWN",
+        };
         table.row(vec![
-            check.kind.clone(),
+            format!("{}{port}", check.kind),
             check.service.to_string(),
-            if own { NONE.to_owned() } else { check.target.to_string() },
-            match check.up {
-                None => NONE,
-                Some(true) => "up",
-                Some(false) => "DOWN",
-            }
-            .to_owned(),
+            state.to_owned(),
             check.since_ms.map_or_else(|| NONE.to_owned(), millis),
             check.checks.to_string(),
             check.failures.to_string(),
-            check.changes.to_string(),
             micros(check.duration_us),
             check.trouble.clone().unwrap_or_else(|| NONE.to_owned()),
         ]);

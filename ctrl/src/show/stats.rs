@@ -43,6 +43,9 @@ pub fn stats(reply: &StatsReply, all: bool) -> String {
     text += &worker_counters(reply, all, &mut hidden);
     text += "\nDHT\n";
     text += &numbers(&reply.dht.gauges, &reply.dht.counters, all, &mut hidden);
+    text += "\nINCIDENTS\n";
+    let of_strays = super::incidents::numbers(&reply.incidents);
+    text += &numbers(&Counters::new(), &of_strays, all, &mut hidden);
     text += "\nCONTROL SOCKET\n";
     let ControlStats { gauges, counters, requests } = &reply.control;
     text += &numbers(&of_now(gauges), counters, all, &mut hidden);
@@ -61,32 +64,24 @@ fn of_now(gauges: &Counters) -> Counters {
     gauges.iter().map(|(name, value)| (format!("{name} now"), *value)).collect()
 }
 
+/// The devices, and what went through them in packets.
 fn ports(ports: &[PortStats]) -> String {
-    let mut table = Table::new(
-        &[
-            "ROLE",
-            "NAME",
-            "DRIVER",
-            "MAC",
-            "LINK",
-            "MTU",
-            "RX PACKETS",
-            "MISSED",
-            "ERRORS",
-            "NO MBUF",
-            "TX PACKETS",
-            "ERRORS",
-        ],
-        &[5, 6, 7, 8, 9, 10, 11],
-    );
+    let mut devices = Table::new(&["ROLE", "NAME", "DRIVER", "MAC", "LINK", "MTU"], &[5]);
+    let head =
+        ["ROLE", "NAME", "RX PACKETS", "MISSED", "ERRORS", "NO MBUF", "TX PACKETS", "ERRORS"];
+    let mut packets = Table::new(&head, &[2, 3, 4, 5, 6, 7]);
     for port in ports {
-        table.row(vec![
+        devices.row(vec![
             port.role.clone(),
             port.name.clone(),
             port.driver.clone(),
             port.mac.clone(),
             if port.link_up { "up" } else { "DOWN" }.to_owned(),
             port.mtu.to_string(),
+        ]);
+        packets.row(vec![
+            port.role.clone(),
+            port.name.clone(),
             port.rx_packets.to_string(),
             port.rx_missed.to_string(),
             port.rx_errors.to_string(),
@@ -95,7 +90,7 @@ fn ports(ports: &[PortStats]) -> String {
             port.tx_errors.to_string(),
         ]);
     }
-    table.render()
+    format!("{}\n{}", devices.render(), packets.render())
 }
 
 /// Gauges, all of them, and counters, which are left out at 0 unless `all`.

@@ -2,17 +2,20 @@
 //! a full ring is an answer, and the caller counts it.
 //!
 //! Each worker has three bounded single-producer single-consumer rings of its own to the core:
-//! lookups, which packets wait for, are never queued behind announcements.
+//! lookups, which packets wait for, are never queued behind announcements. A fourth one goes to the
+//! ledger of incidents.
 //!
 //! ```text
 //!            Resolve      ─────────────►
 //!   worker   Announcement ─────────────►   DHT core
 //!            Answer       ◄─────────────
+//!            StrayReport  ─────────────►   ledger
 //! ```
 #![forbid(unsafe_code)]
 
 mod clock;
 mod doorbell;
+mod strays;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +25,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 
 pub use clock::{Clock, Version, unix_us};
 pub use doorbell::Doorbell;
+pub use strays::{StrayFate, StrayLoss, StrayReport, StrayReporter, StrayReports, stray_reports};
 
 /// A worker asks who owns a flow. Answered by exactly one [`Answer::Resolved`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +83,10 @@ pub enum Resolution {
         /// Version of the record.
         version: Version,
     },
-    /// Nobody: enough replicas said so.
+    /// Nobody, as enough replicas say. A record may be on its way to them.
     NotFound,
+    /// Nobody any more: its owner has died for good (R13).
+    Orphaned,
     /// Too few replicas answered in time to say anything, or the owner is dead and may be back soon.
     TimedOut,
 }
@@ -94,6 +100,8 @@ pub enum Answer {
         flow: FlowKey,
         /// Who owns it.
         resolution: Resolution,
+        /// The server whose death is why nobody owns it, or why nothing can be said (R13).
+        dead: Option<IpAddr>,
     },
     /// `owner` says that it does not hold the flow: drop a redirect to it.
     NotMine {
@@ -202,6 +210,14 @@ impl WorkerEnd {
         !self.announcements.is_full()
     }
 
+    /// Lookups and announcements that wait for the core to take them.
+    #[must_use]
+    pub fn queued(&self) -> (usize, usize) {
+        let resolves = self.resolves.buffer().capacity() - self.resolves.slots();
+        let announcements = self.announcements.buffer().capacity() - self.announcements.slots();
+        (resolves, announcements)
+    }
+
     /// The next answer, if there is one.
     pub fn answer(&mut self) -> Option<Answer> {
         self.answers.pop().ok()
@@ -229,13 +245,15 @@ mod tests {
         let resolve = Resolve { flow, asked_at_unix_us: 1 };
         assert_eq!(worker.resolve(resolve), Ok(()));
         assert_eq!(worker.resolve(resolve), Err(Full));
+        assert_eq!(worker.queued(), (1, 0));
         let publish = Announcement::Publish { flow, version: Version(1) };
         assert!(worker.can_announce());
         assert_eq!(worker.announce(publish), Ok(()));
         assert!(!worker.can_announce());
         assert_eq!(worker.announce(publish), Err(Full));
         assert_eq!(core.resolves.pop(), Ok(resolve));
-        let answer = Answer::Resolved { flow, resolution: Resolution::NotFound };
+        assert_eq!(worker.queued(), (0, 1));
+        let answer = Answer::Resolved { flow, resolution: Resolution::NotFound, dead: None };
         core.answers.push(answer).expect("room for every answer");
         assert_eq!(worker.answer(), Some(answer));
         assert_eq!(worker.answer(), None);

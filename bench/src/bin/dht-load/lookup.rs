@@ -196,7 +196,7 @@ impl Load<'_> {
     fn take(&mut self, index: usize, server: &mut Server, now_us: u32) -> u64 {
         let mut answers = 0;
         while let Some(answer) = server.worker.answer() {
-            if let Answer::Resolved { flow, resolution } = answer {
+            if let Answer::Resolved { flow, resolution, .. } = answer {
                 answers += 1;
                 self.check(index, flow, resolution, now_us);
             }
@@ -224,7 +224,7 @@ impl Load<'_> {
                     self.complain(flow, resolution, "has another owner or version");
                 }
             }
-            Resolution::NotFound => {
+            Resolution::NotFound | Resolution::Orphaned => {
                 self.tally.not_found += 1;
                 if self.expect == Expect::Owner {
                     self.complain(flow, resolution, "is published");
@@ -292,7 +292,7 @@ pub fn idle_gets(cluster: &mut Cluster, sessions: &Sessions, count: u64) -> Resu
         report::record(&mut load.latency, started.elapsed());
         match resolution {
             Resolution::Owner { .. } => load.found += 1,
-            Resolution::NotFound => load.not_found += 1,
+            Resolution::NotFound | Resolution::Orphaned => load.not_found += 1,
             Resolution::TimedOut => load.timed_out += 1,
         }
         if resolution != right && resolution != Resolution::TimedOut {
@@ -311,7 +311,7 @@ fn resolve(server: &mut Server, flow: FlowKey, started: Instant) -> Result<Optio
     server.worker.ring_doorbell();
     while started.elapsed() < PATIENCE {
         match server.worker.answer() {
-            Some(Answer::Resolved { flow: answered, resolution }) if answered == flow => {
+            Some(Answer::Resolved { flow: answered, resolution, .. }) if answered == flow => {
                 return Ok(Some(resolution));
             }
             Some(_) => {}
