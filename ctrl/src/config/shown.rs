@@ -67,10 +67,13 @@ impl Config {
             ("cluster", shown_cluster(cluster)),
             ("incidents", shown_incidents(incidents)),
             ("metrics", shown_metrics(metrics)),
-            ("check", checks.iter().map(shown_check).collect()),
             ("announce", shown_announce(announce)),
         ] {
             shown.insert(name.to_owned(), section);
+        }
+        // Without one there is no such table.
+        if !checks.is_empty() {
+            shown.insert("check".to_owned(), checks.iter().map(shown_check).collect());
         }
         shown
     }
@@ -98,25 +101,26 @@ fn shown_check(check: &Check) -> Value {
 fn shown_announce(announce: &Announce) -> Value {
     let Announce { announcer, prefixes, timeout, refresh, publish_within, settle, state_directory } =
         announce;
-    let mut shown = json!({
+    let (command, pipe, bgp_instance) = match announcer {
+        Announcer::None => (&[][..], String::new(), ""),
+        Announcer::Frr { command, bgp_instance } => {
+            (&command[..], String::new(), &bgp_instance[..])
+        }
+        Announcer::ExaBgp(Lines::Pipe(pipe)) => (&[][..], pipe.display().to_string(), ""),
+        Announcer::ExaBgp(Lines::Command(command)) => (&command[..], String::new(), ""),
+    };
+    json!({
         "announcer": announcer.name(),
         "prefixes": texts(prefixes),
+        "command": command,
+        "pipe": pipe,
+        "bgp_instance": bgp_instance,
         "timeout": time(*timeout),
         "refresh": time(*refresh),
         "publish_within": time(*publish_within),
         "settle": time(*settle),
         "state_directory": text(&state_directory.display()),
-    });
-    match announcer {
-        Announcer::None => {}
-        Announcer::Frr { command, bgp_instance } => {
-            shown["command"] = texts(command);
-            shown["bgp_instance"] = text(bgp_instance);
-        }
-        Announcer::ExaBgp(Lines::Pipe(pipe)) => shown["pipe"] = text(&pipe.display()),
-        Announcer::ExaBgp(Lines::Command(command)) => shown["command"] = texts(command),
-    }
-    shown
+    })
 }
 
 fn shown_node(node: &Node) -> Value {

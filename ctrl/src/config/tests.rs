@@ -79,7 +79,11 @@ fn the_examples_are_valid_and_the_full_one_shows_the_defaults() {
 #[test]
 fn what_is_shown_is_the_configuration() {
     let directory = key_file(&"0f".repeat(32), 0o640);
-    for text in [minimal(), full(&directory)] {
+    let frr = "[announce]\nannouncer = \"frr\"\nbgp_instance = \"65001\"";
+    let pipe = "[announce]\nannouncer = \"exabgp\"\npipe = \"/run/exabgp.in\"";
+    let command = "[announce]\nannouncer = \"exabgp\"\ncommand = [\"tee\", \"-a\", \"/x\"]";
+    let announcing = [frr, pipe, command].map(|announce| minimal() + announce);
+    for text in [minimal(), full(&directory)].into_iter().chain(announcing) {
         let config = Config::parse("c.toml", &text).unwrap();
         let shown = config.shown();
         assert_eq!(shown["cluster"]["keys"], serde_json::json!({"sealing": 0, "opening": null}));

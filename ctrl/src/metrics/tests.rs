@@ -165,6 +165,15 @@ fn says_what_show_stats_says() {
     }
     is("holdfast_kernel_check_held", 9.0);
     is("holdfast_kernel_check_duration_seconds", 1.5);
+    for (name, value) in &stats.health.counters {
+        if !name.starts_with("health_") {
+            is(&format!("holdfast_health_{name}_total"), *value as f64);
+        }
+    }
+    is("holdfast_health_sessions_left", 412.0);
+    is("holdfast_check_up{service=\"192.168.0.1:80\",kind=\"tcp\"}", 0.0);
+    is("holdfast_checks_total{service=\"192.168.0.1:80\",kind=\"tcp\"}", 7.0);
+    is("holdfast_check_failures_total{service=\"192.168.0.1:80\",kind=\"tcp\"}", 5.0);
     is("holdfast_uptime_seconds", 12.345);
     is("holdfast_port_receive_bytes_total{port=\"uplink\",device=\"0000:3b:02.0\"}", 77.0);
     is("holdfast_port_speed_bytes_per_second{port=\"uplink\",device=\"0000:3b:02.0\"}", 3.125e9);
@@ -254,6 +263,7 @@ fn every_part_of_show_stats_is_known_here() {
         "control",
         "dht",
         "dpdk_version",
+        "health",
         "incidents",
         "kernel_check",
         "locator",

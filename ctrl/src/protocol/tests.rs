@@ -101,7 +101,7 @@ fn these_commands_change_something_and_all_others_only_read() {
         .filter(|(_, access)| *access == Access::Change)
         .map(|(name, _)| *name)
         .collect();
-    assert_eq!(changing, ["sessions_delete"]);
+    assert_eq!(changing, ["sessions_delete", "drain", "undrain"]);
     for request in requests() {
         let is_change = changing.contains(&request.command());
         assert_eq!(request.access() == Access::Change, is_change, "{request:?}");
