@@ -34,6 +34,7 @@ fn minimal() -> String {
 }
 
 /// What the minimal example says, for tests elsewhere.
+#[cfg(feature = "daemon")]
 pub(crate) fn minimal_config() -> Config {
     Config::parse("minimal.toml", &minimal()).unwrap()
 }
