@@ -257,6 +257,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn r7_sessions_of_a_server_with_itself_are_nobodys() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let service = listener.local_addr().unwrap();
+        let client = |source: [u8; 4]| {
+            use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+            let client = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+            bind(&client, &SocketAddr::from((source, 0))).unwrap();
+            connect(&client, &service).unwrap();
+            TcpStream::from(client)
+        };
+        let (own, other) = (client([127, 0, 0, 1]), client([127, 0, 0, 2]));
+        let mut kernel = WithoutOwn(KernelSockets::new(Arc::default()));
+        let flow = FlowKey::tcp(other.local_addr().unwrap(), service).unwrap();
+        until(vec![flow], || {
+            let mut seen = Vec::new();
+            let see = &mut |held: HeldSession| seen.push(held.flow);
+            kernel.list(see).unwrap();
+            seen.retain(|flow| flow.service() == service);
+            seen
+        });
+        assert_eq!(kernel.holds(&flow).unwrap(), Held::Session(State::Established));
+        drop((own, other));
+    }
+
     /// Both families, and IPv4 through a socket of IPv6, against the kernel of this machine.
     #[test]
     fn r7_finds_the_kernels_sessions() {
