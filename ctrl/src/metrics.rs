@@ -23,8 +23,8 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::appliance::Appliance;
 use crate::commands::Commands;
 use crate::protocol::{
-    ControlStats, Counters, Distribution, IncidentStats, LimitEntry, LossReason, PortStats,
-    SessionCounts, StatsReply,
+    CheckReport, ControlStats, Counters, Distribution, HealthStats, IncidentStats, LimitEntry,
+    LossReason, PortStats, SessionCounts, StatsReply,
 };
 
 /// The form that metrics are written in.
@@ -127,6 +127,7 @@ impl Collector for Snapshot {
             to.gauge_by_name("table", name, help::TABLE, *value)?;
         }
         kernel_check(&mut to, &stats.kernel_check.counters, &stats.kernel_check.gauges)?;
+        health(&mut to, &stats.health)?;
         dht_core(&mut to, stats)?;
         incidents(&mut to, &stats.incidents)?;
         control(&mut to, &stats.control)?;
@@ -217,6 +218,29 @@ fn kernel_check(to: &mut Writer<'_>, counters: &Counters, gauges: &Counters) -> 
         to.gauge_by_name("kernel_check", name, help::KERNEL_CHECK, *value)?;
     }
     Ok(())
+}
+
+fn health(to: &mut Writer<'_>, stats: &HealthStats) -> fmt::Result {
+    // Those of the checks are there by service.
+    let counters = stats.counters.iter().filter(|(name, _)| !name.starts_with("health_"));
+    for (name, value) in counters {
+        let help = help::of(help::HEALTH, name);
+        to.counter(&format!("health_{name}"), help, None, [(vec![], *value)])?;
+    }
+    for (name, value) in &stats.gauges {
+        to.gauge_by_name("health", name, help::HEALTH, *value)?;
+    }
+    let labels = |check: &CheckReport| {
+        vec![("service", check.service.to_string()), ("kind", check.kind.clone())]
+    };
+    let up = stats.checks.iter().map(|check| (labels(check), u64::from(check.up == Some(true))));
+    to.gauge("check_up", help::CHECK_UP, None, up)?;
+    let checks = stats.checks.iter().map(|check| (labels(check), check.checks));
+    to.counter("checks", help::CHECKS, None, checks)?;
+    let failures = stats.checks.iter().map(|check| (labels(check), check.failures));
+    to.counter("check_failures", help::CHECK_FAILURES, None, failures)?;
+    let changes = stats.checks.iter().map(|check| (labels(check), check.changes));
+    to.counter("check_changes", help::CHECK_CHANGES, None, changes)
 }
 
 fn dht_core(to: &mut Writer<'_>, stats: &StatsReply) -> fmt::Result {

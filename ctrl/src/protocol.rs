@@ -6,6 +6,7 @@
 
 mod config;
 mod explain;
+mod health;
 mod incidents;
 mod limits;
 mod lookups;
@@ -29,6 +30,7 @@ use thiserror::Error;
 
 pub use config::*;
 pub use explain::*;
+pub use health::*;
 pub use incidents::*;
 pub use limits::*;
 pub use lookups::*;
@@ -67,6 +69,9 @@ pub const COMMANDS: &[(&str, Access)] = &[
     ("lookup", Access::Read),
     ("incidents_list", Access::Read),
     ("incidents_show", Access::Read),
+    ("show_health", Access::Read),
+    ("drain", Access::Change),
+    ("undrain", Access::Change),
 ];
 
 /// Who may give a command.
@@ -180,6 +185,22 @@ pub enum Request {
         /// Its id.
         id: u64,
     },
+    /// Checks, prefixes and drain. Answered by [`HealthReply`].
+    ShowHealth {},
+    /// Takes the server out of traffic. Answered by [`HealthReply`], before it is.
+    Drain {
+        /// How long sessions may go on.
+        #[serde(default, rename = "timeout_ms")]
+        timeout: DrainTimeout,
+        /// How new sessions are sent elsewhere.
+        #[serde(default)]
+        mode: DrainMode,
+        /// Whether the order outlives the daemon.
+        #[serde(default)]
+        persist: bool,
+    },
+    /// Takes the order to drain back. Answered by [`HealthReply`].
+    Undrain {},
 }
 
 impl Request {
@@ -204,6 +225,9 @@ impl Request {
             Request::Lookup { .. } => "lookup",
             Request::IncidentsList { .. } => "incidents_list",
             Request::IncidentsShow { .. } => "incidents_show",
+            Request::ShowHealth {} => "show_health",
+            Request::Drain { .. } => "drain",
+            Request::Undrain {} => "undrain",
         }
     }
 
@@ -251,6 +275,8 @@ pub enum Reply {
     SessionsDelete(SessionsDeleteReply),
     /// To [`Request::Explain`].
     Explain(Box<ExplainReply>),
+    /// To [`Request::ShowHealth`], [`Request::Drain`] and [`Request::Undrain`].
+    Health(Box<HealthReply>),
     /// The last line of a stream.
     Stream(StreamReply),
 }

@@ -398,6 +398,23 @@ fn others(lab: &mut Lab) {
     assert_eq!(incident["sessions"]["at_risk"], 1);
     lab.text(&format!("incidents show {id}"));
 
+    // There are neither checks nor an announcer, so all is well.
+    let health = lab.json("show_health", "show health");
+    assert_eq!(
+        (&health["state"], &health["prefixes"][0]["route"]),
+        (&json!("ready"), &json!("announced"))
+    );
+    lab.text("show health");
+    lab.json("drain", "drain --withdraw --timeout 0s");
+    lab.json("drain", "drain --timeout 0s --wait");
+    let health = lab.json("show_health", "show health");
+    assert_eq!((&health["state"], &health["sessions_left"]), (&json!("drained"), &json!(0)));
+    assert!(lab.text("show health").contains("withdraw the prefixes yourself"));
+    lab.json("undrain", "undrain");
+    lab.until("it is ready again", || {
+        ask(&lab.socket(), &Request::ShowHealth {}).unwrap()["state"] == "ready"
+    });
+
     let refusal =
         holdfast::protocol::ProtocolError::new(holdfast::protocol::ErrorCode::Forbidden, "not you");
     let line = serde_json::from_str(&answer_line(&Err(refusal))).unwrap();

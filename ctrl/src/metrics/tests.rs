@@ -70,6 +70,7 @@ fn snapshot() -> Snapshot {
             ],
             table: numbered(&mut table.into_iter()),
             kernel_check,
+            health: health(),
             dht,
             control,
             incidents: IncidentStats {
@@ -102,6 +103,31 @@ fn limit(name: &str, scope: LimitScope, used: Option<u64>) -> LimitEntry {
         hits: 3,
         counters: Vec::new(),
     }
+}
+
+/// Of a server with one service, which is down.
+fn health() -> HealthStats {
+    let mut config = crate::config::tests::minimal_config();
+    let service = "192.168.0.1:80".parse().unwrap();
+    let second = std::time::Duration::from_secs(1);
+    config.checks.push(crate::config::Check {
+        service,
+        target: service,
+        kind: crate::config::CheckKind::Tcp,
+        interval: second,
+        timeout: second,
+        rise: 1,
+        fall: 1,
+    });
+    let now = std::time::Instant::now();
+    let mut stats = crate::health::Health::new(&config, now).stats(412, now);
+    let mut next = 50;
+    for value in stats.counters.values_mut() {
+        next += 1;
+        *value = next;
+    }
+    (stats.checks[0].checks, stats.checks[0].failures, stats.checks[0].changes) = (7, 5, 3);
+    stats
 }
 
 /// The samples, by name and labels.
@@ -162,6 +188,15 @@ fn says_what_show_stats_says() {
     }
     is("holdfast_kernel_check_held", 9.0);
     is("holdfast_kernel_check_duration_seconds", 1.5);
+    for (name, value) in &stats.health.counters {
+        if !name.starts_with("health_") {
+            is(&format!("holdfast_health_{name}_total"), *value as f64);
+        }
+    }
+    is("holdfast_health_sessions_left", 412.0);
+    is("holdfast_check_up{service=\"192.168.0.1:80\",kind=\"tcp\"}", 0.0);
+    is("holdfast_checks_total{service=\"192.168.0.1:80\",kind=\"tcp\"}", 7.0);
+    is("holdfast_check_failures_total{service=\"192.168.0.1:80\",kind=\"tcp\"}", 5.0);
     is("holdfast_uptime_seconds", 12.345);
     is("holdfast_port_receive_bytes_total{port=\"uplink\",device=\"0000:3b:02.0\"}", 77.0);
     is("holdfast_port_speed_bytes_per_second{port=\"uplink\",device=\"0000:3b:02.0\"}", 3.125e9);
@@ -251,6 +286,7 @@ fn every_part_of_show_stats_is_known_here() {
         "control",
         "dht",
         "dpdk_version",
+        "health",
         "incidents",
         "kernel_check",
         "locator",
