@@ -18,6 +18,7 @@ use holdfast_net::{FlowKey, Headers, Packet};
 use ipnet::IpNet;
 
 use crate::admission::{Admission, AdmissionLimits, Refusal, TokenBucket, source_prefix};
+use crate::capture::{Observer, Origin};
 use crate::classify::{self, Classifier, FromHost, FromUplink, Inside, Segment};
 use crate::encap::{self, EncapError, Tunnel};
 use crate::fragments::{Fragments, LIMITS};
@@ -36,6 +37,7 @@ use crate::stats::{Counter, Gauge, WorkerCounters};
 use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
 
+mod capture;
 mod fragments;
 
 use fragments::Fate;
@@ -129,6 +131,8 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     to_host: ArrayVec<U::Frame, OUT_MAX>,
     parking: Parking<U::Frame>,
     fragments: Fragments<U::Frame, Fate>,
+    /// Observes packets while somebody traces or captures.
+    observer: Observer,
     admission: Admission,
     sweep: Sweep,
     /// The tunnels to owners, by their numbers, made when they are first used.
@@ -173,6 +177,8 @@ enum Reading {
     Refuse(Counter),
 }
 
+/// Frames that came at once.
+type Burst<U> = ArrayVec<<U as Port>::Frame, BURST>;
 /// Locators of the members that tunnelled some of a burst.
 type Senders = ArrayVec<IpAddr, BURST>;
 
@@ -209,6 +215,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             to_host: ArrayVec::new(),
             parking: Parking::new(shared.settings.parking),
             fragments: Fragments::new(LIMITS),
+            observer: Observer::unread(),
             admission: Admission::new(shared.settings.admission),
             sweep: Sweep::new(&shared.table, index, count),
             tunnels: vec![None; OwnerId::COUNT].into(),
@@ -218,6 +225,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             housekeeping_next: Now::default(),
             shared,
         }
+    }
+
+    /// Gives the worker an observer that somebody reads.
+    pub fn set_observer(&mut self, observer: Observer) {
+        self.observer = observer;
     }
 
     /// Turns until `stop` is set. All workers share `clock`.
@@ -249,16 +261,26 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         busy
     }
 
-    /// A burst from the network: classify all, ask for the table's lines in groups, then look up,
-    /// decide and act one by one, when memory has answered.
+    /// A burst from the network, if there is one.
     fn poll_uplink(&mut self, now: Now) -> bool {
-        let mut burst = ArrayVec::<_, BURST>::new();
+        let mut burst = Burst::<U>::new();
         self.uplink.receive(&mut burst);
         if burst.is_empty() {
             return false;
         }
         self.counters.add(Counter::UplinkReceived, burst.len() as u64);
+        if self.observer.is_armed() {
+            self.observed(&mut burst, Origin::Uplink, now);
+        } else {
+            self.uplink_burst(&mut burst, now);
+        }
+        true
+    }
 
+    /// A burst from the network's way: classify all, ask for the table's lines in groups, then look up,
+    /// decide and act one by one, when memory has answered.
+    #[inline(always)]
+    fn uplink_burst(&mut self, burst: &mut Burst<U>, now: Now) {
         let mut senders = Senders::new();
         let mut readings = ArrayVec::<Reading, BURST>::new();
         for group in burst.chunks_mut(GROUP) {
@@ -282,7 +304,6 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 Reading::Refuse(counter) => self.count(*counter),
             }
         }
-        true
     }
 
     #[inline(always)]
@@ -691,15 +712,25 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         asked
     }
 
-    /// A burst from the host: it all goes out, and we learn from what services send.
+    /// A burst from the host, if there is one.
     fn poll_host(&mut self, now: Now) -> bool {
-        let mut burst = ArrayVec::<_, BURST>::new();
+        let mut burst = Burst::<U>::new();
         self.host.receive(&mut burst);
         if burst.is_empty() {
             return false;
         }
         self.counters.add(Counter::HostReceived, burst.len() as u64);
+        if self.observer.is_armed() {
+            self.observed(&mut burst, Origin::Host, now);
+        } else {
+            self.host_burst(&mut burst, now);
+        }
+        true
+    }
 
+    /// A burst from the host's way: it all goes out, and we learn from what services send.
+    #[inline(always)]
+    fn host_burst(&mut self, burst: &mut Burst<U>, now: Now) {
         let mut segments = ArrayVec::<_, BURST>::new();
         for (index, frame) in burst.iter_mut().enumerate() {
             let read = self.shared.settings.classifier.read_host(frame.data());
@@ -727,7 +758,6 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 self.send_uplink(frame);
             }
         }
-        true
     }
 
     /// R11: the client's segments are to fit a tunnel, should their session move.
@@ -1027,13 +1057,15 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         };
         let mut ends = false;
         for frame in self.parking.release(flow).into_iter().flatten() {
+            self.begin_observation(Origin::Waited, &frame, now);
+            let mut first_fragment = None;
             let headers = match self.shared.settings.classifier.read_uplink(frame.data()) {
                 FromUplink::Segment(segment) | FromUplink::IcmpError(segment) => {
                     ends |= segment.flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) != 0;
                     segment.headers
                 }
                 FromUplink::Fragment(fragment) => {
-                    self.settle_released(&fragment, verdict, at, now);
+                    first_fragment = Some(fragment);
                     fragment.headers
                 }
                 _ => {
@@ -1049,7 +1081,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             let arrival = Arrival { at, flags: TcpFlags(0), headers, way: Way::Direct };
             self.act(verdict, frame, &arrival, now);
+            if let Some(fragment) = first_fragment {
+                self.settle_released(&fragment, verdict, at, now);
+            }
         }
+        self.end_observation();
         if ends
             && let Some(entry) = self.shared.table.find(&at)
             && matches!(entry.kind(), Kind::Redirect(_))
@@ -1138,7 +1174,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             let mut due = ArrayVec::<_, PARKED_DUE_MAX>::new();
             self.parking.due(now, &mut due);
             for due in due {
-                self.parking_due(due);
+                self.parking_due(due, now);
             }
         }
         self.expire_fragments(now);
@@ -1167,15 +1203,18 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    fn parking_due(&mut self, due: parking::Due) {
+    fn parking_due(&mut self, due: parking::Due, now: Now) {
         match due {
             parking::Due::AskAgain(flow) => {
                 // If the ring is full the packets wait for their deadline.
                 self.ask(flow);
             }
             parking::Due::Expired(flow) => {
-                let frames = self.parking.release(&flow).map_or(0, |frames| frames.len());
-                self.counters.add(Counter::ParkExpired, frames as u64);
+                for frame in self.parking.release(&flow).into_iter().flatten() {
+                    self.begin_observation(Origin::Waited, &frame, now);
+                    self.count(Counter::ParkExpired);
+                }
+                self.end_observation();
             }
         }
     }
