@@ -1,13 +1,14 @@
 //! Puts a server's appliance together and keeps it running: ports, workers, DHT core, control
 //! socket. Never touches a packet.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use holdfast_dataplane::admission::AdmissionLimits;
+use holdfast_dataplane::capture::{Observations, Observer};
 use holdfast_dataplane::classify::Classifier;
 use holdfast_dataplane::encap;
 use holdfast_dataplane::idle::IdleStrategy;
@@ -58,6 +59,10 @@ pub struct Appliance {
     pub kernel_check: Totals,
     /// Each worker's counters, in the order of the configuration.
     pub counters: Vec<Arc<WorkerCounters>>,
+    /// What workers observe of packets while somebody traces or captures: one at a time.
+    pub observations: Mutex<Observations>,
+    /// What tells services' packets from others.
+    pub classifier: Classifier,
     /// The same as they were in the last seconds.
     pub samples: Samples,
     /// The uplink's and the host port's DPDK ports.
@@ -97,6 +102,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     let check_end = worker_ends.pop().context("no rings")?;
 
     let counters: Vec<_> = (0..workers).map(|_| Arc::default()).collect();
+    let (observers, observations) = Observations::of_workers(workers);
     let started = Instant::now();
     let appliance = Arc::new(Appliance {
         table: Arc::clone(&shared.table),
@@ -104,6 +110,8 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         kernel_check: Totals::default(),
         samples: Samples::start(&counters, started),
         counters,
+        observations: Mutex::new(observations),
+        classifier: shared.settings.classifier.clone(),
         ports,
         dht: core.handle(),
         control: Arc::default(),
@@ -118,7 +126,8 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         kernel_check: None,
         stop: Arc::default(),
     };
-    let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, worker_ends)
+    let ends = worker_ends.into_iter().zip(observers).collect();
+    let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, ends)
         .and_then(|()| start_kernel_check(&mut threads, &appliance, &shared, check_end))
         .and_then(|()| serve(&appliance, &threads, shutdown));
     info!("stopping");
@@ -166,11 +175,11 @@ fn start_workers(
     appliance: &Appliance,
     shared: &Shared,
     queues: Vec<QueuePairs>,
-    ends: Vec<WorkerEnd>,
+    ends: Vec<(WorkerEnd, Observer)>,
 ) -> anyhow::Result<()> {
     let count = ends.len();
-    for (index, (queues, end)) in queues.into_iter().zip(ends).enumerate() {
-        let worker = Worker::new(
+    for (index, (queues, (end, observer))) in queues.into_iter().zip(ends).enumerate() {
+        let mut worker = Worker::new(
             shared.clone(),
             (index, count),
             Arc::clone(&appliance.counters[index]),
@@ -178,6 +187,7 @@ fn start_workers(
             queues.uplink,
             queues.host_port,
         );
+        worker.set_observer(observer);
         let (eal, stop, clock) = (eal.clone(), Arc::clone(&threads.stop), appliance.clock);
         let cpu = appliance.config.workers.cores[index];
         let run = move || work(&eal, cpu, worker, clock, &stop);

@@ -16,6 +16,7 @@ pub mod kernel_sockets;
 pub mod lifecycle;
 #[cfg(feature = "daemon")]
 pub mod load;
+pub mod pcapng;
 #[cfg(feature = "daemon")]
 pub mod ports;
 pub mod protocol;

@@ -8,6 +8,7 @@ mod config;
 mod explain;
 mod limits;
 mod lookups;
+mod packets;
 mod peers;
 mod routing;
 pub mod schema;
@@ -30,6 +31,7 @@ pub use config::*;
 pub use explain::*;
 pub use limits::*;
 pub use lookups::*;
+pub use packets::*;
 pub use peers::*;
 pub use routing::*;
 pub use sessions::*;
@@ -63,6 +65,8 @@ pub const COMMANDS: &[(&str, Access)] = &[
     ("sessions_watch", Access::Read),
     ("explain", Access::Read),
     ("lookup", Access::Read),
+    ("trace", Access::Read),
+    ("capture", Access::Change),
 ];
 
 /// Who may give a command.
@@ -70,7 +74,7 @@ pub const COMMANDS: &[(&str, Access)] = &[
 pub enum Access {
     /// It only reads: whoever may open the socket.
     Read,
-    /// It changes something: root and the daemon's own user.
+    /// It changes something, or shows what clients send: root and the daemon's own user.
     Change,
 }
 
@@ -165,6 +169,37 @@ pub enum Request {
         #[schemars(with = "String")]
         flow: FlowKey,
     },
+    /// What becomes of every packet of a flow. Answered by a stream of [`PacketItem`]s.
+    Trace {
+        /// The flow.
+        #[serde(with = "flow_text")]
+        #[schemars(with = "String")]
+        flow: FlowKey,
+        /// How long.
+        #[serde(default = "packets::packets_time")]
+        for_ms: StreamTime,
+        /// Most packets.
+        #[serde(default = "packets::trace_count")]
+        count: StreamCount,
+    },
+    /// Packets with their frames. Answered by a stream of [`PacketItem`]s.
+    Capture {
+        /// Which packets.
+        #[serde(default)]
+        filter: CaptureFilter,
+        /// Bytes of each frame.
+        #[serde(default)]
+        snaplen: Snaplen,
+        /// Most bytes of frames in all.
+        #[serde(default)]
+        bytes: CaptureBytes,
+        /// How long.
+        #[serde(default = "packets::packets_time")]
+        for_ms: StreamTime,
+        /// Most packets.
+        #[serde(default = "packets::capture_count")]
+        count: StreamCount,
+    },
 }
 
 impl Request {
@@ -187,6 +222,8 @@ impl Request {
             Request::SessionsWatch { .. } => "sessions_watch",
             Request::Explain { .. } => "explain",
             Request::Lookup { .. } => "lookup",
+            Request::Trace { .. } => "trace",
+            Request::Capture { .. } => "capture",
         }
     }
 

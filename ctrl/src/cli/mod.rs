@@ -1,10 +1,12 @@
 //! The command line of holdfastctl; a file for each group of commands. Never knows more than the
 //! daemon answers.
 
+mod capture;
 mod explain;
 mod lookup;
 mod sessions;
 mod show;
+mod trace;
 
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
@@ -42,6 +44,8 @@ enum Verb {
     Sessions(sessions::Sessions),
     Lookup(lookup::Lookup),
     Explain(explain::Explain),
+    Trace(trace::Trace),
+    Capture(capture::Capture),
 }
 
 /// The daemon that is asked, and the form in which its answers are printed.
@@ -69,6 +73,14 @@ pub enum Failure {
     /// It cannot be printed.
     #[error(transparent)]
     Print(#[from] io::Error),
+    /// A file cannot be written.
+    #[error("cannot write {}: {error}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// The command line asks for what is not done so.
     #[error("{0}")]
     Usage(String),
@@ -78,8 +90,12 @@ impl Failure {
     /// A reader that has seen enough (`| head`) is no failure.
     fn exit_code(&self) -> u8 {
         match self {
-            Failure::Print(error) if error.kind() == ErrorKind::BrokenPipe => 0,
-            Failure::Ask(AskError::Answer(_)) | Failure::Print(_) => 1,
+            Failure::Print(error) | Failure::Write { error, .. }
+                if error.kind() == ErrorKind::BrokenPipe =>
+            {
+                0
+            }
+            Failure::Ask(AskError::Answer(_)) | Failure::Print(_) | Failure::Write { .. } => 1,
             Failure::Usage(_) => 2,
             Failure::Ask(AskError::Unreachable { .. }) => 3,
         }
@@ -95,6 +111,8 @@ impl Cli {
             Verb::Sessions(sessions) => sessions.run(daemon),
             Verb::Lookup(lookup) => lookup.run(daemon),
             Verb::Explain(explain) => explain.run(daemon),
+            Verb::Trace(trace) => trace.run(daemon),
+            Verb::Capture(capture) => capture.run(daemon),
         };
         let Err(failure) = outcome else {
             return ExitCode::SUCCESS;

@@ -6,6 +6,7 @@ mod config;
 mod explain;
 mod limits;
 mod lookups;
+mod packets;
 mod peers;
 mod routing;
 mod sessions;
@@ -69,6 +70,13 @@ impl Commands {
             }
             Request::Explain { flow } => Reply::Explain(Box::new(self.explain(flow)?)),
             Request::Lookup { flow } => Reply::Lookup(self.lookup(flow)?),
+            Request::Trace { flow, for_ms: time, count } => {
+                Reply::Stream(self.trace(flow, StreamBounds { time, count }, stream)?)
+            }
+            Request::Capture { filter, snaplen, bytes, for_ms: time, count } => {
+                let bounds = StreamBounds { time, count };
+                Reply::Stream(self.capture(&filter, snaplen, bytes, bounds, stream)?)
+            }
         })
     }
 

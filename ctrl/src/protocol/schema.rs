@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     ConfigReply, ExplainReply, LimitsReply, LookupReply, LookupsReply, PROTOCOL_VERSION,
-    PeersReply, ProtocolError, Request, RoutingReply, SessionChange, SessionEntry,
+    PacketItem, PeersReply, ProtocolError, Request, RoutingReply, SessionChange, SessionEntry,
     SessionsCountReply, SessionsDeleteReply, SessionsReply, StatsReply, StreamReply, VersionReply,
     WorkersReply,
 };
@@ -46,6 +46,8 @@ fn answers(generator: &mut SchemaGenerator) -> Vec<Answer> {
         stream::<SessionChange>(generator, "sessions_watch"),
         answer::<ExplainReply>(generator, "explain"),
         answer::<LookupReply>(generator, "lookup"),
+        stream::<PacketItem>(generator, "trace"),
+        stream::<PacketItem>(generator, "capture"),
     ]
 }
 
