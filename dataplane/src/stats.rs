@@ -267,6 +267,7 @@ mod tests {
             "fragment_full",
             "fragment_tiny",
             "fragment_dropped",
+            "syn_closing",
             "park_full",
             "park_flow_full",
             "park_expired",

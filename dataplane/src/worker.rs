@@ -584,11 +584,32 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         };
         if withheld {
             if state != State::HalfOpen {
-                self.move_on(at, *entry, Event::HostRst, now);
+                self.forget_session(at, entry, now);
             }
             self.count(Counter::RstWithheld);
         }
         withheld
+    }
+
+    /// R8, R12: the host has no socket for this session any more. Its flow is looked up when
+    /// something comes of it again, and its record does not lead here.
+    fn forget_session(&mut self, at: &Located, entry: &Entry, now: Now) {
+        let version = self.shared.table.version(entry);
+        let (Some(flow), Some(version)) = (self.shared.table.flow(at), version) else {
+            return;
+        };
+        if !self.core.can_announce() {
+            // It lingers, and the sweep withdraws it.
+            return self.move_on(at, *entry, Event::HostRst, now);
+        }
+        if self.shared.table.remove(entry) {
+            self.count(Counter::SessionClosed);
+            if entry.is_published()
+                && self.core.announce(Announcement::Withdraw { flow, version }).is_ok()
+            {
+                self.count(Counter::WithdrawQueued);
+            }
+        }
     }
 
     /// What a client's segment means to our session. An ICMP error means nothing to it (R9), and
@@ -1017,6 +1038,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             Resolution::TimedOut => {
                 self.count(Counter::ResolvedTimedOut);
+                // What comes of it next is doubted anew: whoever has it may just be out of reach.
+                let hash = self.shared.table.hash(flow);
+                self.shared.table.unknown().note(hash, now.tick());
                 self.release(flow, Verdict::Drop(Counter::DroppedTimedOut), now);
             }
         }

@@ -441,6 +441,19 @@ fn r12_what_was_learnt_is_not_raised_above_another_servers_session() {
     assert_eq!(network.resolve(5, flow(2)), owner(3, Version(old.0 + 1)));
 }
 
+/// The host has shown that the session lives, when its entry was gone already.
+#[test]
+fn r7_what_is_learnt_after_it_was_withdrawn_is_published_again() {
+    let mut network = Network::of(5, 1, Weather::fair());
+    let version = network.publish(1, flow(1));
+    network.settle();
+    network.withdraw(1, flow(1), version);
+    network.run(10 * MS);
+    network.publish_version(1, flow(1), Version::UNKNOWN);
+    network.settle();
+    assert_eq!(network.resolve(3, flow(1)), owner(1, Version(version.0 + 1)));
+}
+
 #[test]
 fn r12_a_version_from_the_far_future_is_refused() {
     let mut network = Network::of(6, 1, Weather::fair());

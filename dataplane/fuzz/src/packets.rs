@@ -316,7 +316,11 @@ impl<'a> Bench<'a> {
                     }
                     Order::Nobody => {
                         self.for_host.insert(flow);
-                        if whom % 2 == 0 { Resolution::NotFound } else { Resolution::Orphaned }
+                        if whom.is_multiple_of(2) {
+                            Resolution::NotFound
+                        } else {
+                            Resolution::Orphaned
+                        }
                     }
                     Order::TimedOut => Resolution::TimedOut,
                     _ => owner(STRANGER),
