@@ -120,9 +120,9 @@ fn strays_and_what_becomes_of_them() {
             assert_told(&mut bench, &[parked, expected, then]);
         }
 
-        // Only after a second of it is nobody's flow remembered.
+        // Only after two seconds of it is nobody's flow remembered.
         let mut bench = Bench::new(net);
-        for pause_ms in [0, 1000] {
+        for pause_ms in [0, 2000] {
             bench.pass_ms(pause_ms);
             bench.uplink_brings(&stray);
             for _ in 0..2 {
@@ -416,7 +416,7 @@ fn from_the_host() {
         let expected = [
             "host Segment: ToUplink [host_superseded] R12",
             "host Segment: Withheld host_withheld [host_withheld] R12",
-            "host Segment: Withheld rst_withheld [rst_withheld] R12",
+            "host Segment: Withheld rst_withheld [rst_withheld session_closed withdraw_queued] R12",
             "host Fragment: ToUplink []",
             "host Fragment: ToUplink []",
         ];
