@@ -51,7 +51,7 @@ fn line(net: &Net, (observation, account): &(Observation, Account)) -> String {
 
 fn assert_told(bench: &mut Bench, expected: &[&str]) {
     let net = bench.net;
-    let lines: Vec<_> = bench.told().iter().map(|told| line(&net, told)).collect();
+    let lines: Vec<_> = bench.accounts().iter().map(|told| line(&net, told)).collect();
     assert_eq!(lines, expected);
 }
 
@@ -62,7 +62,7 @@ fn a_session_of_ours() {
         bench.open(1000);
         bench.uplink_brings(&net.client_segment(1000, ACK, b"GET /"));
         bench.host_sends(&net.host_segment(1000, ACK, b"200 OK"));
-        let told = bench.told();
+        let told = bench.accounts();
         let flows: Vec<_> = told.iter().map(|(_, account)| account.ends.unwrap().flow()).collect();
         assert_eq!(flows, [Some(net.flow(1000)); 5]);
         let flags: Vec<_> = told.iter().map(|(_, account)| account.flags.unwrap().0).collect();
@@ -149,7 +149,7 @@ fn strays_and_what_becomes_of_them() {
 fn refused_strays() {
     both(|net| {
         let dropped = |bench: &mut Bench| {
-            let told = bench.told();
+            let told = bench.accounts();
             let reasons = told.iter().filter(|(_, account)| account.verdict == Verdict::Dropped);
             reasons.map(|(_, account)| account.reason.unwrap().name()).collect::<Vec<_>>()
         };
@@ -182,11 +182,11 @@ fn out_of_a_tunnel() {
     both(|net| {
         let mut bench = Bench::new(net);
         bench.open(1000);
-        bench.told();
+        bench.accounts();
         let segment = net.client_segment(1000, ACK, b"moved");
         let tunnelled = net.tunnelled(&segment, net.other);
         bench.uplink_brings(&tunnelled);
-        let told = bench.told();
+        let told = bench.accounts();
         let expected = "tunnel Segment: ToHost [tunnel_received] R6";
         assert_eq!(line(&net, &told[0]), expected);
         let (observation, account) = &told[0];
@@ -195,7 +195,7 @@ fn out_of_a_tunnel() {
         assert_eq!(observation.sent[0].1.bytes, segment, "and as it left");
 
         bench.redirect(3);
-        bench.told();
+        bench.accounts();
         bench.uplink_brings(&net.tunnelled(&net.client_segment(3, ACK, b"x"), net.other));
         let superseded = "tunnel Segment: Dropped tunnel_superseded \
                           [tunnel_received tunnel_superseded not_mine_sent] R6 R12";
@@ -232,16 +232,16 @@ fn rewritten_segments_and_errors() {
         let mut sender = Bench::with(net.of_the_other(), &options);
         sender.redirect(1000);
         sender.uplink_brings(&net.client_segment(1000, ACK, b"moved"));
-        let told = sender.told();
+        let told = sender.accounts();
         let (observation, account) = told.last().unwrap();
         assert_eq!((account.verdict, account.owner), (Verdict::Tunnelled, Some(net.me)));
         let rewritten = observation.sent[0].1.bytes.clone();
 
         let mut bench = Bench::with(net, &options);
         bench.open(1000);
-        bench.told();
+        bench.accounts();
         bench.uplink_brings(&rewritten);
-        let told = bench.told();
+        let told = bench.accounts();
         assert_eq!(line(&net, &told[0]), "rewritten Segment: ToHost [tunnel_received] R6");
         assert_eq!(told[0].1.ends.unwrap().flow(), Some(net.flow(1000)));
     });
@@ -253,11 +253,11 @@ fn icmp_errors() {
         let mut bench = Bench::new(net);
         bench.open(1000);
         bench.redirect(2000);
-        bench.told();
+        bench.accounts();
         for port in [1000, 2000] {
             bench.uplink_brings(&net.icmp_error(&net.host_segment(port, ACK, &[0; 1400])));
         }
-        let told = bench.told();
+        let told = bench.accounts();
         let flows: Vec<_> = told.iter().map(|(_, account)| account.ends.unwrap().flow()).collect();
         assert_eq!(flows, [1000, 2000].map(|port| Some(net.flow(port))));
         assert!(told.iter().all(|(_, account)| account.flags.is_none()));
@@ -273,12 +273,12 @@ fn icmp_errors() {
         let mut brought = bench.uplink_gets_all().pop().unwrap();
         let mut owner = Bench::new(net.of_the_other());
         owner.open(2000);
-        owner.told();
+        owner.accounts();
         let (left, right) = brought[..12].split_at_mut(6);
         left.swap_with_slice(right);
         owner.uplink_brings(&brought);
         let of_owner = owner.net;
-        let told = owner.told();
+        let told = owner.accounts();
         assert_eq!(line(&of_owner, &told[0]), "tunnel IcmpError: ToHost [tunnel_received] R6");
         assert_eq!(told[0].1.ends.unwrap().flow(), Some(net.flow(2000)));
     });
@@ -289,10 +289,10 @@ fn fragments() {
     both(|net| {
         let mut bench = Bench::new(net);
         bench.open(1000);
-        bench.told();
+        bench.accounts();
         let fragments = cut(&net.client_segment(1000, ACK, &[7; 100]), 9, &[40, 80]);
         bench.uplink_brings(&fragments[1]);
-        let told = bench.told();
+        let told = bench.accounts();
         let waits = "uplink Fragment: Waits [fragment_waited] R10";
         assert_eq!(line(&net, &told[0]), waits);
         let ends = told[0].1.ends.unwrap();
@@ -301,7 +301,7 @@ fn fragments() {
 
         bench.uplink_brings(&fragments[0]);
         bench.uplink_brings(&fragments[2]);
-        let told = bench.told();
+        let told = bench.accounts();
         let lines: Vec<_> = told.iter().map(|told| line(&net, told)).collect();
         let expected = [
             "uplink Fragment: ToHost [local_hit] R4",
@@ -356,7 +356,7 @@ fn fragments_that_are_dropped() {
         for n in 0..9 {
             bench.uplink_brings(&piece(&segment, 11, 8 + 8 * n, 16 + 8 * n));
         }
-        let told = bench.told();
+        let told = bench.accounts();
         let lines: Vec<_> = told.iter().map(|told| line(&net, told)).collect();
         assert_eq!(lines[1], "waited Fragment: Dropped fragment_expired [fragment_expired] R10");
         assert_eq!(lines[2], "uplink Fragment: Dropped fragment_tiny [fragment_tiny] R10");
@@ -370,10 +370,10 @@ fn too_big_for_the_tunnel() {
     both(|net| {
         let mut bench = Bench::new(net);
         bench.redirect(1000);
-        bench.told();
+        bench.accounts();
         let large = net.client_segment(1000, ACK, &[7; 1440]);
         bench.uplink_brings(&large);
-        let told = bench.told();
+        let told = bench.accounts();
         let answered = "uplink Segment: Answered [redirect_hit too_big_answered] R4 R11";
         assert_eq!(line(&net, &told[0]), answered);
         let (observation, _) = &told[0];
@@ -390,7 +390,7 @@ fn too_big_for_the_tunnel() {
             return;
         }
         bench.uplink_brings(&with_flags(&large, 0));
-        let told = bench.told();
+        let told = bench.accounts();
         let fragmented = "uplink Segment: Tunnelled to the other \
                           [redirect_hit tunnel_sent too_big_fragments] R4 R11";
         assert_eq!(line(&net, &told[0]), fragmented);
@@ -405,13 +405,13 @@ fn from_the_host() {
         bench.host_sends(&net.host_segment(1, ACK, b"learnt"));
         bench.host_sends(&net.host_segment(2, RST, b""));
         bench.redirect(3);
-        bench.told();
+        bench.accounts();
         bench.host_sends(&net.host_segment(3, ACK, b"old"));
         bench.host_sends(&net.host_segment(3, RST, b""));
         bench.host_sends(&net.host_segment(1, RST, b""));
         let fragments = cut(&net.host_segment(1, ACK, &[7; 100]), 9, &[40]);
         fragments.iter().for_each(|fragment| bench.host_sends(fragment));
-        let told = bench.told();
+        let told = bench.accounts();
         let lines: Vec<_> = told.iter().map(|told| line(&net, told)).collect();
         let expected = [
             "host Segment: ToUplink [host_superseded] R12",
@@ -440,7 +440,7 @@ fn a_syn_ack_before_and_after_its_mss_was_lowered() {
         let old = u16::from_be_bytes([syn_ack[length], syn_ack[length + 1]]);
         syn_ack[length..length + 2].copy_from_slice(&(old + 4).to_be_bytes());
         bench.host_sends(&syn_ack);
-        let told = bench.told();
+        let told = bench.accounts();
         let (observation, account) = &told[0];
         assert_eq!(account.rules(), [3, 11]);
         assert!(observation.counters.contains(Counter::MssClamped));
@@ -464,7 +464,7 @@ fn what_passes() {
         cut_short.truncate(30);
         bench.uplink_brings(&cut_short);
         bench.uplink_brings(&[1, 2, 3]);
-        let told = bench.told();
+        let told = bench.accounts();
         assert!(told.iter().all(|(_, account)| account.ends.is_none()));
         let lines: Vec<_> = told.iter().map(|told| line(&net, told)).collect();
         let expected = [
@@ -483,12 +483,12 @@ fn a_port_that_takes_nothing() {
         let mut bench = Bench::new(net);
         bench.redirect(1);
         bench.open(2);
-        bench.told();
+        bench.accounts();
         bench.uplink.0.borrow_mut().room = Some(0);
         bench.host.0.borrow_mut().room = Some(0);
         for port in [1, 2] {
             (0..129).for_each(|_| bench.uplink_brings(&net.client_segment(port, ACK, b"x")));
-            let told = bench.told();
+            let told = bench.accounts();
             assert_eq!(told.len(), 129);
             let (observation, account) = told.last().unwrap();
             let unsent = if port == 1 { Counter::UplinkUnsent } else { Counter::HostUnsent };
@@ -501,7 +501,7 @@ fn a_port_that_takes_nothing() {
         bench.host.0.borrow_mut().room = None;
         bench.uplink_brings(&net.client_segment(1, ACK, b"last"));
         bench.uplink_brings(&net.client_segment(2, ACK, b"last"));
-        for (observation, account) in bench.told() {
+        for (observation, account) in bench.accounts() {
             assert!(account.verdict != Verdict::Dropped);
             assert_eq!((observation.sent.len(), observation.sent_total), (1, 1));
         }
@@ -663,11 +663,11 @@ fn a_session_that_another_server_has_taken_over() {
         let version = bench.open(1);
         let version = Version(version.0 + 1);
         bench.core_says(Answer::Superseded { flow: net.flow(1), version, owner: net.other });
-        bench.told();
+        bench.accounts();
         bench.uplink_brings(&net.client_segment(1, FIN_ACK, b""));
         let expected = "uplink Segment: Tunnelled to the other \
                         [redirect_hit tunnel_sent redirect_ended] R4 R12";
-        let told = bench.told();
+        let told = bench.accounts();
         assert_eq!(line(&net, &told[0]), expected);
         assert_eq!(inside(&told[0].0.sent[0].1.bytes).1, net.other);
         assert_eq!(told[0].1.kind, Kind::Segment);

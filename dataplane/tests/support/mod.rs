@@ -467,7 +467,7 @@ impl Bench {
     }
 
     /// What was observed since this was asked last, and what it says.
-    pub fn told(&mut self) -> Vec<(Observation, Account)> {
+    pub fn accounts(&mut self) -> Vec<(Observation, Account)> {
         self.watch.as_mut().map(|watch| std::mem::take(&mut watch.told)).unwrap()
     }
 
