@@ -139,15 +139,24 @@ look_at_flow() { # "SERVER FLOW"
     open_capture "$server" "$capture"
 }
 
-# With tshark: packets of the service, inner and outer, and each with its verdict.
+# With tshark: packets of the service, in the tunnel and before, each with its verdict.
 open_capture() { # SERVER FILE
-    local fields=$RUN_DIR/capture.tsv
-    on_machine "$1" cat "$2" >"$RUN_DIR/flow.pcapng"
-    tshark -r "$RUN_DIR/flow.pcapng" >"$RUN_DIR/capture.txt" 2>"$RUN_DIR/tshark.err" || fault "tshark cannot read the capture"
-    tshark -r "$RUN_DIR/flow.pcapng" -T fields -e frame.interface_name -e frame.comment -e tcp.port >"$fields" 2>/dev/null
-    prove "captured frames with a verdict" "$(grep -c tunnelled "$fields")"
-    prove "captured frames of the service, in the tunnel and not" "$(awk -v port="$SERVICE_PORT" -F'\t' '$3 ~ port' "$fields" | wc -l)"
-    { printf '# tshark -r flow.pcapng\n' && head -n 6 "$RUN_DIR/capture.txt" && echo; } >>"$RUN_DIR/transcript"
+    local file=$RUN_DIR/flow.pcapng read fields=(frame.interface_name frame.comment ip.src ipv6.src tcp.dstport)
+    on_machine "$1" cat "$2" >"$file"
+    read=(tshark -X "lua_script:$REPOSITORY/packaging/wireshark/gue.lua" -r "$file")
+    "${read[@]}" >"$RUN_DIR/capture.txt" 2>"$RUN_DIR/tshark.err" || fault "tshark cannot read the capture"
+    "${read[@]}" -T fields "${fields[@]/#/-e}" >"$RUN_DIR/capture.tsv" 2>/dev/null
+    prove "captured frames with their verdict" "$(grep -c 'tunnelled to ' "$RUN_DIR/capture.tsv")"
+    prove "captured segments on their way in" "$(segments_captured '^(uplink in|waited)$')"
+    expect "captured segments in the tunnel" "$(segments_captured '^uplink out$')" \
+        "$(segments_captured '^(uplink in|waited)$')"
+    { printf '# tshark -X lua_script:gue.lua -r flow.pcapng\n' && head -n 6 "$RUN_DIR/capture.txt" && echo; } >>"$RUN_DIR/transcript"
+}
+
+# To a service's port, innermost.
+segments_captured() { # PATTERN_OF_INTERFACES
+    awk -F'\t' -v interfaces="$1" -v ports="^($SERVICE_PORT|$SERVE_PORT)$" '$1 ~ interfaces && $5 ~ ports' \
+        "$RUN_DIR/capture.tsv" | wc -l
 }
 
 # All daemons are restarted, as an upgrade does: one after the other, each when the one before is ready.
