@@ -44,6 +44,8 @@ const SUPERVISION: Duration = Duration::from_millis(50);
 /// last is in the host port's queue.
 const STOP: Duration = Duration::from_secs(2);
 const DRAIN: Duration = Duration::from_millis(20);
+/// How long what was published last may take to reach its replicas before the DHT core stops.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// What the control socket shows of a running appliance.
 #[derive(Debug)]
@@ -60,6 +62,8 @@ pub struct Appliance {
     pub samples: Samples,
     /// The uplink's and the host port's DPDK ports.
     pub ports: Ports,
+    /// Set when the workers are to begin nothing new.
+    pub closing: Arc<AtomicBool>,
     /// The DHT core.
     pub dht: Handle,
     /// What the control socket counts.
@@ -96,6 +100,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     let started = Instant::now();
     let appliance = Arc::new(Appliance {
         table: Arc::clone(&shared.table),
+        closing: Arc::clone(&shared.closing),
         kernel_check: Totals::default(),
         samples: Samples::start(&counters, started),
         counters,
@@ -213,9 +218,25 @@ fn serve(appliance: &Arc<Appliance>, threads: &Threads, shutdown: &Shutdown) -> 
     );
     let carrier = CarrierRelay::new(&appliance.config);
     let outcome = supervise(appliance, shutdown, threads, carrier);
+    settle(appliance);
     // Before the control socket closes, which waits for requests under way.
     appliance.dht.stop();
     outcome
+}
+
+/// Before the DHT core stops, the last sessions that began here are to be found in the DHT: nothing
+/// new begins, and what is being stored gets a moment for it.
+fn settle(appliance: &Appliance) {
+    appliance.closing.store(true, Ordering::Relaxed);
+    std::thread::sleep(DRAIN);
+    let deadline = Instant::now() + SETTLE;
+    let is_settled = || match appliance.dht.stats() {
+        Ok(stats) => stats.gauges.published_unacked == 0,
+        Err(_) => true,
+    };
+    while !is_settled() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Waits for the end; meanwhile passes the uplink's carrier on and samples what the workers do.
@@ -326,7 +347,12 @@ fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<S
         page_kib = table.page_bytes() / 1024,
         "the session table is there"
     );
-    Ok(Shared { settings: Arc::new(settings), table: Arc::new(table), clock })
+    Ok(Shared {
+        settings: Arc::new(settings),
+        table: Arc::new(table),
+        clock,
+        closing: Arc::default(),
+    })
 }
 
 /// Two random words from the kernel.

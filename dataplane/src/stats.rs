@@ -51,6 +51,7 @@ counters! {
     FragmentFull "fragment_full" "Fragments dropped because the first of their segment is not known and there is no room to wait for it."
     FragmentTiny "fragment_tiny" "First fragments dropped because they have not the whole TCP header (RFC 1858)."
     FragmentDropped "fragment_dropped" "Fragments behind the first of a segment, dropped because the first was."
+    SynClosing "syn_closing" "SYNs dropped because the daemon was about to stop: clients repeat them."
     SynToHost "syn_to_host" "SYNs to a service, given to the host (R2)."
     LocalHit "local_hit" "Segments of local sessions, given to the host (R4)."
     RedirectHit "redirect_hit" "Segments tunnelled to their owner by a redirect in the table (R4)."
@@ -152,7 +153,8 @@ impl Counter {
     pub const fn is_drop(self) -> bool {
         matches!(
             self,
-            Counter::UplinkUnsent
+            Counter::SynClosing
+                | Counter::UplinkUnsent
                 | Counter::HostUnsent
                 | Counter::FragmentExpired
                 | Counter::FragmentFull

@@ -66,6 +66,13 @@ const NOT_MINE_TO_ALL_BURST: u32 = 1000;
 /// What a host answers with RST so soon after it has reset or closed a session was on its way
 /// already: a client waits 200 ms at least before it repeats anything. In milliseconds.
 const RST_AGAIN_MS: u64 = 150;
+/// For so long since the first segment of a flow of which nothing is known, the host's RSTs are
+/// doubted, and how long it is until they are doubted anew; in milliseconds.
+const DOUBT_MS: u64 = 1000;
+const DOUBT_AGAIN_MS: u64 = 60_000;
+/// A SYN-ACK of the host answers the last SYN if that came so recently, in milliseconds; else the
+/// host repeats it, which it does after a second at the earliest (RFC 6298 §2.1).
+const SYN_ACK_MS: u64 = 900;
 /// A client has repeated what a RST that was lost or withheld answered by then (RFC 6298 §2). In
 /// milliseconds.
 const REPEATED_MS: u64 = 1000;
@@ -105,6 +112,9 @@ pub struct Shared {
     pub table: Arc<SessionTable>,
     /// The clock that versions come from.
     pub clock: Arc<Clock>,
+    /// Set when the daemon is about to stop: nothing new begins here, for nobody would publish it
+    /// any more. A client repeats its SYN after a second.
+    pub closing: Arc<AtomicBool>,
 }
 
 /// A worker with its queue pairs and all that is its own.
@@ -373,9 +383,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn verdict(&mut self, arrival: &Arrival, found: Option<Entry>, now: Now) -> Verdict {
         let is_syn = arrival.flags.0 & (TcpFlags::SYN.0 | TcpFlags::ACK.0) == TcpFlags::SYN.0;
         if is_syn {
-            self.supersede(&arrival.at, found, now);
-            self.count(Counter::SynToHost);
-            return Verdict::Host;
+            return self.verdict_on_syn(&arrival.at, found, now);
         }
         match found.map(|entry| (entry, entry.kind())) {
             Some((entry, Kind::Local(state))) => {
@@ -458,19 +466,33 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// R12: the host may hold a session that the table lacks. If it does not, it resets what may be
     /// another server's, to which an outdated redirect no longer leads ([`Worker::is_doubted`]).
     fn doubt_unknown(&self, at: &Located, now: Now) {
-        let table = &self.shared.table;
-        if let Some(flow) = table.flow(at) {
-            table.doubts().note(table.hash(&flow), now.tick());
+        if let Some(flow) = self.shared.table.flow(at) {
+            self.is_sure(&flow, now);
         }
     }
 
-    /// R12: whether a RST of the host is the first one that answers a tunnelled segment of a flow
-    /// that the table lacks. The sender looks the flow up again meanwhile.
+    /// R5, R12: whether nothing has been known of a flow for a second. Until then its record may
+    /// be on the way, even when the network has just changed. Begins to count when asked.
+    fn is_sure(&self, flow: &FlowKey, now: Now) -> bool {
+        let table = &self.shared.table;
+        let (hash, now) = (table.hash(flow), now.tick());
+        match table.unknown().age_ms(hash, now) {
+            Some(age_ms) if age_ms < DOUBT_AGAIN_MS => age_ms >= DOUBT_MS,
+            _ => {
+                table.unknown().note(hash, now);
+                false
+            }
+        }
+    }
+
+    /// R5, R12: whether a RST of the host answers a segment of a flow of which nothing has been
+    /// known for less than a second. What comes of it next is looked up again.
     #[inline(never)]
     fn is_doubted(&self, at: &Located, now: Now) -> bool {
         let table = &self.shared.table;
-        let flow = table.flow(at);
-        flow.is_some_and(|flow| table.doubts().is_answer(table.hash(&flow), now.tick()))
+        let age_ms =
+            table.flow(at).and_then(|flow| table.unknown().age_ms(table.hash(&flow), now.tick()));
+        age_ms.is_some_and(|age_ms| age_ms < DOUBT_MS)
     }
 
     /// R6: the sender of a tunnelled segment looks its flow up again. Whoever it was that rewrote a
@@ -525,17 +547,34 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// R12: whether a RST of the host must not reach the client, as it may answer a segment of a
     /// later session on the flow that was led here by an older record. The sender looks the flow
     /// up again meanwhile, and a client whose session this was after all repeats its segment.
+    ///
+    /// A RST without ACK answers a segment for which there is no socket (RFC 9293 §3.5.2), so a
+    /// session that seems to live is left over from one whose end did not come by here. With ACK
+    /// the service resets its session itself, and the client must hear that.
     #[inline(never)]
-    fn withholds(&mut self, at: &Located, entry: &Entry, state: State, now: Now) -> bool {
+    fn withholds(
+        &mut self,
+        at: &Located,
+        entry: &Entry,
+        state: State,
+        flags: TcpFlags,
+        now: Now,
+    ) -> bool {
+        let is_answer = !flags.contains(TcpFlags::ACK);
         let withheld = match state {
             // Its client answers a SYN-ACK at once, or the one that the host repeats after a second.
             State::HalfOpen => self.idle_ms(entry, now) < 2 * REPEATED_MS,
+            State::Reset => self.idle_ms(entry, now) < RST_AGAIN_MS,
             State::Closed => {
                 self.move_on(at, *entry, Event::HostRst, now);
                 true
             }
-            State::Reset => self.idle_ms(entry, now) < RST_AGAIN_MS,
-            _ => false,
+            State::Established | State::HostClosed | State::ClientClosed => {
+                if is_answer {
+                    self.move_on(at, *entry, Event::HostRst, now);
+                }
+                is_answer
+            }
         };
         if withheld {
             self.count(Counter::RstWithheld);
@@ -552,12 +591,24 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// R2: a SYN supersedes what was known of the flow's earlier life.
+    /// R2: a SYN goes to the host, always, unless the daemon is about to stop.
     #[inline(never)]
+    fn verdict_on_syn(&mut self, at: &Located, found: Option<Entry>, now: Now) -> Verdict {
+        if self.shared.closing.load(Ordering::Relaxed) {
+            return Verdict::Drop(Counter::SynClosing);
+        }
+        self.supersede(at, found, now);
+        self.count(Counter::SynToHost);
+        Verdict::Host
+    }
+
+    /// R2: a SYN supersedes what was known of the flow's earlier life.
     fn supersede(&mut self, at: &Located, found: Option<Entry>, now: Now) {
         let table = &self.shared.table;
         if let Some(flow) = table.flow(at) {
-            self.admission.forget(&flow, table.hash(&flow));
+            let hash = table.hash(&flow);
+            table.opening().note(hash, now.tick());
+            self.admission.forget(&flow, hash);
         }
         if self.shared.settings.inbound_only && self.open_by_syn(at, found, now) {
             return;
@@ -726,7 +777,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 return !self.is_superseded(is_syn_ack || event == Event::HostRst);
             }
             Some((entry, Kind::Local(state)))
-                if event == Event::HostRst && self.withholds(at, &entry, state, now) =>
+                if event == Event::HostRst && self.withholds(at, &entry, state, flags, now) =>
             {
                 return false;
             }
@@ -766,8 +817,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// had got further begins a new session on the same 5-tuple, with a newer version (R12).
     #[inline(never)]
     fn open(&mut self, at: &Located, found: Option<Entry>, now: Now) {
+        let is_repeated = !self.answers_a_syn(at, now);
         if let Some(entry) = found
-            && entry.kind() == Kind::Local(State::HalfOpen)
+            && let Kind::Local(state) = entry.kind()
+            && (is_repeated || state == State::HalfOpen)
         {
             return self.shared.table.touch(&entry, now.tick());
         }
@@ -777,8 +830,17 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         if !within_limit {
             self.count(Counter::HalfOpenOverLimit);
         }
-        let version = self.shared.clock.next();
+        // Of a handshake that began long ago, and that the client may have had with another server.
+        let version = if is_repeated { Version::UNKNOWN } else { self.shared.clock.next() };
         self.enter(at, found, State::HalfOpen, version, within_limit, now.tick());
+    }
+
+    /// Whether a SYN-ACK of the host is its first answer to a SYN.
+    fn answers_a_syn(&self, at: &Located, now: Now) -> bool {
+        let table = &self.shared.table;
+        let age_ms =
+            table.flow(at).and_then(|flow| table.opening().age_ms(table.hash(&flow), now.tick()));
+        age_ms.is_some_and(|age_ms| age_ms < SYN_ACK_MS)
     }
 
     /// Puts a local session into the table, in the place of what was there, and publishes it.
@@ -911,9 +973,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 if locator == self.shared.settings.classifier.locator =>
             {
                 self.count(Counter::ResolvedSelf);
-                let session =
-                    Session::Local { state: State::Established, version, published: true };
-                self.install(flow, session, now);
+                self.adopt(flow, version, now);
                 self.release(flow, Verdict::Host, now);
             }
             Resolution::Owner { locator, .. } if self.is_member(locator) => {
@@ -921,7 +981,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 let Some(owner) = self.shared.table.owners().number(locator) else {
                     return self.release(flow, Verdict::Drop(Counter::OwnersFull), now);
                 };
-                if self.install(flow, Session::Redirect { owner: locator }, now) {
+                let redirect = Session::Redirect { owner: locator };
+                if self.install(flow, redirect, now).is_some() {
                     self.count(Counter::RedirectInstalled);
                 }
                 self.release(flow, Verdict::Tunnel(owner), now);
@@ -934,8 +995,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             Resolution::NotFound => {
                 self.count(Counter::ResolvedNobody);
-                let hash = self.shared.table.hash(flow);
-                self.admission.remember_nobody(*flow, hash, now);
+                if self.is_sure(flow, now) {
+                    let hash = self.shared.table.hash(flow);
+                    self.admission.remember_nobody(*flow, hash, now);
+                }
                 self.release(flow, Verdict::Host, now);
             }
             Resolution::TimedOut => {
@@ -946,18 +1009,25 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// Puts what a lookup said into the table, unless the flow got there meanwhile.
-    fn install(&mut self, flow: &FlowKey, session: Session, now: Now) -> bool {
+    fn install(&mut self, flow: &FlowKey, session: Session, now: Now) -> Option<(Located, Entry)> {
         let table = &self.shared.table;
-        let Some(at) = table.locate_flow(flow) else {
-            return false;
-        };
+        let at = table.locate_flow(flow)?;
         match table.insert(&at, session, now.tick()) {
-            Insert::Inserted(_) => true,
-            Insert::Exists(_) => false,
+            Insert::Inserted(entry) => Some((at, entry)),
+            Insert::Exists(_) => None,
             Insert::Full => {
                 self.count(Counter::TableFull);
-                false
+                None
             }
+        }
+    }
+
+    /// R5: a record of ours that the table lacks: it is of a life before this one. Published anew,
+    /// for only then are we told of a later session on the flow (R12).
+    fn adopt(&mut self, flow: &FlowKey, version: Version, now: Now) {
+        let session = Session::Local { state: State::Established, version, published: false };
+        if let Some((at, entry)) = self.install(flow, session, now) {
+            self.publish(&at, &entry, version);
         }
     }
 

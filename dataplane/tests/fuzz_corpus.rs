@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Bytes of all captures at most.
-const CAPTURES_BYTES_MAX: u64 = 200 << 10;
+const CAPTURES_BYTES_MAX: u64 = 220 << 10;
 
 fn captures(directory: &str) -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(directory);
@@ -46,9 +46,14 @@ fn packets() {
     use holdfast_dataplane::stats::Counter;
 
     // Only these are out of reach: one worker changes no entry behind its own back, a cluster of
-    // five has numbers enough, and time is not measured.
-    let unmet =
-        [Counter::TableContended, Counter::OwnersFull, Counter::CyclesBusy, Counter::CyclesIdle];
+    // five has numbers enough, time is not measured, and the daemon never stops.
+    let unmet = [
+        Counter::TableContended,
+        Counter::OwnersFull,
+        Counter::CyclesBusy,
+        Counter::CyclesIdle,
+        Counter::SynClosing,
+    ];
     let met = replay(&all());
     let expected = Counter::ALL.iter().filter(|counter| !unmet.contains(counter));
     let missed = expected.map(|counter| counter.name()).filter(|name| !met.contains_key(name));

@@ -240,6 +240,7 @@ fn play_all(eal: &Eal, index: usize, pool: &Mempool, net: &Net) {
         settings: Arc::new(settings),
         table: Arc::new(table),
         clock: Arc::new(Clock::default()),
+        closing: Arc::default(),
     };
     let poll = mio::Poll::new().unwrap();
     let doorbell =

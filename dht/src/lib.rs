@@ -22,6 +22,7 @@ pub mod placement;
 mod publish;
 mod read;
 pub mod record;
+mod refusals;
 mod request;
 pub mod routing_table;
 pub mod rtt;

@@ -29,6 +29,7 @@ use crate::placement::Placement;
 use crate::publish::Entry;
 use crate::read::{Reads, Token};
 use crate::record::{Claim, State};
+use crate::refusals::Refusals;
 use crate::request::{LookupKey, Purpose, Requests};
 use crate::routing_table::{Patience, RoutingTable};
 use crate::stats::{Counter, Counters, Gauges, Journal, LookupRecord, Stats, Times};
@@ -152,6 +153,7 @@ pub struct Node {
     ids_published: Vec<Id>,
 
     reads: Reads<reading::Asker>,
+    refusals: Refusals,
     /// All reads may take equally long, so this is in order; as below.
     read_deadlines: VecDeque<(u64, Token)>,
     lookups: HashMap<LookupKey, Running>,
@@ -211,6 +213,7 @@ impl Node {
             ids_held: Vec::new(),
             ids_published: Vec::new(),
             reads: Reads::new(),
+            refusals: Refusals::default(),
             read_deadlines: VecDeque::new(),
             lookups: HashMap::new(),
             lookup_deadlines: VecDeque::new(),

@@ -2,8 +2,10 @@
 //! to ask next, and what the answers amount to.
 //!
 //! The best replica is asked first; the next when that one is slow (a hedge), or knows nothing.
-//! The first claim that stands ends the read. That nobody owns the flow is believed when a
+//! The first claim that stands ends the read, unless its owner has just refused the flow (R6). That nobody owns the flow is believed when a
 //! majority of the replicas said so and nobody else is waited for.
+
+use std::net::IpAddr;
 
 use arrayvec::ArrayVec;
 use hashbrown::HashTable;
@@ -65,10 +67,13 @@ pub(crate) struct Read<A> {
     replicas: Replicas,
     held: Option<Claim>,
     deleted: Option<Claim>,
+    /// Says that the flow is not its own: its claims count when all replicas have been asked, and
+    /// none knows of a greater one.
+    refuser: Option<IpAddr>,
 }
 
 impl<A> Read<A> {
-    pub(crate) fn new(id: Id, asker: A, replicas: Replicas) -> Read<A> {
+    pub(crate) fn new(id: Id, asker: A, replicas: Replicas, refuser: Option<IpAddr>) -> Read<A> {
         Read {
             id,
             asked_at_us: None,
@@ -76,6 +81,7 @@ impl<A> Read<A> {
             replicas,
             held: None,
             deleted: None,
+            refuser,
         }
     }
 
@@ -100,7 +106,7 @@ impl<A> Read<A> {
 
     /// What comes next, when something was said.
     pub(crate) fn next(&mut self) -> Next {
-        if let Some(claim) = self.held.filter(|_| self.held > self.deleted) {
+        if let Some(claim) = self.claim().filter(|claim| Some(claim.owner) != self.refuser) {
             return Next::Over(Verdict::Found(claim));
         }
         let asked = self.count(Standing::Asked);
@@ -141,9 +147,14 @@ impl<A> Read<A> {
         self.replicas.iter().filter(|r| r.standing == standing).count()
     }
 
+    /// The greatest claim that stands.
+    fn claim(&self) -> Option<Claim> {
+        self.held.filter(|_| self.held > self.deleted)
+    }
+
     /// The result if nobody answers any more.
     pub(crate) fn final_verdict(&self) -> Verdict {
-        if let Some(claim) = self.held.filter(|_| self.held > self.deleted) {
+        if let Some(claim) = self.claim() {
             return Verdict::Found(claim);
         }
         match 2 * self.count(Standing::SaidNo) > self.replicas.len() {
@@ -239,7 +250,7 @@ mod tests {
     }
 
     fn read(replicas: &[Replica]) -> Read<()> {
-        Read::new(Id(1), (), replicas.iter().copied().collect())
+        Read::new(Id(1), (), replicas.iter().copied().collect(), None)
     }
 
     fn three() -> [Replica; 3] {
@@ -253,6 +264,27 @@ mod tests {
         assert_eq!(read.next(), Next::Wait);
         read.said(Some(1), Said::Holds(claim(7)));
         assert_eq!(read.next(), Next::Over(Verdict::Found(claim(7))));
+    }
+
+    #[test]
+    fn r6_a_claim_of_who_refuses_the_flow_counts_when_nobody_knows_better() {
+        let refuser = claim(7).owner;
+        for better in [None, Some(Claim { version: Version(8), owner: [10, 0, 0, 1].into() })] {
+            let mut read = Read::new(Id(1), (), three().into_iter().collect(), Some(refuser));
+            assert_eq!(read.next(), Next::Ask(1));
+            read.said(Some(1), Said::Holds(claim(7)));
+            assert_eq!((read.next(), read.next()), (Next::Ask(2), Next::Ask(3)));
+            assert_eq!(read.next(), Next::Wait);
+            assert_eq!(read.final_verdict(), Verdict::Found(claim(7)), "if nobody answers");
+            read.said(Some(2), Said::NotHeld);
+            assert_eq!(read.next(), Next::Wait);
+            match better {
+                Some(better) => read.said(Some(3), Said::Holds(better)),
+                None => read.stands(Some(3), Standing::Failed),
+            }
+            let expected = better.unwrap_or(claim(7));
+            assert_eq!(read.next(), Next::Over(Verdict::Found(expected)));
+        }
     }
 
     #[test]
@@ -360,7 +392,7 @@ mod tests {
     fn tokens_name_one_read() {
         let mut reads: Reads<()> = Reads::new();
         let tokens: Vec<Token> =
-            (0..100).map(|id| reads.insert(Read::new(Id(id), (), Replicas::new()))).collect();
+            (0..100).map(|id| reads.insert(Read::new(Id(id), (), Replicas::new(), None))).collect();
         assert_eq!(reads.len(), 100);
         for (id, token) in tokens.iter().enumerate() {
             assert_eq!(reads.get(*token).map(|read| read.id), Some(Id(id as u128)));
@@ -368,7 +400,7 @@ mod tests {
             assert!(reads.remove(*token).is_some());
             assert!(reads.of(Id(id as u128)).is_none());
         }
-        let again = reads.insert(Read::new(Id(1), (), Replicas::new()));
+        let again = reads.insert(Read::new(Id(1), (), Replicas::new(), None));
         assert!(tokens.iter().all(|token| reads.get(*token).is_none()));
         assert!(reads.get(again).is_some());
     }

@@ -417,6 +417,30 @@ fn r12_a_publish_from_a_server_whose_clock_is_behind_is_raised() {
     assert_eq!(network.resolve(5, flow(1)), Resolution::NotFound);
 }
 
+/// It is not known to be later than the session of the claim, whosever clock is behind.
+#[test]
+fn r12_what_was_learnt_is_not_raised_above_another_servers_session() {
+    let mut network = Network::of(6, 1, Weather::fair());
+    let ahead = Version(network.unix_us() + SECOND);
+    network.publish_version(1, flow(1), ahead);
+    network.settle();
+    network.publish_version(2, flow(1), Version::UNKNOWN);
+    network.settle();
+    assert_eq!(network.resolve(5, flow(1)), owner(1, ahead));
+    assert_eq!(network.counter(2, Counter::PublishesRaised), 0);
+    assert_eq!(network.counter(2, Counter::PublishesSuperseded), 1);
+    // Above a record of its own, from before a restart, it is.
+    let old = network.publish(3, flow(2));
+    network.settle();
+    network.kill(3);
+    network.run(300 * MS);
+    network.start(config(3));
+    network.until("it to be known", 4, |network| network.is_complete());
+    network.publish_version(3, flow(2), Version::UNKNOWN);
+    network.settle();
+    assert_eq!(network.resolve(5, flow(2)), owner(3, Version(old.0 + 1)));
+}
+
 #[test]
 fn r12_a_version_from_the_far_future_is_refused() {
     let mut network = Network::of(6, 1, Weather::fair());

@@ -15,7 +15,7 @@ const PASSED: [Counter; 6] = [
 
 /// Each frame from the uplink has one of these outcomes, or is passed, or is a fragment that waits
 /// for the first.
-const OUTCOMES: [Counter; 17] = [
+const OUTCOMES: [Counter; 18] = [
     Counter::FragmentToHost,
     Counter::FragmentToTunnel,
     Counter::FragmentExpired,
@@ -23,6 +23,7 @@ const OUTCOMES: [Counter; 17] = [
     Counter::FragmentTiny,
     Counter::FragmentDropped,
     Counter::SynToHost,
+    Counter::SynClosing,
     Counter::LocalHit,
     Counter::RedirectHit,
     Counter::Miss,

@@ -159,6 +159,7 @@ impl Bench {
             settings: Arc::new(settings),
             table: Arc::clone(&table),
             clock: Arc::new(Clock::default()),
+            closing: Arc::default(),
         };
         let counters = Arc::<WorkerCounters>::default();
         let (uplink, host) = (MemPort::default(), MemPort::default());
@@ -419,7 +420,9 @@ impl Bench {
                 Side::Host => (None, Some(Counter::HostSuperseded)),
             },
             Some(Session::Local { state, .. })
-                if origin.side == Side::Host && segment.is_rst() && withholds(state, idle_ms) =>
+                if origin.side == Side::Host
+                    && segment.is_rst()
+                    && withholds(state, segment.is_ack(), idle_ms) =>
             {
                 (Some(Side::Uplink), Some(Counter::RstWithheld))
             }
@@ -443,7 +446,8 @@ impl Bench {
     }
 
     fn is_doubted(&self, flow: &FlowKey) -> bool {
-        self.table.doubts().is_answer(self.table.hash(flow), self.now.tick())
+        let unknown = self.table.unknown();
+        unknown.age_ms(self.table.hash(flow), self.now.tick()).is_some_and(|age_ms| age_ms < 1000)
     }
 
     fn check_foretold(&self, foretold: &Foretold) {
@@ -681,12 +685,12 @@ impl Bench {
 
 /// R12: whether a RST of the host does not reach the client of a session that is in this state for so
 /// long.
-fn withholds(state: State, idle_ms: u64) -> bool {
+fn withholds(state: State, is_ack: bool, idle_ms: u64) -> bool {
     match state {
         State::HalfOpen => idle_ms < 2000,
         State::Closed => true,
         State::Reset => idle_ms < 150,
-        _ => false,
+        State::Established | State::HostClosed | State::ClientClosed => !is_ack,
     }
 }
 

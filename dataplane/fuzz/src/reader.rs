@@ -67,6 +67,11 @@ impl Segment {
         self.flags & 0x04 != 0
     }
 
+    /// Whether its acknowledgement number counts.
+    pub fn is_ack(&self) -> bool {
+        self.flags & 0x10 != 0
+    }
+
     /// Whether its sender ends the session: FIN or RST.
     pub fn is_last(&self) -> bool {
         self.flags & 0x05 != 0

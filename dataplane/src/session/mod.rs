@@ -1,9 +1,9 @@
 //! Sessions: their states, their table, and the sweep that ends them.
 
 pub mod bucket;
-pub mod doubts;
 pub mod expiry;
 pub mod owners;
+pub mod recent;
 pub mod state;
 mod sync;
 pub mod table;

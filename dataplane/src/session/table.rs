@@ -33,7 +33,7 @@ use super::sync::settle_fence;
 use super::word::{self, Ageing, Kind, PUBLICATION, PUBLISHED, VERSIONED};
 use super::{Listed, Session, State};
 use crate::service::{KEY_BITS_V4, Services, SessionKey};
-use crate::session::doubts::Doubts;
+use crate::session::recent::Recent;
 use crate::time::Tick;
 
 /// Lookups that the memory is asked for before the first of them is looked at.
@@ -48,6 +48,9 @@ const LOAD_PERCENT: (usize, usize) = (60, 40);
 const INDEX_BITS_MIN_V4: u32 = KEY_BITS_V4 - REMAINDER_BITS;
 /// As many buckets as an entry has to choose from, so that all differ.
 const INDEX_BITS_MIN_V6: u32 = V6::PROBES.ilog2();
+/// Flows remembered that are unknown, and that open: at a million SYNs a second, those of 60 ms.
+const UNKNOWN_PLACES: usize = 4096;
+const OPENING_PLACES: usize = 65_536;
 const WORDS: u32 = bucket::WORDS as u32;
 
 /// An entry as a lookup saw it. Using it after the entry has changed or gone does no harm: it is
@@ -204,7 +207,8 @@ impl Located {
 pub struct SessionTable {
     services: Services,
     owners: Owners,
-    doubts: Doubts,
+    unknown: Recent,
+    opening: Recent,
     ageing: Ageing,
     v4: Family,
     v6: Family,
@@ -272,7 +276,8 @@ impl SessionTable {
         Ok(SessionTable {
             services,
             owners: Owners::default(),
-            doubts: Doubts::default(),
+            unknown: Recent::new(UNKNOWN_PLACES),
+            opening: Recent::new(OPENING_PLACES),
             ageing: Ageing::new(timeouts),
             v4: Family::new::<V4>(slots(has_v4, load.0), INDEX_BITS_MIN_V4, 3, &hash_key)?,
             v6: Family::new::<V6>(slots(has_v6, load.1), INDEX_BITS_MIN_V6, 1, &hash_key)?,
@@ -297,10 +302,16 @@ impl SessionTable {
         &self.owners
     }
 
-    /// Flows that it lacks, and that were tunnelled to us a moment ago.
+    /// Flows of which neither it nor the DHT knew anything a moment ago.
     #[must_use]
-    pub fn doubts(&self) -> &Doubts {
-        &self.doubts
+    pub fn unknown(&self) -> &Recent {
+        &self.unknown
+    }
+
+    /// Flows of which a SYN came a moment ago.
+    #[must_use]
+    pub fn opening(&self) -> &Recent {
+        &self.opening
     }
 
     /// How many entries of each kind there are.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arrayvec::ArrayVec;
 use etherparse::PacketBuilder;
@@ -38,6 +39,7 @@ pub const SYN_ACK: u8 = 0x12;
 pub const ACK: u8 = 0x10;
 pub const FIN_ACK: u8 = 0x11;
 pub const RST: u8 = 0x04;
+pub const RST_ACK: u8 = RST | ACK;
 
 /// Addresses of one family.
 #[derive(Debug, Clone, Copy)]
@@ -239,6 +241,7 @@ pub struct Bench {
     pub comparison: Comparison,
     pub comparison_core: CoreEnd,
     pub clock: Arc<Clock>,
+    pub closing: Arc<AtomicBool>,
     pub table: Arc<SessionTable>,
     pub counters: Arc<WorkerCounters>,
     pub uplink: MemPort,
@@ -330,10 +333,12 @@ impl Bench {
         let clock = Arc::<Clock>::default();
         let comparison =
             Comparison::new(Arc::clone(&table), Arc::clone(&clock), comparison_end, &TIMEOUTS);
+        let closing = Arc::<AtomicBool>::default();
         let shared = Shared {
             settings: Arc::new(settings),
             table: Arc::clone(&table),
             clock: Arc::clone(&clock),
+            closing: Arc::clone(&closing),
         };
         let counters = Arc::<WorkerCounters>::default();
         let (uplink, host) = (MemPort::default(), MemPort::default());
@@ -352,6 +357,7 @@ impl Bench {
             comparison,
             comparison_core,
             clock,
+            closing,
             table,
             counters,
             uplink,

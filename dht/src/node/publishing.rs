@@ -50,6 +50,9 @@ const LINGER_US: u64 = 2_000_000;
 /// A STALE answer to a publish this fresh, in µs, can mean that our clock is behind; later it
 /// means that the session is old.
 const FRESH_US: u64 = 2_000_000;
+/// A claim that is further ahead of our clock, in µs, says that the clock is behind: less may pass
+/// between the two clocks' readings on one machine.
+const BEHIND_US: u64 = 10_000;
 /// How often a fresh publish is raised above what it meets.
 const RAISES_MAX: u8 = 4;
 /// Control messages that wait to be sent, beyond which no NOT_MINE for all joins them.
@@ -497,11 +500,14 @@ impl Node {
             return;
         };
         let sent_at_us = entry.first_sent_at_us.unwrap_or(self.now_us);
-        let fresh = entry.fresh && self.now_us < sent_at_us + FRESH_US;
+        let unix_us = self.unix_us();
+        // One that was learnt began some time ago, or nobody knows when.
+        let began_now = entry.session.0 + FRESH_US > unix_us;
+        let fresh = entry.fresh && began_now && self.now_us < sent_at_us + FRESH_US;
         let (flow, raises) = (entry.flow, entry.raises);
         // A version that our clock has not reached yet says that the clock is behind. One that
         // it has passed is of a session that began after ours, while ours was being stored.
-        let behind = claim.version.0 > self.unix_us();
+        let behind = claim.version.0 > unix_us + BEHIND_US;
         if claim.owner != self.own.locator && !(fresh && behind) {
             self.count(Counter::PublishesSuperseded);
             self.tell_workers_superseded(flow, claim);

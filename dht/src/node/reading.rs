@@ -144,7 +144,8 @@ impl Node {
             return false;
         }
         let own = replicas.iter().any(|replica| replica.link.is_none());
-        let mut read = Read::new(target, asker, replicas);
+        let refuser = self.refusals.of(target, self.now_us);
+        let mut read = Read::new(target, asker, replicas, refuser);
         if own {
             read.said(None, self.replica_statement(target));
         }

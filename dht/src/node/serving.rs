@@ -52,6 +52,7 @@ impl Node {
             Message::NotMine(flow) => {
                 self.count(Counter::NotMineReceived);
                 let owner = sender.locator;
+                self.refusals.note(self.hasher.flow(&flow), owner, self.now_us);
                 let answer = Answer::NotMine { flow, owner };
                 self.actions.push(Action::Answer { ring: 0, answer });
                 return;

@@ -302,7 +302,7 @@ pub fn shared(table: &Ours, tunnel: Tunnel, family: Family) -> Result<Shared> {
         },
         idle: IdleStrategy::Busy,
     };
-    Ok(Shared { settings: Arc::new(settings), table: Arc::clone(&table.0), clock: Arc::default() })
+    Ok(Shared { settings: Arc::new(settings), table: Arc::clone(&table.0), clock: Arc::default(), closing: Arc::default() })
 }
 
 /// A worker, and the DHT core's end of its rings. Keep the poll: the doorbell rings it.

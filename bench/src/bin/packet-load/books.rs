@@ -55,6 +55,7 @@ const BOOKS: &[Entry] = &[
             "fragment_tiny",
             "fragment_dropped",
             "syn_to_host",
+            "syn_closing",
             "local_hit",
             "redirect_hit",
             "miss",
@@ -151,6 +152,7 @@ const BOOKS: &[Entry] = &[
 
 /// Counters of frames that were dropped.
 const DROPS: &[&str] = &[
+    "syn_closing",
     "park_full",
     "park_flow_full",
     "park_expired",
