@@ -37,7 +37,7 @@ use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
 use crate::socket::{ControlCounters, ControlSocket, Permissions, Stream};
 
 /// Announcements that a worker can have queued for the DHT core.
-const ANNOUNCEMENTS: usize = 16 * 1024;
+pub const ANNOUNCEMENTS: usize = 16 * 1024;
 /// How often the main thread looks whether all threads are alive and the uplink has carrier.
 const SUPERVISION: Duration = Duration::from_millis(50);
 /// How long the DHT core may take to stop, and how long the workers go on after it: what it sent

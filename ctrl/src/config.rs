@@ -5,6 +5,7 @@
 mod device;
 mod key_file;
 mod reader;
+mod shown;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -338,6 +339,8 @@ pub struct Dht {
 pub struct Cluster {
     /// Prefixes of the members' locators, of the locator's family; never empty.
     pub members: Vec<IpNet>,
+    /// The file that they are in.
+    pub key_file: Option<PathBuf>,
     /// The cluster's keys; none if it is insecure and says so.
     pub keys: Option<ClusterKeys>,
 }
@@ -759,6 +762,7 @@ fn cluster(reader: &mut Reader<'_>) -> Cluster {
     });
     let insecure = section.flag("insecure", false);
     section.finish();
+    let key_file = path.clone();
     let keys = match (path, insecure) {
         (Some(path), false) => match ClusterKeys::load(&path) {
             Ok(keys) => Some(keys),
@@ -780,7 +784,7 @@ fn cluster(reader: &mut Reader<'_>) -> Cluster {
         }
         (None, true) => None,
     };
-    Cluster { members, keys }
+    Cluster { members, key_file, keys }
 }
 
 /// What each value alone cannot tell.

@@ -85,6 +85,8 @@ pub struct Ports {
     pub uplink: Vec<Port>,
     /// The host port.
     pub host_port: Vec<Port>,
+    /// Each worker's packet buffers.
+    pub mempools: Vec<Mempool>,
     uplink_interface: Option<PathBuf>,
 }
 
@@ -129,7 +131,8 @@ impl Ports {
         };
         let queues = uplink_queues.into_iter().zip(host_queues);
         let queues = queues.map(|(uplink, host_port)| QueuePairs { uplink, host_port });
-        let ports = Ports { uplink: uplink_ports, host_port: host_ports, uplink_interface };
+        let (uplink, host_port) = (uplink_ports, host_ports);
+        let ports = Ports { uplink, host_port, mempools: pools, uplink_interface };
         Ok((ports, queues.collect()))
     }
 

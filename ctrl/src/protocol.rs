@@ -4,8 +4,13 @@
 //! A command has its line in [`Request`], in [`Request::command`] and in [`COMMANDS`], and what
 //! answers it a line in [`Reply`]; what these hold is in a file for each group of commands.
 
+mod config;
+mod explain;
+mod limits;
 mod lookups;
 mod peers;
+mod routing;
+pub mod schema;
 mod sessions;
 mod stats;
 mod stream;
@@ -13,16 +18,20 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use holdfast_net::FlowKey;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+pub use config::*;
+pub use explain::*;
+pub use limits::*;
 pub use lookups::*;
 pub use peers::*;
+pub use routing::*;
 pub use sessions::*;
 pub use stats::*;
 pub use stream::*;
@@ -41,10 +50,18 @@ pub const LIMIT_MAX: usize = 10_000;
 pub const COMMANDS: &[(&str, Access)] = &[
     ("show_stats", Access::Read),
     ("show_workers", Access::Read),
-    ("show_sessions", Access::Read),
     ("show_peers", Access::Read),
     ("show_lookups", Access::Read),
     ("show_version", Access::Read),
+    ("show_routing", Access::Read),
+    ("show_limits", Access::Read),
+    ("show_config", Access::Read),
+    ("sessions_list", Access::Read),
+    ("sessions_get", Access::Read),
+    ("sessions_count", Access::Read),
+    ("sessions_delete", Access::Change),
+    ("sessions_watch", Access::Read),
+    ("explain", Access::Read),
     ("lookup", Access::Read),
 ];
 
@@ -61,34 +78,13 @@ pub enum Access {
 pub type Counters = BTreeMap<String, u64>;
 
 /// A request, without its version.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Counters and gauges. Answered by [`StatsReply`].
     ShowStats {},
     /// How busy the workers are. Answered by [`WorkersReply`].
     ShowWorkers {},
-    /// Entries of the session table. Answered by [`SessionsReply`].
-    ShowSessions {
-        /// Only sessions of this kind.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        kind: Option<SessionKind>,
-        /// Only sessions in this state, named as in [`SessionEntry::state`].
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        state: Option<String>,
-        /// Only sessions of these clients.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        client: Option<ClientFilter>,
-        /// Only sessions to this service.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        service: Option<ServiceFilter>,
-        /// Only sessions that the server with this locator owns.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        owner: Option<IpAddr>,
-        /// Most entries to list, 1 to [`LIMIT_MAX`].
-        #[serde(default)]
-        limit: Limit,
-    },
     /// The DHT's members that this server knows. Answered by [`PeersReply`].
     ShowPeers {},
     /// The journal of the last lookups. Answered by [`LookupsReply`].
@@ -99,10 +95,74 @@ pub enum Request {
     },
     /// Who answers. Answered by [`VersionReply`].
     ShowVersion {},
+    /// The DHT's routing table. Answered by [`RoutingReply`].
+    ShowRouting {
+        /// Most contacts to list, 1 to [`LIMIT_MAX`].
+        #[serde(default)]
+        limit: Limit,
+    },
+    /// What is bounded, and how near it is to its bounds. Answered by [`LimitsReply`].
+    ShowLimits {},
+    /// The configuration in effect, without keys. Answered by [`ConfigReply`].
+    ShowConfig {},
+    /// Entries of the session table. Answered by [`SessionsReply`].
+    SessionsList {
+        /// Which.
+        #[serde(default)]
+        filter: SessionFilter,
+        /// Most entries to list, 1 to [`LIMIT_MAX`].
+        #[serde(default)]
+        limit: Limit,
+    },
+    /// One entry of the session table. Answered by [`SessionEntry`].
+    SessionsGet {
+        /// Its flow.
+        #[serde(with = "flow_text")]
+        #[schemars(with = "String")]
+        flow: FlowKey,
+    },
+    /// How many entries of the session table there are. Answered by [`SessionsCountReply`].
+    SessionsCount {
+        /// Which.
+        #[serde(default)]
+        filter: SessionFilter,
+    },
+    /// Takes entries out of the session table, and withdraws the records of local sessions.
+    /// Answered by [`SessionsDeleteReply`].
+    SessionsDelete {
+        /// Which; it says something.
+        filter: SessionFilter,
+        /// Most entries to delete, 1 to [`LIMIT_MAX`].
+        #[serde(default)]
+        limit: Limit,
+    },
+    /// Changes of the session table as they happen: a stream of [`SessionChange`].
+    SessionsWatch {
+        /// Of which sessions; neither how long they are idle nor whether they are published.
+        #[serde(default)]
+        filter: SessionFilter,
+        /// Which changes; all when empty.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        events: Vec<SessionEvent>,
+        /// How long, in milliseconds.
+        #[serde(default)]
+        for_ms: StreamTime,
+        /// How many changes.
+        #[serde(default)]
+        count: StreamCount,
+    },
+    /// What would become of a flow's next segment here, and why. Answered by [`ExplainReply`].
+    Explain {
+        /// The flow.
+        #[serde(with = "flow_text")]
+        #[schemars(with = "String")]
+        flow: FlowKey,
+    },
     /// Who owns a flow, as this server's table and the DHT say. Answered by [`LookupReply`].
     Lookup {
         /// The flow.
         #[serde(with = "flow_text")]
+        #[schemars(with = "String")]
         flow: FlowKey,
     },
 }
@@ -114,10 +174,18 @@ impl Request {
         match self {
             Request::ShowStats {} => "show_stats",
             Request::ShowWorkers {} => "show_workers",
-            Request::ShowSessions { .. } => "show_sessions",
             Request::ShowPeers {} => "show_peers",
             Request::ShowLookups { .. } => "show_lookups",
             Request::ShowVersion {} => "show_version",
+            Request::ShowRouting { .. } => "show_routing",
+            Request::ShowLimits {} => "show_limits",
+            Request::ShowConfig {} => "show_config",
+            Request::SessionsList { .. } => "sessions_list",
+            Request::SessionsGet { .. } => "sessions_get",
+            Request::SessionsCount { .. } => "sessions_count",
+            Request::SessionsDelete { .. } => "sessions_delete",
+            Request::SessionsWatch { .. } => "sessions_watch",
+            Request::Explain { .. } => "explain",
             Request::Lookup { .. } => "lookup",
         }
     }
@@ -138,8 +206,6 @@ pub enum Reply {
     Stats(Box<StatsReply>),
     /// To [`Request::ShowWorkers`].
     Workers(WorkersReply),
-    /// To [`Request::ShowSessions`].
-    Sessions(SessionsReply),
     /// To [`Request::ShowPeers`].
     Peers(PeersReply),
     /// To [`Request::ShowLookups`].
@@ -148,12 +214,28 @@ pub enum Reply {
     Version(VersionReply),
     /// To [`Request::Lookup`].
     Lookup(LookupReply),
+    /// To [`Request::ShowRouting`].
+    Routing(RoutingReply),
+    /// To [`Request::ShowLimits`].
+    Limits(LimitsReply),
+    /// To [`Request::ShowConfig`].
+    Config(ConfigReply),
+    /// To [`Request::SessionsList`].
+    Sessions(SessionsReply),
+    /// To [`Request::SessionsGet`].
+    Session(SessionEntry),
+    /// To [`Request::SessionsCount`].
+    SessionsCount(SessionsCountReply),
+    /// To [`Request::SessionsDelete`].
+    SessionsDelete(SessionsDeleteReply),
+    /// To [`Request::Explain`].
+    Explain(Box<ExplainReply>),
     /// The last line of a stream.
     Stream(StreamReply),
 }
 
 /// A refusal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Error, JsonSchema)]
 #[error("{message} ({code})")]
 pub struct ProtocolError {
     /// For programs.
@@ -171,7 +253,7 @@ impl ProtocolError {
 }
 
 /// Why a request was refused. A code never changes its meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     /// The line is no request: no JSON object, an unknown key, a value out of range.
@@ -182,6 +264,8 @@ pub enum ErrorCode {
     UnsupportedVersion,
     /// The flow is no flow.
     BadFlow,
+    /// There is no such thing.
+    NotFound,
     /// The request line is too long.
     TooLarge,
     /// The command changes something, and this client may only read.
@@ -204,6 +288,7 @@ impl fmt::Display for ErrorCode {
             ErrorCode::UnknownCommand => "unknown_command",
             ErrorCode::UnsupportedVersion => "unsupported_version",
             ErrorCode::BadFlow => "bad_flow",
+            ErrorCode::NotFound => "not_found",
             ErrorCode::TooLarge => "too_large",
             ErrorCode::Forbidden => "forbidden",
             ErrorCode::Busy => "busy",
@@ -215,11 +300,15 @@ impl fmt::Display for ErrorCode {
 }
 
 /// How many entries an answer lists at most: 1 to [`LIMIT_MAX`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "usize")]
+#[schemars(extend("minimum" = 1, "maximum" = LIMIT_MAX))]
 pub struct Limit(usize);
 
 impl Limit {
+    /// One entry.
+    pub const ONE: Limit = Limit(1);
+
     /// The number.
     #[must_use]
     pub const fn get(self) -> usize {
@@ -252,6 +341,29 @@ impl FromStr for Limit {
 
     fn from_str(text: &str) -> Result<Limit, LimitError> {
         text.parse().map_err(|_| LimitError).and_then(|limit: usize| limit.try_into())
+    }
+}
+
+/// Flows as their text, or nothing.
+mod optional_flow_text {
+    use holdfast_net::FlowKey;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub fn serialize<S: Serializer>(
+        flow: &Option<FlowKey>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match flow {
+            Some(flow) => serializer.collect_str(flow),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<FlowKey>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(de::Error::custom)).transpose()
     }
 }
 
@@ -300,7 +412,8 @@ pub fn parse_request(line: &[u8]) -> Result<Request, ProtocolError> {
         let message = format!("expected one of the commands {}", names.join(", "));
         return Err(ProtocolError::new(ErrorCode::UnknownCommand, message));
     }
-    if let Some(Value::String(flow)) = object.get("flow") {
+    let in_filter = || object.get("filter").and_then(|filter| filter.get("flow"));
+    if let Some(Value::String(flow)) = object.get("flow").or_else(in_filter) {
         let check: Result<FlowKey, _> = flow.parse();
         check.map_err(|error| ProtocolError::new(ErrorCode::BadFlow, error.to_string()))?;
     }

@@ -1,6 +1,9 @@
 //! The real holdfastctl against a real socket whose answers are known.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/schema.rs"]
+mod support;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,14 +11,18 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use holdfast::protocol::{
-    ControlStats, Counters, DhtStats, Distribution, ErrorCode, JournalEntry, KernelCheckStats,
-    LoadPeriod, LookupOutcome, LookupReply, LookupReport, LookupsReply, Peer, PeersReply,
-    PortStats, ProtocolError, ReplicaAnswer, Reply, Request, SessionEntry, SessionKind,
-    SessionsReply, StatsReply, VersionReply, WorkerLoad, WorkerStats, WorkersReply,
+    COMMANDS, ConfigReply, ControlStats, Counters, DhtStats, Distribution, ErrorCode,
+    ExplainMember, ExplainReply, ExplainStep, JournalEntry, KernelCheckStats, KernelHolds,
+    LimitEntry, LimitScope, LimitsReply, LoadPeriod, LookupOutcome, LookupReply, LookupReport,
+    LookupsReply, Peer, PeersReply, PortStats, ProtocolError, ReplicaAnswer, Reply, Request,
+    RoutingBucket, RoutingReply, SessionChange, SessionEntry, SessionEvent, SessionFilter,
+    SessionKind, SessionState, SessionsCountReply, SessionsDeleteReply, SessionsReply, StatsReply,
+    StreamBounds, Verdict, VersionReply, WorkerLoad, WorkerStats, WorkersReply, answer_line,
+    request_line,
 };
 use holdfast::socket::{ControlSocket, Handler, Permissions, Stream};
 use holdfast_net::FlowKey;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 struct Daemon {
     path: PathBuf,
@@ -24,18 +31,28 @@ struct Daemon {
     _directory: tempfile::TempDir,
 }
 
+fn open(path: &Path, handler: Handler) -> ControlSocket {
+    ControlSocket::open(path, Permissions::default(), Arc::default(), handler).unwrap()
+}
+
 /// A daemon that answers every request with `answer`.
 fn daemon(answer: Result<Reply, ProtocolError>) -> Daemon {
+    daemon_of(move |_| answer.clone())
+}
+
+fn daemon_of(
+    answer: impl Fn(&Request) -> Result<Reply, ProtocolError> + Send + Sync + 'static,
+) -> Daemon {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
     let asked = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&asked);
     let handler: Handler = Arc::new(move |request, _: &mut Stream<'_>| {
+        let answer = answer(&request);
         log.lock().unwrap().push(request);
-        answer.clone()
+        answer
     });
-    let socket =
-        ControlSocket::open(&path, Permissions::default(), Arc::default(), handler).unwrap();
+    let socket = open(&path, handler);
     Daemon { path, asked, _socket: socket, _directory: directory }
 }
 
@@ -83,6 +100,7 @@ fn session(kind: SessionKind) -> SessionEntry {
         state: if local { "established" } else { "redirected" }.to_owned(),
         owner: if local { "10.0.0.1" } else { "10.0.0.2" }.parse().unwrap(),
         version: local.then_some(1_470_182_400_000_000),
+        published: local.then_some(true),
         idle_ms: 61_000,
     }
 }
@@ -140,8 +158,11 @@ fn shows_stats() {
 holdfastd    0.1.0 at 10.0.0.1, up 3 h 12 min, process 77, DPDK 22.11.7
 
 PORTS
-ROLE    NAME         DRIVER      MAC                LINK   MTU  RX PACKETS  MISSED  ERRORS  NO MBUF  TX PACKETS  ERRORS
-uplink  net_af_xdp0  net_af_xdp  02:00:00:00:00:01  DOWN  1500           5       0       0        0           0       0
+ROLE    NAME         DRIVER      MAC                LINK   MTU
+uplink  net_af_xdp0  net_af_xdp  02:00:00:00:00:01  DOWN  1500
+
+ROLE    NAME         RX PACKETS  MISSED  ERRORS  NO MBUF  TX PACKETS  ERRORS
+uplink  net_af_xdp0           5       0       0        0           0       0
 
 SESSION TABLE
 capacity  1000
@@ -283,61 +304,391 @@ fn figures_of_workers_are_numbers_in_json() {
     assert_eq!(serde_json::from_value::<WorkersReply>(value).unwrap(), workers());
 }
 
+/// All options that choose sessions, and the filter that they make.
+const FILTERS: &str = "--kind redirect --state established --client 20.1.0.0/16 \
+    --client-port 1234 --service 192.168.0.1:80 --owner 10.0.0.2";
+
+fn filter() -> SessionFilter {
+    SessionFilter {
+        kind: Some(SessionKind::Redirect),
+        state: Some(SessionState::Established),
+        client: Some("20.1.0.0/16".parse().unwrap()),
+        client_port: Some(1234),
+        service: Some("192.168.0.1:80".parse().unwrap()),
+        owner: Some("10.0.0.2".parse().unwrap()),
+        ..SessionFilter::default()
+    }
+}
+
+fn idle_filter() -> SessionFilter {
+    SessionFilter {
+        idle_over_ms: Some(300_000),
+        idle_under_ms: Some(7_200_000),
+        published: Some(false),
+        ..filter()
+    }
+}
+
 #[test]
-fn shows_sessions_and_passes_filters_on() {
+fn lists_sessions_and_passes_filters_on() {
     let reply = SessionsReply {
         sessions: vec![session(SessionKind::Local), session(SessionKind::Redirect)],
         total: 5234,
         truncated: true,
     };
-    let daemon = daemon(Ok(Reply::Sessions(reply)));
-    let arguments = "show sessions --kind redirect --state established --client 20.1.0.0/16 \
-                     --service 192.168.0.1:80 --owner 10.0.0.2 --limit 2";
-    let output = run(&daemon, arguments);
     let expected = "\
-FLOW                          KIND      STATE        OWNER          IDLE           VERSION
-20.1.1.1:1234-192.168.0.1:80  local     established  10.0.0.1  1 min 1 s  1470182400000000
-20.1.1.1:1234-192.168.0.1:80  redirect  redirected   10.0.0.2  1 min 1 s                 -
+KIND      STATE        OWNER          IDLE           VERSION  PUBLISHED  FLOW
+local     established  10.0.0.1  1 min 1 s  1470182400000000  yes        20.1.1.1:1234-192.168.0.1:80
+redirect  redirected   10.0.0.2  1 min 1 s                 -  -          20.1.1.1:1234-192.168.0.1:80
 
 2 of 5234 sessions; --limit shows more
 ";
+    for verb in ["sessions list", "show sessions"] {
+        let daemon = daemon(Ok(Reply::Sessions(reply.clone())));
+        let arguments =
+            format!("{verb} {FILTERS} --idle-over 5m --idle-under 2h --published false --limit 2");
+        let output = run(&daemon, &arguments);
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+        let limit = 2.try_into().unwrap();
+        let asked = daemon.asked.lock().unwrap();
+        assert_eq!(*asked, [Request::SessionsList { filter: idle_filter(), limit }]);
+    }
+}
+
+#[test]
+fn gets_and_counts_sessions() {
+    let expected = "\
+flow   20.1.1.1:1234-192.168.0.1:80
+table  local, established, version 1470182400000000, published, idle for 1 min 1 s
+";
+    let get = "sessions get 20.1.1.1:1234-192.168.0.1:80";
+    assert_eq!(shown(Reply::Session(session(SessionKind::Local)), get), expected);
+    let refusal = ProtocolError::new(ErrorCode::NotFound, "no entry");
+    let output = run(&daemon(Err(refusal)), get);
+    assert_eq!(output.status.code(), Some(1));
+
+    let daemon = daemon(Ok(Reply::SessionsCount(count())));
+    let output = run(&daemon, &format!("sessions count {FILTERS}"));
+    let expected = "\
+STATE        SESSIONS
+established        40
+redirected          2
+
+SERVICE         SESSIONS
+192.168.0.1:80        42
+
+OWNER     SESSIONS
+10.0.0.1        40
+10.0.0.2         2
+
+42 sessions
+";
     assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    assert_eq!(*daemon.asked.lock().unwrap(), [Request::SessionsCount { filter: filter() }]);
+    let none = shown(Reply::SessionsCount(SessionsCountReply::default()), "sessions count");
+    assert_eq!(none, "0 sessions\n");
+}
+
+fn count() -> SessionsCountReply {
+    SessionsCountReply {
+        total: 42,
+        by_state: counters(&[("established", 40), ("redirected", 2)]),
+        by_service: counters(&[("192.168.0.1:80", 42)]),
+        by_owner: counters(&[("10.0.0.1", 40), ("10.0.0.2", 2)]),
+    }
+}
+
+fn deleted() -> SessionsDeleteReply {
+    SessionsDeleteReply { sessions: vec![session(SessionKind::Local)], left: 3, withdrawn: 1 }
+}
+
+/// A daemon with as many sessions that match as are counted.
+fn deleting(total: u64) -> Daemon {
+    let count = SessionsCountReply { total, ..count() };
+    daemon_of(move |request| match request {
+        Request::SessionsCount { .. } => Ok(Reply::SessionsCount(count.clone())),
+        _ => Ok(Reply::SessionsDelete(deleted())),
+    })
+}
+
+#[test]
+fn deletes_one_flow_at_once_and_more_only_when_that_is_said() {
+    let one = "sessions delete 20.1.1.1:1234-192.168.0.1:80";
+    let daemon = deleting(1);
+    let output = run(&daemon, one);
+    let expected = "\
+KIND   STATE        OWNER          IDLE           VERSION  PUBLISHED  FLOW
+local  established  10.0.0.1  1 min 1 s  1470182400000000  yes        20.1.1.1:1234-192.168.0.1:80
+
+1 sessions deleted, 1 records withdrawn; 3 more match
+";
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    let of_flow = SessionFilter { flow: Some(flow()), ..SessionFilter::default() };
+    let delete =
+        |filter, limit: usize| Request::SessionsDelete { filter, limit: limit.try_into().unwrap() };
+    assert_eq!(*daemon.asked.lock().unwrap(), [delete(of_flow, 1)]);
+
+    let many = format!("sessions delete {FILTERS}");
+    let daemon = deleting(5000);
+    let output = run(&daemon, &many);
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(error, "holdfastctl: 5000 sessions match; --yes deletes 100 of them\n");
+    assert_eq!(*daemon.asked.lock().unwrap(), [Request::SessionsCount { filter: filter() }]);
+
+    // One that matches alone, and never more, should another come meanwhile.
+    let daemon = deleting(1);
+    assert!(run(&daemon, &many).status.success());
+    assert_eq!(daemon.asked.lock().unwrap()[1..], [delete(filter(), 1)]);
+
+    let daemon = deleting(5000);
+    assert!(run(&daemon, &format!("{many} --yes --limit 7000")).status.success());
+    assert_eq!(*daemon.asked.lock().unwrap(), [delete(filter(), 7000)]);
+
+    let daemon = deleting(5000);
+    for wrong in [
+        "sessions delete".to_owned(),
+        "sessions delete --yes".to_owned(),
+        format!("{one} --kind local"),
+    ] {
+        let output = run(&daemon, &wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+    }
+    assert!(daemon.asked.lock().unwrap().is_empty());
+}
+
+fn change(event: SessionEvent, before: Option<&str>, after: Option<&str>) -> SessionChange {
+    SessionChange {
+        at_unix_us: 1_470_182_400_123_456,
+        event,
+        flow: flow(),
+        before: before.map(str::to_owned),
+        after: after.map(str::to_owned),
+        owner: Some("10.0.0.1".parse().unwrap()),
+        version: Some(7),
+    }
+}
+
+/// A daemon whose answer to everything is a stream of two changes and a gap.
+fn streaming() -> Daemon {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&asked);
+    let handler: Handler = Arc::new(move |request, stream: &mut Stream<'_>| {
+        log.lock().unwrap().push(request);
+        let reply = stream.run(StreamBounds::default(), |items| {
+            items.send(&change(SessionEvent::Opened, None, Some("half_open")))?;
+            items.missed(17)?;
+            items.send(&change(SessionEvent::Established, Some("half_open"), Some("established")))
+        });
+        reply.map(Reply::Stream)
+    });
+    let socket = open(&path, handler);
+    Daemon { path, asked, _socket: socket, _directory: directory }
+}
+
+#[test]
+fn watches_sessions() {
+    let daemon = streaming();
+    let arguments =
+        format!("sessions watch {FILTERS} --event opened,established --for 30s --count 9");
+    let output = run(&daemon, &arguments);
+    let expected = "\
+2016-08-03T00:00:00.123Z  opened         10.0.0.1         20.1.1.1:1234-192.168.0.1:80
+(17 missed: they came faster than they were read)
+2016-08-03T00:00:00.123Z  established    10.0.0.1         20.1.1.1:1234-192.168.0.1:80
+";
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(error, "2 shown, 17 missed: there are no more\n");
     let asked = daemon.asked.lock().unwrap();
-    let expected = Request::ShowSessions {
-        kind: Some(SessionKind::Redirect),
-        state: Some("established".to_owned()),
-        client: Some("20.1.0.0/16".parse().unwrap()),
-        service: Some("192.168.0.1:80".parse().unwrap()),
-        owner: Some("10.0.0.2".parse().unwrap()),
-        limit: 2.try_into().unwrap(),
+    let expected = Request::SessionsWatch {
+        filter: filter(),
+        events: vec![SessionEvent::Opened, SessionEvent::Established],
+        for_ms: 30_000.try_into().unwrap(),
+        count: 9.try_into().unwrap(),
     };
     assert_eq!(*asked, [expected]);
 }
 
+fn routing() -> RoutingReply {
+    let peers = vec![peer(2, "alive"), peer(3, "suspect")];
+    let bucket = RoutingBucket {
+        prefix: "01000000000000000000000000000000".to_owned(),
+        prefix_bits: 8,
+        contacts: 3,
+        suspect: 1,
+        full: true,
+        waiting: 2,
+        peers,
+    };
+    RoutingReply {
+        id: "ff".repeat(16),
+        k: 128,
+        bucket_bits: 8,
+        buckets: vec![bucket],
+        absent: vec![peer(13, "dead")],
+        truncated: true,
+    }
+}
+
+#[test]
+fn shows_routing() {
+    let expected = "\
+this server  ffffffffffffffffffffffffffffffff
+buckets      128 contacts in each at most, 8 bits a level
+
+BUCKET  CONTACTS  SUSPECT  FULL  WAITING
+01/8           3        1  yes         2
+
+LOCATOR    PORT  STATE       RTT  MISSED    LAST SEEN  STARTED (UTC)             LIFE  ID
+10.0.0.2   7000  alive    120 µs       0  40.0 ms ago  2016-08-03T00:00:00.123Z     2  01234567
+10.0.0.3   7000  suspect  120 µs       1  40.0 ms ago  2016-08-03T00:00:00.123Z     3  01234567
+10.0.0.13  7000  dead          -       -  gone 12.5 s  2016-08-03T00:00:00.123Z     -  01234567
+
+3 contacts, 1 suspect, 1 absent; --limit shows more
+";
+    assert_eq!(shown(Reply::Routing(routing()), "show routing"), expected);
+}
+
+fn limits() -> LimitsReply {
+    let limit = |name: &str, key: Option<&str>, value, used, hits| LimitEntry {
+        name: name.to_owned(),
+        key: key.map(str::to_owned),
+        scope: LimitScope::Server,
+        value,
+        unit: "per_second".to_owned(),
+        used,
+        hits,
+        counters: vec!["table_full".to_owned()],
+    };
+    LimitsReply {
+        limits: vec![
+            limit("table.entries", Some("sessions.capacity"), 1_000_000, Some(950_000), 3),
+            limit("control.requests", None, 200, None, 0),
+        ],
+    }
+}
+
+#[test]
+fn shows_limits() {
+    let expected = "\
+LIMIT               VALUE  UNIT        PER       USED  HIT  SET BY
+table.entries     1000000  per second  server  950000    3  sessions.capacity
+control.requests      200  per second  server       -    0  -
+
+2 limits, 1 of them reached since the start
+table.entries is used by more than nine tenths now
+";
+    assert_eq!(shown(Reply::Limits(limits()), "show limits"), expected);
+}
+
+fn config() -> ConfigReply {
+    let config = json!({
+        "node": {"locator": "10.0.0.1"},
+        "cluster": {"insecure": false, "keys": {"sealing": 1, "opening": 0}},
+        "service": [{"address": "192.168.0.1", "ports": [80, 443]}],
+    });
+    ConfigReply {
+        config: config.as_object().unwrap().clone(),
+        warnings: vec!["too bold".to_owned()],
+    }
+}
+
+#[test]
+fn shows_the_configuration() {
+    let expected = "\
+# warning: too bold
+
+[node]
+locator = \"10.0.0.1\"
+
+[[service]]
+address = \"192.168.0.1\"
+ports = [80, 443]
+
+[cluster]
+insecure = false
+# key 1 seals, key 0 opens as well
+";
+    assert_eq!(shown(Reply::Config(config()), "show config"), expected);
+}
+
+fn explained() -> ExplainReply {
+    let step = |rule: Option<&str>, text: &str| ExplainStep {
+        rule: rule.map(str::to_owned),
+        text: text.to_owned(),
+    };
+    ExplainReply {
+        flow: flow(),
+        verdict: Verdict::Tunnel,
+        tunnel_to: Some("10.0.0.2".parse().unwrap()),
+        steps: vec![step(Some("R4"), "There is a redirect."), step(None, &"word ".repeat(30))],
+        table: Some(session(SessionKind::Redirect)),
+        kernel: KernelHolds::Nothing,
+        dht: Some(lookup_reply().dht),
+        members: vec![ExplainMember {
+            locator: "10.0.0.2".parse().unwrap(),
+            roles: vec!["owner".to_owned(), "replica".to_owned()],
+            state: "alive".to_owned(),
+        }],
+    }
+}
+
+#[test]
+fn explains_a_flow() {
+    let (words, rest) = (["word"; 18].join(" "), ["word"; 12].join(" "));
+    let expected = format!(
+        "\
+flow     20.1.1.1:1234-192.168.0.1:80
+verdict  into the tunnel to 10.0.0.2
+
+ 1. R4   There is a redirect.
+ 2.      {words}
+         {rest}
+
+table    redirect to 10.0.0.2, idle for 1 min 1 s
+
+dht      owner 10.0.0.2, version 7; took 312 µs
+
+ASKED     ANSWER     OWNER     VERSION    RTT
+10.0.0.3  owner      10.0.0.2        7  99 µs
+10.0.0.4  no_answer  -               -      -
+
+SERVER    ROLE            STATE
+10.0.0.2  owner, replica  alive
+"
+    );
+    let text = shown(Reply::Explain(Box::new(explained())), "explain 20.1.1.1:1234-192.168.0.1:80");
+    assert_eq!(text, expected, "\n{text}");
+}
+
+fn peer(last: u8, state: &str) -> Peer {
+    let present = state == "alive" || state == "suspect";
+    Peer {
+        id: "0123456789abcdef0123456789abcdef".to_owned(),
+        locator: [10, 0, 0, last].into(),
+        address: ([10, 0, 0, last], 7000).into(),
+        state: state.to_owned(),
+        srtt_us: present.then_some(120),
+        last_seen_ms: present.then_some(40),
+        absent_ms: (!present).then_some(12_500),
+        missed: present.then_some(u64::from(state == "suspect")),
+        started_unix_us: Some(1_470_182_400_123_456),
+        life: present.then_some(last.into()),
+    }
+}
+
 #[test]
 fn shows_peers() {
-    let peer = |last: u8, state: &str| {
-        let present = state == "alive" || state == "suspect";
-        Peer {
-            id: "0123456789abcdef0123456789abcdef".to_owned(),
-            locator: [10, 0, 0, last].into(),
-            address: ([10, 0, 0, last], 7000).into(),
-            state: state.to_owned(),
-            srtt_us: present.then_some(120),
-            last_seen_ms: present.then_some(40),
-            absent_ms: (!present).then_some(12_500),
-            missed: present.then_some(u64::from(state == "suspect")),
-            started_unix_us: Some(1_470_182_400_123_456),
-            life: present.then_some(last.into()),
-        }
-    };
     let peers = vec![peer(2, "alive"), peer(3, "suspect"), peer(4, "away"), peer(13, "dead")];
     let expected = "\
-LOCATOR    STATE       RTT  MISSED    LAST SEEN  STARTED (UTC)             LIFE  ADDRESS         ID
-10.0.0.2   alive    120 µs       0  40.0 ms ago  2016-08-03T00:00:00.123Z     2  10.0.0.2:7000   0123456789abcdef0123456789abcdef
-10.0.0.3   suspect  120 µs       1  40.0 ms ago  2016-08-03T00:00:00.123Z     3  10.0.0.3:7000   0123456789abcdef0123456789abcdef
-10.0.0.4   away          -       -  gone 12.5 s  2016-08-03T00:00:00.123Z     -  10.0.0.4:7000   0123456789abcdef0123456789abcdef
-10.0.0.13  dead          -       -  gone 12.5 s  2016-08-03T00:00:00.123Z     -  10.0.0.13:7000  0123456789abcdef0123456789abcdef
+LOCATOR    PORT  STATE       RTT  MISSED    LAST SEEN  STARTED (UTC)             LIFE  ID
+10.0.0.2   7000  alive    120 µs       0  40.0 ms ago  2016-08-03T00:00:00.123Z     2  01234567
+10.0.0.3   7000  suspect  120 µs       1  40.0 ms ago  2016-08-03T00:00:00.123Z     3  01234567
+10.0.0.4   7000  away          -       -  gone 12.5 s  2016-08-03T00:00:00.123Z     -  01234567
+10.0.0.13  7000  dead          -       -  gone 12.5 s  2016-08-03T00:00:00.123Z     -  01234567
 
 4 peers, 1 suspect, 1 away, 1 dead
 ";
@@ -365,8 +716,7 @@ ASKED (UTC)                 TOOK  OUTCOME    OWNER     FLOW
     assert_eq!(shown(Reply::Lookups(LookupsReply { lookups }), "show lookups"), expected);
 }
 
-#[test]
-fn looks_a_flow_up() {
+fn lookup_reply() -> LookupReply {
     let replica = |last: u8, answer: &str, found: bool| ReplicaAnswer {
         locator: [10, 0, 0, last].into(),
         answer: answer.to_owned(),
@@ -374,7 +724,7 @@ fn looks_a_flow_up() {
         version: found.then_some(7),
         rtt_us: found.then_some(99),
     };
-    let reply = LookupReply {
+    LookupReply {
         flow: flow(),
         table: Some(session(SessionKind::Redirect)),
         dht: LookupReport {
@@ -384,7 +734,12 @@ fn looks_a_flow_up() {
             duration_us: 312,
             replicas: vec![replica(3, "owner", true), replica(4, "no_answer", false)],
         },
-    };
+    }
+}
+
+#[test]
+fn looks_a_flow_up() {
+    let reply = lookup_reply();
     let expected = "\
 flow   20.1.1.1:1234-192.168.0.1:80
 table  redirect to 10.0.0.2, idle for 1 min 1 s
@@ -398,7 +753,8 @@ ASKED     ANSWER     OWNER     VERSION    RTT
     assert_eq!(shown(Reply::Lookup(reply.clone()), arguments), expected);
 
     let local = LookupReply { table: Some(session(SessionKind::Local)), ..reply.clone() };
-    let expected = "table  local, established, version 1470182400000000, idle for 1 min 1 s\n";
+    let expected =
+        "table  local, established, version 1470182400000000, published, idle for 1 min 1 s\n";
     let text = shown(Reply::Lookup(local), arguments);
     assert!(text.contains(expected), "{text}");
 
@@ -426,6 +782,110 @@ fn json_is_the_ok_object_on_one_line() {
     assert_eq!(value["dht"]["distributions"]["setting_time_us"]["buckets"][1][1], 14);
     let back: StatsReply = serde_json::from_value(value).unwrap();
     assert_eq!(back, stats(1));
+}
+
+/// What answers each command, and how it is asked for.
+fn answers() -> Vec<(&'static str, Reply, String)> {
+    let of_flow = |verb: &str| format!("{verb} {}", flow());
+    let list = SessionsReply {
+        sessions: vec![session(SessionKind::Local), session(SessionKind::Redirect)],
+        total: 2,
+        truncated: false,
+    };
+    let lookup = JournalEntry {
+        flow: flow(),
+        asked_at_unix_us: 7,
+        duration_us: 4,
+        outcome: LookupOutcome::TimedOut,
+        owner: None,
+    };
+    let peers = vec![peer(2, "alive"), peer(13, "dead")];
+    vec![
+        ("show_stats", Reply::Stats(Box::new(stats(2))), "show stats".to_owned()),
+        ("show_workers", Reply::Workers(workers()), "show workers".to_owned()),
+        ("show_peers", Reply::Peers(PeersReply { peers }), "show peers".to_owned()),
+        (
+            "show_lookups",
+            Reply::Lookups(LookupsReply { lookups: vec![lookup] }),
+            "show lookups".to_owned(),
+        ),
+        ("show_version", Reply::Version(version()), "show version".to_owned()),
+        ("show_routing", Reply::Routing(routing()), "show routing".to_owned()),
+        ("show_limits", Reply::Limits(limits()), "show limits".to_owned()),
+        ("show_config", Reply::Config(config()), "show config".to_owned()),
+        ("sessions_list", Reply::Sessions(list), "sessions list".to_owned()),
+        ("sessions_get", Reply::Session(session(SessionKind::Local)), of_flow("sessions get")),
+        ("sessions_count", Reply::SessionsCount(count()), "sessions count".to_owned()),
+        ("sessions_delete", Reply::SessionsDelete(deleted()), of_flow("sessions delete")),
+        ("explain", Reply::Explain(Box::new(explained())), of_flow("explain")),
+        ("lookup", Reply::Lookup(lookup_reply()), of_flow("lookup")),
+    ]
+}
+
+#[test]
+fn json_of_every_command_is_as_the_schema_says() {
+    let mut documents = Vec::new();
+    let mut commands = Vec::new();
+    for (command, reply, arguments) in answers() {
+        let daemon = daemon(Ok(reply.clone()));
+        let output = run(&daemon, &format!("{arguments} --json"));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.matches('\n').count(), 1, "{text}");
+        documents.push((format!("{command}.ok"), serde_json::from_str(&text).unwrap()));
+        let line = serde_json::from_str(&answer_line(&Ok(reply))).unwrap();
+        documents.push(("answer".to_owned(), line));
+        for request in &*daemon.asked.lock().unwrap() {
+            assert_eq!(request.command(), command);
+            let line = serde_json::from_str(&request_line(request).unwrap()).unwrap();
+            documents.push(("request".to_owned(), line));
+        }
+        commands.push(command);
+    }
+    let output = run(&streaming(), "sessions watch --json");
+    commands.push("sessions_watch");
+    let lines: Vec<Value> = String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines[1], json!({ "missed": 17 }));
+    for item in [&lines[0], &lines[2]] {
+        documents.push(("sessions_watch.item".to_owned(), item["item"].clone()));
+    }
+    documents.push(("sessions_watch.ok".to_owned(), lines[3]["ok"].clone()));
+    for code in ["bad_request", "forbidden", "not_found"] {
+        let line = json!({"version": 1, "error": {"code": code, "message": "no"}});
+        documents.push(("answer".to_owned(), line));
+    }
+    for (command, _) in COMMANDS {
+        assert!(commands.contains(command), "{command} has no row here");
+    }
+    support::assert_valid(&documents);
+
+    // A judge that says yes to everything is none.
+    let wrong = [
+        ("show_version.ok", json!({ "pid": 7 })),
+        ("request", json!({"version": 1, "command": "lookup"})),
+        ("request", json!({"version": 1, "command": "show_stats", "limit": 7})),
+        ("request", json!({"version": 1, "command": "show_lookups", "limit": 10_001})),
+        ("request", json!({"version": 2, "command": "show_stats"})),
+        ("answer", json!({"version": 1})),
+    ];
+    for (name, value) in wrong {
+        let complaints = support::complaints(&[(name.to_owned(), value.clone())]);
+        assert!(!complaints.is_empty() || support::judge().is_none(), "{name} {value}");
+    }
+}
+
+/// Lines of IPv4 and of the names that servers have fit a terminal.
+#[test]
+fn text_fits_100_columns() {
+    for (command, reply, arguments) in answers() {
+        let text = shown(reply, &arguments);
+        for line in text.lines() {
+            assert!(line.chars().count() <= 100, "{command}: {line}");
+        }
+    }
 }
 
 #[test]
@@ -461,6 +921,23 @@ fn wrong_usage_ends_with_2() {
         "show sessions --kind both",
         "show sessions --client 20.1",
         "show sessions --service :80",
+        "show sessions --state open",
+        "show sessions --client-port 65536",
+        "show routing --limit 0",
+        "show limits now",
+        "show config --keys",
+        "sessions",
+        "sessions list --idle-over long",
+        "sessions list --published maybe",
+        "sessions get",
+        "sessions get a-b",
+        "sessions count --limit 5",
+        "sessions watch --event moved",
+        "sessions watch --for 2h",
+        "sessions watch --count 0",
+        "sessions watch --idle-over 5m",
+        "explain",
+        "explain 20.1.1.1-192.168.0.1:80",
     ] {
         let output = run(&daemon, arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments}");

@@ -4,40 +4,24 @@
 #![cfg(feature = "daemon")]
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/netns.rs"]
+mod netns;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use holdfast::client::ask;
-use holdfast::protocol::{Limit, Request};
+use holdfast::protocol::{Limit, Request, SessionFilter};
+use netns::{command_in, inside, ip, is_root};
 use rustix::net::sockopt::set_socket_linger;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
 const HOST_MAC: &str = "02:00:00:00:81:01";
 const SERVICES: [&str; 2] = ["192.168.81.1:80", "[fd81:80::1]:80"];
-
-fn ip(arguments: &str) -> bool {
-    let mut command = Command::new("ip");
-    command.args(arguments.split_whitespace()).stderr(Stdio::null());
-    command.status().unwrap().success()
-}
-
-/// Runs `what` in a namespace; sockets that it makes stay there.
-fn inside<T: Send>(namespace: &str, what: impl FnOnce() -> T + Send) -> T {
-    let file = File::open(format!("/run/netns/{namespace}")).unwrap();
-    std::thread::scope(|scope| {
-        let run = move || {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            what()
-        };
-        scope.spawn(run).join().unwrap()
-    })
-}
 
 /// A client's and a server's namespace, and the server's daemon; gone when dropped.
 struct Lab {
@@ -110,14 +94,8 @@ impl Lab {
 
     /// State of the session between two sockets; `None` when the daemon knows none.
     fn state(&self, client: SocketAddr, service: SocketAddr) -> Option<String> {
-        let request = Request::ShowSessions {
-            kind: None,
-            state: None,
-            client: None,
-            service: None,
-            owner: None,
-            limit: Limit::default(),
-        };
+        let request =
+            Request::SessionsList { filter: SessionFilter::default(), limit: Limit::default() };
         let reply = ask(&self.socket(), &request).unwrap();
         let flow = format!("{client}-{service}");
         let entries = reply["sessions"].as_array().unwrap().iter();
@@ -151,13 +129,6 @@ impl Drop for Lab {
             ip(&format!("netns delete {namespace}"));
         }
     }
-}
-
-fn command_in(namespace: &str, program: &str, arguments: &str) {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", namespace, program]).args(arguments.split_whitespace());
-    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    assert!(status.unwrap().success(), "{program} {arguments}");
 }
 
 fn configuration(directory: &tempfile::TempDir, prefix: &str) -> String {
@@ -199,11 +170,7 @@ fn configuration(directory: &tempfile::TempDir, prefix: &str) -> String {
 
 #[test]
 fn r8_inbound_only_sessions_live_and_end_as_the_kernel_says() {
-    if !rustix::process::geteuid().is_root() {
-        // Not by a macro, whose words the test harness keeps to itself.
-        let skipped =
-            b"********** SKIPPED: inbound_only.rs needs root for network namespaces **********\n";
-        std::io::stderr().write_all(skipped).unwrap();
+    if !is_root("inbound_only.rs") {
         return;
     }
     let lab = Lab::start();

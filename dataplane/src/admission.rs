@@ -114,6 +114,14 @@ impl Admission {
         Ok(())
     }
 
+    /// How many lookups it has let through that are not made up for by time.
+    #[must_use]
+    pub fn used(&self, now: Now) -> usize {
+        let mut worker = self.worker;
+        worker.refill(now, self.limits.per_second, self.limits.burst);
+        self.limits.burst.saturating_sub((worker.tokens / TOKEN) as u32) as usize
+    }
+
     /// Remembers that nobody owns `flow`.
     pub fn remember_nobody(&mut self, flow: FlowKey, flow_hash: u64, now: Now) {
         let until = Now::from_us(now.us + self.limits.negative_us);

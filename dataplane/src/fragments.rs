@@ -100,6 +100,12 @@ impl<F, T: Copy> Fragments<F, T> {
         }
     }
 
+    /// Datagrams that are remembered, and fragments that wait for the first of theirs.
+    #[must_use]
+    pub fn len(&self) -> (usize, usize) {
+        (self.places.len(), self.waiting)
+    }
+
     /// A fragment behind the first of `datagram` has come.
     pub fn later(&mut self, datagram: Datagram, frame: F, now: Now) -> Later<F, T> {
         let all_full = self.waiting >= self.limits.waiting;

@@ -9,6 +9,7 @@
 pub mod admission;
 pub mod classify;
 pub mod encap;
+pub mod foresee;
 pub mod fragmentation;
 pub mod fragments;
 pub mod frame;

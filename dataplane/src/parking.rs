@@ -80,6 +80,12 @@ impl<F> Parking<F> {
         self.flows.is_empty()
     }
 
+    /// Packets that are parked.
+    #[must_use]
+    pub fn packets(&self) -> usize {
+        self.packets
+    }
+
     /// Whether packets of this flow wait.
     #[must_use]
     pub fn is_waiting(&self, flow: &FlowKey) -> bool {

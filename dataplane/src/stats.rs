@@ -186,14 +186,38 @@ impl Counter {
     }
 }
 
-/// One worker's counters: written by it alone, read by anyone.
+/// What a worker has of something that is bounded, as of its last turn of housekeeping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gauge {
+    /// Packets that are parked.
+    Parked,
+    /// Lookups that wait for the DHT core to take them.
+    ResolvesQueued,
+    /// Announcements that wait for the DHT core to take them.
+    AnnouncementsQueued,
+    /// Fragments that wait for the first of their datagram.
+    FragmentsWaiting,
+    /// Datagrams whose fragments are remembered.
+    FragmentDatagrams,
+    /// Lookups that were let through of those that may come at once.
+    AdmissionUsed,
+}
+
+impl Gauge {
+    const COUNT: usize = Gauge::AdmissionUsed as usize + 1;
+}
+
+/// One worker's counters and gauges: written by it alone, read by anyone.
 #[derive(Debug)]
 #[repr(align(128))]
-pub struct WorkerCounters([AtomicU64; Counter::ALL.len()]);
+pub struct WorkerCounters([AtomicU64; Counter::ALL.len()], [AtomicU64; Gauge::COUNT]);
 
 impl Default for WorkerCounters {
     fn default() -> Self {
-        WorkerCounters([const { AtomicU64::new(0) }; Counter::ALL.len()])
+        WorkerCounters(
+            [const { AtomicU64::new(0) }; Counter::ALL.len()],
+            [const { AtomicU64::new(0) }; Gauge::COUNT],
+        )
     }
 }
 
@@ -202,6 +226,17 @@ impl WorkerCounters {
     #[must_use]
     pub fn get(&self, counter: Counter) -> u64 {
         self.0[counter as usize].load(Ordering::Relaxed)
+    }
+
+    /// How much there was of something at the last turn of housekeeping.
+    #[must_use]
+    pub fn gauge(&self, gauge: Gauge) -> u64 {
+        self.1[gauge as usize].load(Ordering::Relaxed)
+    }
+
+    /// Says how much there is of something. Only for the worker that owns these counters.
+    pub fn set_gauge(&self, gauge: Gauge, value: usize) {
+        self.1[gauge as usize].store(value as u64, Ordering::Relaxed);
     }
 
     /// Adds one. Only for the worker that owns these counters.

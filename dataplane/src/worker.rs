@@ -32,7 +32,7 @@ use crate::session::state::Event;
 use crate::session::table::{Entry, Insert, Located, SessionTable};
 use crate::session::word::Kind;
 use crate::session::{Session, State};
-use crate::stats::{Counter, WorkerCounters};
+use crate::stats::{Counter, Gauge, WorkerCounters};
 use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
 
@@ -41,7 +41,7 @@ mod fragments;
 use fragments::Fate;
 
 /// Frames that wait to be sent out of one port, at most.
-const OUT_MAX: usize = 4 * BURST;
+pub const OUT_MAX: usize = 4 * BURST;
 /// Segments whose lines of the table are asked for together: closely, so that the walks through
 /// the page table overlap, and before the whole burst is classified.
 const GROUP: usize = 16;
@@ -57,25 +57,26 @@ const DEAD_OWNERS_MAX: usize = 16;
 /// Buckets looked at for redirects to one dead owner in a turn of housekeeping.
 const ORPHANS_SLICE: usize = 1024;
 /// Answers to packets too big for the tunnel: per second, and at once.
-const TOO_BIG_PER_SECOND: u32 = 1000;
+pub const TOO_BIG_PER_SECOND: u32 = 1000;
 const TOO_BIG_BURST: u32 = 256;
 /// Rewritten segments for which all servers are told that their session is not here: per second,
 /// and at once.
-const NOT_MINE_TO_ALL_PER_SECOND: u32 = 100;
+pub const NOT_MINE_TO_ALL_PER_SECOND: u32 = 100;
 const NOT_MINE_TO_ALL_BURST: u32 = 1000;
-/// What a host answers with RST so soon after it has reset or closed a session was on its way
-/// already: a client waits 200 ms at least before it repeats anything. In milliseconds.
-const RST_AGAIN_MS: u64 = 150;
-/// For so long since the first segment of a flow of which nothing is known, the host's RSTs are
-/// doubted, and how long it is until they are doubted anew; in milliseconds.
-const DOUBT_MS: u64 = 1000;
-const DOUBT_AGAIN_MS: u64 = 60_000;
+/// For so long the host's RSTs for a half-open session are doubted, in milliseconds.
+const HALF_OPEN_DOUBT_MS: u64 = 2000;
+/// For so long since the first RST or segment of a flow that nobody seems to have, the host's RSTs
+/// are doubted, in milliseconds: its record may be on the way, even when the network has just
+/// changed.
+const DOUBT_MS: u64 = 2000;
+/// How long it is until the host's RSTs are doubted anew, when the flow may be of another session:
+/// one that the table knows, and one of which nothing is known. A client repeats its segment
+/// between the two, after two minutes at the latest (RFC 6298 §5). In milliseconds.
+const KNOWN_AGAIN_MS: u64 = 10_000;
+const UNKNOWN_AGAIN_MS: u64 = 150_000;
 /// A SYN-ACK of the host answers the last SYN if that came so recently, in milliseconds; else the
 /// host repeats it, which it does after a second at the earliest (RFC 6298 §2.1).
 const SYN_ACK_MS: u64 = 900;
-/// A client has repeated what a RST that was lost or withheld answered by then (RFC 6298 §2). In
-/// milliseconds.
-const REPEATED_MS: u64 = 1000;
 /// Looks at an entry that another worker keeps changing, before the update is given up.
 const ATTEMPTS: usize = 4;
 
@@ -467,17 +468,17 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// another server's, to which an outdated redirect no longer leads ([`Worker::is_doubted`]).
     fn doubt_unknown(&self, at: &Located, now: Now) {
         if let Some(flow) = self.shared.table.flow(at) {
-            self.is_sure(&flow, now);
+            self.is_sure(&flow, UNKNOWN_AGAIN_MS, now);
         }
     }
 
-    /// R5, R12: whether nothing has been known of a flow for a second. Until then its record may
-    /// be on the way, even when the network has just changed. Begins to count when asked.
-    fn is_sure(&self, flow: &FlowKey, now: Now) -> bool {
+    /// R5, R12: whether a flow has been nobody's for a second, as far as is known here. Begins to
+    /// count when asked, and anew after `again_ms`.
+    fn is_sure(&self, flow: &FlowKey, again_ms: u64, now: Now) -> bool {
         let table = &self.shared.table;
         let (hash, now) = (table.hash(flow), now.tick());
         match table.unknown().age_ms(hash, now) {
-            Some(age_ms) if age_ms < DOUBT_AGAIN_MS => age_ms >= DOUBT_MS,
+            Some(age_ms) if age_ms < again_ms => age_ms >= DOUBT_MS,
             _ => {
                 table.unknown().note(hash, now);
                 false
@@ -529,28 +530,17 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// R12: a session that was reset some time ago counts as closed when something comes, whose next
-    /// RST is withheld ([`Worker::withholds`]): it may be of a later session on the flow, whose SYN
-    /// another server got. Otherwise the time of the RST counts, not that of what it answers.
-    #[inline(never)]
-    fn doubt_reset(&mut self, entry: &Entry, now: Now) {
-        if self.idle_ms(entry, now) >= REPEATED_MS {
-            self.shared.table.transition(entry, State::Closed, now.tick());
-        }
-    }
-
     /// How long ago an entry changed or was touched; 0 when it is gone.
     fn idle_ms(&self, entry: &Entry, now: Now) -> u64 {
         self.shared.table.listed(entry, now.tick()).map_or(0, |listed| listed.idle_ms)
     }
 
     /// R12: whether a RST of the host must not reach the client, as it may answer a segment of a
-    /// later session on the flow that was led here by an older record. The sender looks the flow
-    /// up again meanwhile, and a client whose session this was after all repeats its segment.
+    /// later session on the flow, which came here because that one's record is still on its way. The
+    /// session is over in any case, and a client whose session it was repeats its segment.
     ///
-    /// A RST without ACK answers a segment for which there is no socket (RFC 9293 §3.5.2), so a
-    /// session that seems to live is left over from one whose end did not come by here. With ACK
-    /// the service resets its session itself, and the client must hear that.
+    /// Only a RST without ACK answers a segment: there is no socket for it (RFC 9293 §3.5.2). With
+    /// ACK the service resets its session itself, and the client must hear that.
     #[inline(never)]
     fn withholds(
         &mut self,
@@ -560,23 +550,21 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         flags: TcpFlags,
         now: Now,
     ) -> bool {
-        let is_answer = !flags.contains(TcpFlags::ACK);
+        if flags.contains(TcpFlags::ACK) {
+            return false;
+        }
         let withheld = match state {
             // Its client answers a SYN-ACK at once, or the one that the host repeats after a second.
-            State::HalfOpen => self.idle_ms(entry, now) < 2 * REPEATED_MS,
-            State::Reset => self.idle_ms(entry, now) < RST_AGAIN_MS,
-            State::Closed => {
-                self.move_on(at, *entry, Event::HostRst, now);
-                true
-            }
-            State::Established | State::HostClosed | State::ClientClosed => {
-                if is_answer {
-                    self.move_on(at, *entry, Event::HostRst, now);
-                }
-                is_answer
+            State::HalfOpen => self.idle_ms(entry, now) < HALF_OPEN_DOUBT_MS,
+            _ => {
+                let flow = self.shared.table.flow(at);
+                flow.is_some_and(|flow| !self.is_sure(&flow, KNOWN_AGAIN_MS, now))
             }
         };
         if withheld {
+            if state != State::HalfOpen {
+                self.move_on(at, *entry, Event::HostRst, now);
+            }
             self.count(Counter::RstWithheld);
         }
         withheld
@@ -785,7 +773,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Some((entry, Kind::Local(state))) => self.advance(at, &entry, state, event, now),
             // A host resets what it does not hold: that is no session (R7).
             None if event == Event::HostRst => {
-                let is_doubted = self.is_doubted(at, now);
+                let is_doubted = !flags.contains(TcpFlags::ACK) && self.is_doubted(at, now);
                 if is_doubted {
                     self.count(Counter::RstWithheld);
                 }
@@ -907,8 +895,6 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let next = state.after(event);
         if next != state {
             self.move_on(at, *entry, event, now);
-        } else if state == State::Reset {
-            self.doubt_reset(entry, now);
         } else {
             self.shared.table.touch(entry, now.tick());
         }
@@ -924,10 +910,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             if next == state {
                 return self.shared.table.touch(&entry, now.tick());
             }
-            // To what comes after the client's own RST the host's answer is no repetition.
-            let passed_us = if event == Event::ClientRst { REPEATED_MS * 1000 } else { 0 };
-            let at_tick = Now::from_us(now.us.saturating_sub(passed_us)).tick();
-            if let Some(entry) = self.shared.table.transition(&entry, next, at_tick) {
+            if let Some(entry) = self.shared.table.transition(&entry, next, now.tick()) {
                 if entry.is_unpublished()
                     && !next.is_lingering()
                     && let Some(version) = self.shared.table.version(&entry)
@@ -993,9 +976,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Resolution::NotFound if self.parking.wait_for_grace(flow, now) => {
                 self.count(Counter::ResolvedAgain);
             }
-            Resolution::NotFound => {
+            Resolution::NotFound | Resolution::Orphaned => {
                 self.count(Counter::ResolvedNobody);
-                if self.is_sure(flow, now) {
+                let is_orphaned = resolution == Resolution::Orphaned;
+                if is_orphaned || self.is_sure(flow, UNKNOWN_AGAIN_MS, now) {
                     let hash = self.shared.table.hash(flow);
                     self.admission.remember_nobody(*flow, hash, now);
                 }
@@ -1158,11 +1142,28 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
         }
         self.expire_fragments(now);
+        self.set_gauges(now);
         self.drop_orphans();
         let mut due = ArrayVec::new();
         self.sweep.slice(&self.shared.table, now.tick(), &mut due);
         for due in due {
             self.session_due(due, now.tick());
+        }
+    }
+
+    /// How much there is of what is bounded, for `show limits`.
+    fn set_gauges(&self, now: Now) {
+        let (resolves, announcements) = self.core.queued();
+        let (datagrams, waiting) = self.fragments.len();
+        for (gauge, value) in [
+            (Gauge::Parked, self.parking.packets()),
+            (Gauge::ResolvesQueued, resolves),
+            (Gauge::AnnouncementsQueued, announcements),
+            (Gauge::FragmentsWaiting, waiting),
+            (Gauge::FragmentDatagrams, datagrams),
+            (Gauge::AdmissionUsed, self.admission.used(now)),
+        ] {
+            self.counters.set_gauge(gauge, value);
         }
     }
 

@@ -35,7 +35,8 @@ pub use config::{Config, ConfigError, REPLICAS_MAX};
 pub use id::Id;
 pub use ipnet::IpNet;
 pub use node::{
-    AbsentPeer, Action, Event, LookupReport, Node, Peer, ReplicaReport, Statement, Transmit,
+    AbsentPeer, Action, Event, Limit, LookupReport, Node, Peer, ReplicaReport, Routing,
+    RoutingBucket, Statement, Transmit,
 };
 pub use peer_slots::Slot;
 pub use placement::{Placement, Rank};

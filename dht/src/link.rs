@@ -27,9 +27,9 @@ const CREDIT_MAX: usize = 8192;
 /// Numbers that wait for results, at most: those between unanswered ones are kept.
 const WINDOW_MAX: usize = 4 * CREDIT_MAX;
 /// Operations that can queue for one node, of each class but lookups, which are bounded already.
-const QUEUE_MAX: usize = 8192;
+pub(crate) const QUEUE_MAX: usize = 8192;
 /// Results that can queue for one node: beyond, operations are dropped, and sent again.
-const RESULTS_MAX: usize = 16_384;
+pub(crate) const RESULTS_MAX: usize = 16_384;
 /// Nodes that can have a way.
 const LINKS_MAX: usize = 1 << 16;
 /// How often an operation is sent, at most.

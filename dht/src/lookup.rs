@@ -32,6 +32,8 @@ pub enum Said {
     Holds(Claim),
     /// This claim was deleted.
     Deleted(Claim),
+    /// This server owned the record, and has died for good (R13).
+    Orphaned(Claim),
     /// It knows nothing of it.
     NotHeld,
 }
@@ -69,6 +71,8 @@ pub enum Verdict {
     Found(Claim),
     /// Enough of the closest nodes said that there is none.
     NotFound,
+    /// The same, and its owner has died for good (R13).
+    Orphaned,
     /// Too few of them said anything.
     Unknown,
 }
@@ -207,7 +211,9 @@ impl Lookup {
         for said in said {
             match said {
                 Said::Holds(claim) => held = held.max(Some(claim)),
-                Said::Deleted(claim) => deleted = deleted.max(Some(claim)),
+                Said::Deleted(claim) | Said::Orphaned(claim) => {
+                    deleted = deleted.max(Some(claim));
+                }
                 Said::NotHeld => {}
             }
         }

@@ -5,6 +5,7 @@
 //! Read down: [`Node::handle`] takes an event; `serving` answers the requests of others,
 //! `reading` runs lookups, `publishing` keeps our records stored, `membership` knows the others.
 
+mod inspect;
 mod membership;
 mod publishing;
 mod reading;
@@ -35,6 +36,7 @@ use crate::routing_table::{Patience, RoutingTable};
 use crate::stats::{Counter, Counters, Gauges, Journal, LookupRecord, Stats, Times};
 use crate::store::{Store, Terms};
 
+pub use inspect::{Limit, Routing, RoutingBucket};
 pub use membership::{AbsentPeer, Peer};
 pub use reading::{LookupReport, ReplicaReport, Statement};
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use hashbrown::HashTable;
 
 /// Addresses that can have a name.
-const SLOTS_MAX: usize = 1 << 16;
+pub(crate) const SLOTS_MAX: usize = 1 << 16;
 
 /// One life of a peer, from entering the routing table to leaving it or restarting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,6 +51,11 @@ pub(crate) struct PeerSlots {
 }
 
 impl PeerSlots {
+    /// Addresses that have a name.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
     /// No names but [`Slot::OWN`], which is this node's.
     pub(crate) fn new(own: SocketAddr) -> PeerSlots {
         let mut slots =

@@ -67,6 +67,7 @@ pub(crate) struct Read<A> {
     replicas: Replicas,
     held: Option<Claim>,
     deleted: Option<Claim>,
+    orphaned: Option<Claim>,
     /// Says that the flow is not its own: its claims count when all replicas have been asked, and
     /// none knows of a greater one.
     refuser: Option<IpAddr>,
@@ -81,6 +82,7 @@ impl<A> Read<A> {
             replicas,
             held: None,
             deleted: None,
+            orphaned: None,
             refuser,
         }
     }
@@ -90,6 +92,7 @@ impl<A> Read<A> {
         match said {
             Said::Holds(claim) => self.held = self.held.max(Some(claim)),
             Said::Deleted(claim) => self.deleted = self.deleted.max(Some(claim)),
+            Said::Orphaned(claim) => self.orphaned = self.orphaned.max(Some(claim)),
             Said::NotHeld => {}
         }
         self.stands(link, Standing::SaidNo);
@@ -149,7 +152,7 @@ impl<A> Read<A> {
 
     /// The greatest claim that stands.
     fn claim(&self) -> Option<Claim> {
-        self.held.filter(|_| self.held > self.deleted)
+        self.held.filter(|_| self.held > self.deleted.max(self.orphaned))
     }
 
     /// The result if nobody answers any more.
@@ -158,6 +161,7 @@ impl<A> Read<A> {
             return Verdict::Found(claim);
         }
         match 2 * self.count(Standing::SaidNo) > self.replicas.len() {
+            true if self.orphaned > self.deleted => Verdict::Orphaned,
             true => Verdict::NotFound,
             false => Verdict::Unknown,
         }
@@ -362,6 +366,19 @@ mod tests {
         assert_eq!(read.next(), Next::Wait);
         read.said(Some(3), Said::Holds(claim(8)));
         assert_eq!(read.next(), Next::Over(Verdict::Found(claim(8))));
+    }
+
+    #[test]
+    fn r13_a_dead_owners_record_is_nobodys_for_sure_unless_it_was_deleted() {
+        for (deleted, expected) in [(6, Verdict::Orphaned), (8, Verdict::NotFound)] {
+            let mut read = read(&three());
+            read.next();
+            read.said(Some(1), Said::Orphaned(claim(7)));
+            assert_eq!((read.next(), read.next()), (Next::Ask(2), Next::Ask(3)));
+            read.said(Some(2), Said::Deleted(claim(deleted)));
+            read.said(Some(3), Said::NotHeld);
+            assert_eq!(read.next(), Next::Over(expected));
+        }
     }
 
     #[test]

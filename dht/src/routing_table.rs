@@ -23,7 +23,7 @@ use crate::rtt::Rtt;
 const REPLACEMENTS_MAX: usize = 8;
 
 /// Contacts of a table at most: with ourselves as many as 16 bits can count.
-const CONTACTS_MAX: usize = u16::MAX as usize;
+pub(crate) const CONTACTS_MAX: usize = u16::MAX as usize;
 
 /// Index of our own node; for a slot it means nobody.
 const OWN: u16 = 0;
@@ -147,6 +147,21 @@ pub struct Replica {
     pub suspect: bool,
 }
 
+/// A bucket that is not empty, as a listing shows it.
+#[derive(Debug, Clone)]
+pub struct Bucket<'a> {
+    /// The bits that its contacts' ids have in common, the others 0.
+    pub prefix: Id,
+    /// How many bits that are.
+    pub prefix_bits: u32,
+    /// Its contacts, in the order of ids.
+    pub contacts: Vec<&'a Contact>,
+    /// Whether it has no room for another one.
+    pub is_full: bool,
+    /// Nodes that wait for a place in it.
+    pub waiting: usize,
+}
+
 /// What became of a node that was to be inserted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inserted {
@@ -261,6 +276,31 @@ impl RoutingTable {
     #[must_use]
     pub fn contacts(&self) -> &[Contact] {
         &self.nodes[1..]
+    }
+
+    /// The buckets that are not empty, in the order of ids.
+    #[must_use]
+    pub fn buckets(&self) -> Vec<Bucket<'_>> {
+        let mut buckets: Vec<Bucket<'_>> = Vec::new();
+        for place in 0..self.ids.len() {
+            let contact = self.node_at(place);
+            let Some(prefix) = self.bucket(contact.id) else {
+                continue;
+            };
+            match buckets.last_mut() {
+                Some(last) if (last.prefix.0, last.prefix_bits) == (prefix.value, prefix.bits) => {
+                    last.contacts.push(contact);
+                }
+                _ => buckets.push(Bucket {
+                    prefix: Id(prefix.value),
+                    prefix_bits: prefix.bits,
+                    contacts: vec![contact],
+                    is_full: self.full.contains_key(&prefix),
+                    waiting: self.full.get(&prefix).map_or(0, VecDeque::len),
+                }),
+            }
+        }
+        buckets
     }
 
     /// The contact with this id.
@@ -806,6 +846,16 @@ mod tests {
             let prefix = table.bucket(contact.id).expect("not ourselves");
             assert_eq!(table.range(prefix).len() >= table.k, table.full.contains_key(&prefix));
         }
+        let listed: Vec<Id> =
+            table.buckets().iter().flat_map(|bucket| &bucket.contacts).map(|c| c.id).collect();
+        let all: Vec<Id> = table.ids.iter().copied().filter(|id| *id != table.own).collect();
+        assert_eq!(listed, all, "each contact is in one bucket");
+        for bucket in table.buckets() {
+            for contact in &bucket.contacts {
+                let prefix = table.bucket(contact.id).expect("not ourselves");
+                assert_eq!((prefix.value, prefix.bits), (bucket.prefix.0, bucket.prefix_bits));
+            }
+        }
         let named = table.by_slot.iter().filter(|index| **index != OWN).count();
         assert_eq!(named, table.len());
         assert!(table.get(table.own).is_none() && table.by_slot(Slot::OWN).is_none());
@@ -814,6 +864,9 @@ mod tests {
         };
         for (prefix, queue) in &table.full {
             assert_eq!(table.range(*prefix).len(), table.k);
+            let listed = table.buckets().into_iter().find(|b| b.prefix.0 == prefix.value);
+            let listed = listed.map(|b| (b.contacts.len(), b.is_full, b.waiting));
+            assert_eq!(listed, Some((table.k, true, queue.len())));
             assert!(queue.len() <= REPLACEMENTS_MAX && queue.iter().all(|c| waiting(*prefix, c)));
         }
     }

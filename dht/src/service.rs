@@ -18,16 +18,16 @@ use std::sync::mpsc::{
 };
 use std::time::{Duration, Instant};
 
-use holdfast_handoff::{Clock, CoreEnd, Doorbell, unix_us};
+use holdfast_handoff::{Announcement, Clock, CoreEnd, Doorbell, Version, unix_us};
 use holdfast_net::FlowKey;
 use mio::net::UdpSocket;
 use mio::{Events, Poll, Token, Waker};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use thiserror::Error;
 
-use crate::auth::{Keys, Opener, Refusal, Sealer};
+use crate::auth::{Keys, Opener, Refusal, SENDERS_MAX, Sealer};
 use crate::config::{Config, ConfigError};
-use crate::node::{AbsentPeer, Action, Event, LookupReport, Node, Peer};
+use crate::node::{AbsentPeer, Action, Event, Limit, LookupReport, Node, Peer, Routing};
 use crate::stats::{Counter, Counters, LookupRecord, Stats};
 
 use socket::{BATCH, ControlSocket, SocketInode};
@@ -126,6 +126,9 @@ enum Command {
     Lookup(FlowKey, SyncSender<LookupReport>),
     Stats(SyncSender<Stats>),
     RecentLookups(usize, SyncSender<Vec<LookupRecord>>),
+    Routing(usize, SyncSender<Routing>),
+    Limits(SyncSender<Vec<Limit>>),
+    Withdraw { flow: FlowKey, version: Version, reply: SyncSender<()> },
 }
 
 impl Handle {
@@ -165,6 +168,31 @@ impl Handle {
     /// [`HandleError`].
     pub fn recent_lookups(&self, limit: usize) -> Result<Vec<LookupRecord>, HandleError> {
         self.ask(|reply| Command::RecentLookups(limit, reply))
+    }
+
+    /// The routing table, with at most `contacts_max` contacts in all.
+    ///
+    /// # Errors
+    /// [`HandleError`].
+    pub fn routing(&self, contacts_max: usize) -> Result<Routing, HandleError> {
+        self.ask(|reply| Command::Routing(contacts_max, reply))
+    }
+
+    /// The limits of the node and its service.
+    ///
+    /// # Errors
+    /// [`HandleError`].
+    pub fn limits(&self) -> Result<Vec<Limit>, HandleError> {
+        self.ask(Command::Limits)
+    }
+
+    /// Withdraws the record of a session that the operator has deleted, as a worker does of one
+    /// that has ended (R8).
+    ///
+    /// # Errors
+    /// [`HandleError`].
+    pub fn withdraw(&self, flow: FlowKey, version: Version) -> Result<(), HandleError> {
+        self.ask(|reply| Command::Withdraw { flow, version, reply })
     }
 
     /// Makes [`Service::run`] return soon.
@@ -479,6 +507,16 @@ impl Core {
             Command::RecentLookups(limit, reply) => {
                 let _ = reply.try_send(self.node.recent_lookups(limit));
             }
+            Command::Routing(contacts_max, reply) => {
+                let _ = reply.try_send(self.node.routing(contacts_max));
+            }
+            Command::Limits(reply) => {
+                let _ = reply.try_send(self.limits());
+            }
+            Command::Withdraw { flow, version, reply } => {
+                self.handle(Event::Announcement(Announcement::Withdraw { flow, version }));
+                let _ = reply.try_send(());
+            }
             Command::Lookup(flow, reply) => {
                 let token = self.next_token;
                 self.next_token += 1;
@@ -486,6 +524,21 @@ impl Core {
                 self.handle(Event::Survey { token, flow });
             }
         }
+    }
+
+    /// The node's limits, and those of what is around it.
+    fn limits(&self) -> Vec<Limit> {
+        let (senders, _) = self.opener.senders();
+        let limit =
+            |name, value: usize, used, hits| Limit { name, value: value as u64, used, hits };
+        let mut limits = self.node.limits();
+        limits.extend([limit(
+            "senders",
+            SENDERS_MAX,
+            Some(senders as u64),
+            &[Counter::SendersForgotten],
+        )]);
+        limits
     }
 
     /// Tells the node of an event and does what it wants done.

@@ -91,6 +91,42 @@ fn r3_a_published_session_is_found_from_everywhere_until_it_is_withdrawn() {
     assert!(journal[0].asked_at_unix_us >= journal[1].asked_at_unix_us);
 }
 
+/// What an operator asks of a node, and has it withdraw.
+#[test]
+fn r8_the_control_thread_sees_the_routing_table_and_limits_and_withdraws() {
+    let mut servers = cluster(30, 4);
+    let version = servers[0].publish(flow(1));
+    until("the replicas", || {
+        let gauges = servers[0].stats().gauges;
+        gauges.published == 1 && gauges.published_unacked == 0
+    });
+    let routing = servers[0].handle.routing(100).expect("running");
+    let peers: Vec<IpAddr> =
+        routing.buckets.iter().flat_map(|bucket| &bucket.peers).map(|peer| peer.locator).collect();
+    let others: BTreeSet<IpAddr> = servers[1..].iter().map(|server| server.locator).collect();
+    assert_eq!(BTreeSet::from_iter(peers), others);
+    let contacts: usize = routing.buckets.iter().map(|bucket| bucket.contacts).sum();
+    assert_eq!((contacts, routing.absent.len()), (3, 0));
+    let few = servers[0].handle.routing(1).expect("running");
+    assert_eq!(few.buckets.iter().map(|bucket| bucket.peers.len()).sum::<usize>(), 1);
+    assert_eq!(few.buckets.iter().map(|bucket| bucket.contacts).sum::<usize>(), 3);
+
+    let limits = servers[0].handle.limits().expect("running");
+    let used = |name| limits.iter().find(|limit| limit.name == name).expect("a limit").used;
+    assert_eq!(used("published"), Some(1));
+    assert_eq!(used("contacts"), Some(3));
+    assert_eq!(used("senders"), Some(3));
+    assert!(limits.iter().all(|limit| limit.used.is_none_or(|used| used <= limit.value)));
+    let names: BTreeSet<&str> = limits.iter().map(|limit| limit.name).collect();
+    assert_eq!(names.len(), limits.len(), "each has a name of its own");
+
+    servers[0].handle.withdraw(flow(1), Version(version.0 - 1)).expect("running");
+    assert_eq!(servers[0].count(Counter::WithdrawsIgnored), 1, "a later session is published");
+    servers[0].handle.withdraw(flow(1), version).expect("running");
+    until("the deletion", || servers[0].stats().gauges.published == 0);
+    until("nobody owns it", || servers[1].resolve(flow(1)) == Resolution::NotFound);
+}
+
 #[test]
 fn a_stopped_servers_records_move_and_its_sessions_are_nobodys_when_its_lease_ends() {
     let mut servers = cluster(2, 5);
@@ -328,7 +364,7 @@ fn a_burst_of_ten_thousand_lookups_is_answered_one_by_one() {
                     assert!(port < OWNED && locator == owner, "{answer:?}");
                     found += 1;
                 }
-                Resolution::NotFound => assert!(port >= OWNED, "{answer:?}"),
+                Resolution::NotFound | Resolution::Orphaned => assert!(port >= OWNED, "{answer:?}"),
                 // A slow machine is behind; the worker asks again.
                 Resolution::TimedOut => {
                     timed_out += 1;

@@ -10,11 +10,13 @@ usage: lab chaos [OPTION...]
   --seed N         the same events in the same order (1)
   --minutes N      for so long (5)
   --family 4|6|both, --encap gue|ipip|rewrite   (drawn by the seed)
+  --capture DIR    leaves a capture of what goes through each leaf there, 120 bytes of each packet
   --bin-dir DIR    where the binaries are (target/release)
 
 Links and spines fail and heal, servers withdraw and announce, daemons are killed and
 upgraded, links flap, segments are lost, paths narrow, flows are sent elsewhere; with sessions
-that ask, echo, upload, are idle, and come and go. Adds a line to target/lab/chaos.jsonl. Exit
+that ask, echo, upload, are idle, and come and go, on so few ports that each is used again.
+When one is lost, post-mortem in the run's directory has what each server knows of its flow. Adds a line to target/lab/chaos.jsonl. Exit
 code 0: no session was lost.
 END_OF_USAGE
 }
@@ -24,10 +26,11 @@ CHAOS_EVENTS=(fail_a_link fail_a_link heal_a_link heal_a_link fail_a_spine withd
 
 command_chaos() {
     local seed=1 minutes=5 family='' encap=''
+    CHAOS_CAPTURE=''
     while (($#)); do
         case $1 in
             -h | --help) chaos_usage; exit 0 ;;
-            --seed | --minutes | --family | --encap | --bin-dir) (($# >= 2)) || die "$1 wants a value" ;;
+            --seed | --minutes | --family | --encap | --capture | --bin-dir) (($# >= 2)) || die "$1 wants a value" ;;
             *) die "unknown option $1; see: lab chaos --help" ;;
         esac
         case $1 in
@@ -35,6 +38,7 @@ command_chaos() {
             --minutes) minutes=$2 ;;
             --family) family=$2 ;;
             --encap) encap=$2 ;;
+            --capture) CHAOS_CAPTURE=$2 ;;
             --bin-dir) BIN_DIR=$2 ;;
         esac
         shift 2
@@ -51,6 +55,7 @@ command_chaos() {
     # shellcheck disable=SC2004,SC2034  # read by the runner
     SCENARIO_RULES[$name]=all SCENARIO_OPTIONS[$name]="--spines 3"
     eval "run_chaos_$seed() { run_chaos; }"
+    [[ -z $CHAOS_CAPTURE ]] || install -d -m 0777 "$CHAOS_CAPTURE"
     prepare_scenarios
     run_scenario "$name:$family:$encap" || true
     jq -c --argjson minutes "$minutes" '. + {minutes: $minutes}' "$RUN_DIR/row.json" >>"$TEST_OUT/chaos.jsonl"
@@ -67,7 +72,7 @@ run_chaos() {
     ip netns exec "$(ns client)" sysctl -qw net.ipv4.ip_local_port_range='32768 44767'
     load_start --probe-delay-ms 300 --idle 60 --request 40 --bulk 0 --upload 30 --upload-rate-kib 64 \
         --upload-bytes 65536 --echo 50 --churn 20 --churn-pause-ms 200
-    [[ -z ${CHAOS_CAPTURE:-} ]] || capture_headers
+    [[ -z $CHAOS_CAPTURE ]] || capture_headers
     end=$(($(now_us) + CHAOS_SECONDS * 1000000))
     while (($(now_us) < end)); do
         event=${CHAOS_EVENTS[RANDOM % ${#CHAOS_EVENTS[@]}]}

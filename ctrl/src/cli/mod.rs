@@ -1,6 +1,7 @@
 //! The command line of holdfastctl; a file for each group of commands. Never knows more than the
 //! daemon answers.
 
+mod explain;
 mod lookup;
 mod sessions;
 mod show;
@@ -16,7 +17,7 @@ use thiserror::Error;
 
 use crate::client::{self, AskError, StreamLine};
 use crate::protocol::{AnswerError, Request, StreamReply};
-use crate::show::missed;
+use crate::show::{missed, stream_end};
 
 const EXIT_CODES: &str = "Exit status: 0 done, 1 the daemon refused or was not understood, \
                           2 wrong usage, 3 the daemon cannot be reached.";
@@ -36,7 +37,11 @@ enum Verb {
     /// Show what the daemon knows.
     #[command(subcommand)]
     Show(show::Show),
+    /// List, count, watch and delete sessions.
+    #[command(subcommand)]
+    Sessions(sessions::Sessions),
     Lookup(lookup::Lookup),
+    Explain(explain::Explain),
 }
 
 /// The daemon that is asked, and the form in which its answers are printed.
@@ -64,6 +69,9 @@ pub enum Failure {
     /// It cannot be printed.
     #[error(transparent)]
     Print(#[from] io::Error),
+    /// The command line asks for what is not done so.
+    #[error("{0}")]
+    Usage(String),
 }
 
 impl Failure {
@@ -72,6 +80,7 @@ impl Failure {
         match self {
             Failure::Print(error) if error.kind() == ErrorKind::BrokenPipe => 0,
             Failure::Ask(AskError::Answer(_)) | Failure::Print(_) => 1,
+            Failure::Usage(_) => 2,
             Failure::Ask(AskError::Unreachable { .. }) => 3,
         }
     }
@@ -83,7 +92,9 @@ impl Cli {
         let daemon = &self.daemon;
         let outcome = match &self.verb {
             Verb::Show(show) => show.run(daemon),
+            Verb::Sessions(sessions) => sessions.run(daemon),
             Verb::Lookup(lookup) => lookup.run(daemon),
+            Verb::Explain(explain) => explain.run(daemon),
         };
         let Err(failure) = outcome else {
             return ExitCode::SUCCESS;
@@ -98,6 +109,14 @@ impl Cli {
 }
 
 impl Daemon {
+    /// Asks; gives the answer.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Failure> {
+        Ok(understood(client::ask(&self.socket, request)?)?)
+    }
+
     /// Asks, and prints the answer: as it is with `--json`, else as `text` puts it.
     ///
     /// # Errors
@@ -112,8 +131,21 @@ impl Daemon {
         print(&text)
     }
 
-    /// Asks for a stream and prints its items as they come: each on a line of JSON with `--json`,
-    /// else as `text` puts it. Gives what its last line says.
+    /// Says how a stream ended: for people on the standard error, as its items may go to a file.
+    ///
+    /// # Errors
+    /// When it cannot be printed.
+    pub fn end(&self, reply: &StreamReply) -> Result<(), Failure> {
+        if self.json {
+            return print(&format!("{}\n", serde_json::json!({ "ok": reply })));
+        }
+        // With no standard error there is nobody to tell.
+        let _ = write!(io::stderr(), "{}", stream_end(reply));
+        Ok(())
+    }
+
+    /// Asks for a stream and prints its items as they come: the daemon's lines with `--json`, else
+    /// as `text` puts them. Gives what its last line says.
     ///
     /// # Errors
     /// When there is no answer, or it cannot be printed.
@@ -125,7 +157,7 @@ impl Daemon {
         let mut stream = client::stream(&self.socket, request)?;
         loop {
             match stream.next()? {
-                StreamLine::Item(item) if self.json => print(&format!("{item}\n"))?,
+                StreamLine::Item(item) if self.json => print(&format!("{{\"item\":{item}}}\n"))?,
                 StreamLine::Item(item) => print(&text(&understood(item)?))?,
                 StreamLine::Missed(count) if self.json => {
                     print(&format!("{{\"missed\":{count}}}\n"))?;

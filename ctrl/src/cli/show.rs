@@ -17,10 +17,20 @@ pub enum Show {
     },
     /// How busy each worker is: in the last second, and since the start.
     Workers,
-    /// Entries of the session table.
+    /// Entries of the session table, as `sessions list`.
     Sessions(List),
     /// Members of the DHT.
     Peers,
+    /// The DHT's routing table: buckets and their contacts, and who is absent.
+    Routing {
+        /// Most contacts to list, 1 to 10000.
+        #[arg(long, value_name = "N", default_value = "100")]
+        limit: Limit,
+    },
+    /// What is bounded: its limit, how much there is, how often the limit was reached.
+    Limits,
+    /// The configuration in effect, without keys.
+    Config,
     /// The last lookups in the DHT.
     Lookups {
         /// Most lookups to list, 1 to 10000.
@@ -43,6 +53,11 @@ impl Show {
             Show::Lookups { limit } => {
                 daemon.show(&Request::ShowLookups { limit: *limit }, show::lookups)
             }
+            Show::Routing { limit } => {
+                daemon.show(&Request::ShowRouting { limit: *limit }, show::routing)
+            }
+            Show::Limits => daemon.show(&Request::ShowLimits {}, show::limits),
+            Show::Config => daemon.show(&Request::ShowConfig {}, show::config),
             Show::Version => daemon.show(&Request::ShowVersion {}, show::version),
         }
     }

@@ -1,6 +1,5 @@
 //! Answers `lookup`, which asks the DHT, and `show_lookups`, which does not.
 
-use holdfast_dataplane::session::Listed;
 use holdfast_dht as dht;
 use holdfast_net::FlowKey;
 
@@ -24,18 +23,9 @@ impl Commands {
     }
 
     pub(super) fn lookup(&self, flow: FlowKey) -> Result<LookupReply, ProtocolError> {
-        let table = self.appliance.table.lookup(&flow, self.now()).map(|found| {
-            self.entry(&Listed { flow, session: found.session, idle_ms: found.idle_ms })
-        });
+        let table = self.session(&flow).map(|(_, entry)| entry);
         let report = self.appliance.dht.lookup(flow).map_err(unavailable)?;
-        let dht = LookupReport {
-            outcome: outcome(report.outcome),
-            owner: report.owner,
-            version: report.version.map(|version| version.0),
-            duration_us: report.duration_us,
-            replicas: report.replicas.iter().map(replica_answer).collect(),
-        };
-        Ok(LookupReply { flow, table, dht })
+        Ok(LookupReply { flow, table, dht: lookup_report(&report) })
     }
 }
 
@@ -44,6 +34,16 @@ fn outcome(outcome: dht::Outcome) -> LookupOutcome {
         dht::Outcome::Owner => LookupOutcome::Owner,
         dht::Outcome::NotFound => LookupOutcome::NotFound,
         dht::Outcome::TimedOut => LookupOutcome::TimedOut,
+    }
+}
+
+pub(super) fn lookup_report(report: &dht::LookupReport) -> LookupReport {
+    LookupReport {
+        outcome: outcome(report.outcome),
+        owner: report.owner,
+        version: report.version.map(|version| version.0),
+        duration_us: report.duration_us,
+        replicas: report.replicas.iter().map(replica_answer).collect(),
     }
 }
 

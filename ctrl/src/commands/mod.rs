@@ -2,33 +2,39 @@
 //! group of commands. Never keeps a worker waiting: tables and counters are read while they are
 //! written.
 
+mod config;
+mod explain;
+mod limits;
 mod lookups;
 mod peers;
+mod routing;
 mod sessions;
 mod stats;
 mod workers;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use holdfast_dataplane::time::Tick;
 use holdfast_dht::HandleError;
 use holdfast_dpdk as dpdk;
 
 use crate::appliance::Appliance;
-use crate::protocol::{ErrorCode, ProtocolError, Reply, Request};
+use crate::protocol::{ErrorCode, ProtocolError, Reply, Request, StreamBounds};
 use crate::socket::Stream;
 
 /// Answers requests about one appliance.
 #[derive(Debug)]
 pub struct Commands {
     appliance: Arc<Appliance>,
+    /// Held by who walks over the session table.
+    walking: Mutex<()>,
 }
 
 impl Commands {
     /// Answers about `appliance`.
     #[must_use]
     pub fn new(appliance: Arc<Appliance>) -> Commands {
-        Commands { appliance }
+        Commands { appliance, walking: Mutex::default() }
     }
 
     /// Answers one request; `stream` takes the items of a command whose answer is a stream.
@@ -38,15 +44,30 @@ impl Commands {
     pub fn answer(
         &self,
         request: Request,
-        _stream: &mut Stream<'_>,
+        stream: &mut Stream<'_>,
     ) -> Result<Reply, ProtocolError> {
         Ok(match request {
             Request::ShowStats {} => Reply::Stats(Box::new(self.stats()?)),
             Request::ShowWorkers {} => Reply::Workers(self.workers()),
-            Request::ShowSessions { .. } => Reply::Sessions(self.sessions(&request)),
             Request::ShowPeers {} => Reply::Peers(self.peers()?),
             Request::ShowLookups { limit } => Reply::Lookups(self.lookups(limit.get())?),
             Request::ShowVersion {} => Reply::Version(self.version()),
+            Request::ShowRouting { limit } => Reply::Routing(self.routing(limit)?),
+            Request::ShowLimits {} => Reply::Limits(self.limits()?),
+            Request::ShowConfig {} => Reply::Config(self.config()),
+            Request::SessionsList { filter, limit } => {
+                Reply::Sessions(self.sessions_list(&filter, limit))
+            }
+            Request::SessionsGet { flow } => Reply::Session(self.sessions_get(&flow)?),
+            Request::SessionsCount { filter } => Reply::SessionsCount(self.sessions_count(&filter)),
+            Request::SessionsDelete { filter, limit } => {
+                Reply::SessionsDelete(self.sessions_delete(&filter, limit)?)
+            }
+            Request::SessionsWatch { filter, events, for_ms: time, count } => {
+                let bounds = StreamBounds { time, count };
+                Reply::Stream(self.sessions_watch(&filter, &events, bounds, stream)?)
+            }
+            Request::Explain { flow } => Reply::Explain(Box::new(self.explain(flow)?)),
             Request::Lookup { flow } => Reply::Lookup(self.lookup(flow)?),
         })
     }

@@ -15,7 +15,7 @@ impl Commands {
     }
 }
 
-fn peer(peer: &dht::Peer) -> Peer {
+pub(super) fn peer(peer: &dht::Peer) -> Peer {
     Peer {
         id: peer.id.to_string(),
         locator: peer.locator,
@@ -30,7 +30,7 @@ fn peer(peer: &dht::Peer) -> Peer {
     }
 }
 
-fn absent_peer(peer: &dht::AbsentPeer) -> Peer {
+pub(super) fn absent_peer(peer: &dht::AbsentPeer) -> Peer {
     Peer {
         id: peer.id.to_string(),
         locator: peer.locator,

@@ -10,8 +10,8 @@ use holdfast_dpdk::{self as dpdk, Port};
 use super::{Commands, as_u64, unavailable};
 use crate::appliance::Appliance;
 use crate::protocol::{
-    Counters, DhtStats, Distribution, ErrorCode, PortStats, ProtocolError, StatsReply,
-    VersionReply, WorkerStats,
+    ControlStats, Counters, DhtStats, Distribution, ErrorCode, PortStats, ProtocolError,
+    StatsReply, VersionReply, WorkerStats,
 };
 
 impl Commands {
@@ -23,6 +23,13 @@ impl Commands {
             pid: std::process::id(),
             uptime_ms: as_u64(self.appliance.started.elapsed().as_millis()),
         }
+    }
+
+    fn control(&self) -> ControlStats {
+        let mut stats = self.appliance.control.stats();
+        let (_, _, lost) = self.appliance.table.changes().usage();
+        stats.counters.insert("changes_lost".to_owned(), lost);
+        stats
     }
 
     pub(super) fn stats(&self) -> Result<StatsReply, ProtocolError> {
@@ -53,7 +60,7 @@ impl Commands {
                 .collect::<Result<_, _>>()?,
             table: table.map(|(name, value)| (name.to_owned(), value)).into(),
             kernel_check: kernel_check.stats(),
-            control: self.appliance.control.stats(),
+            control: self.control(),
             dht: dht_stats(&dht.stats().map_err(unavailable)?),
         })
     }

@@ -56,8 +56,37 @@ fn the_examples_are_valid_and_the_full_one_shows_the_defaults() {
     full.dht.bootstrap.clear();
     let root = Group { name: "root".to_owned(), id: 0 };
     assert_eq!(full.node.control_group.take(), Some(root));
+    full.cluster.key_file.clone_from(&minimal.cluster.key_file);
     assert_eq!(full, minimal);
     assert!(minimal.warnings.is_empty(), "{:?}", minimal.warnings);
+}
+
+/// What is shown makes the same configuration, has every key, and does not have the secrets.
+#[test]
+fn what_is_shown_is_the_configuration() {
+    let directory = key_file(&"0f".repeat(32), 0o640);
+    for text in [minimal(), full(&directory)] {
+        let config = Config::parse("c.toml", &text).unwrap();
+        let shown = config.shown();
+        assert_eq!(shown["cluster"]["keys"], serde_json::json!({"sealing": 0, "opening": null}));
+        let reply = crate::protocol::ConfigReply { config: shown, warnings: Vec::new() };
+        let text = crate::show::config(&reply);
+        assert!(!text.contains("0f0f"), "{text}");
+        assert!(text.contains("# key 0 seals"), "{text}");
+        let (mut again, known) =
+            read("shown.toml", &text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        again.warnings.clone_from(&config.warnings);
+        assert_eq!(again, config, "{text}");
+        let table: toml::Table = toml::from_str(&text).unwrap();
+        for Known { key, default, .. } in known {
+            let (section, name) = key.split_once('.').unwrap();
+            let there = match section.strip_suffix("[0]") {
+                Some(section) => table[section][0].get(name).is_some(),
+                None => table[section].get(name).is_some(),
+            };
+            assert!(there || default.is_none(), "{key} is not shown");
+        }
+    }
 }
 
 #[test]

@@ -4,15 +4,17 @@ use std::fmt;
 use std::net::IpAddr;
 
 use holdfast_net::FlowKey;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{SessionEntry, flow_text};
 
 /// Who owns a flow.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LookupReply {
     /// The flow.
     #[serde(with = "flow_text")]
+    #[schemars(with = "String")]
     pub flow: FlowKey,
     /// This server's own entry, if it has one.
     pub table: Option<SessionEntry>,
@@ -21,7 +23,7 @@ pub struct LookupReply {
 }
 
 /// What the DHT said about a flow.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LookupReport {
     /// How the lookup ended.
     pub outcome: LookupOutcome,
@@ -36,7 +38,7 @@ pub struct LookupReport {
 }
 
 /// How a lookup ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LookupOutcome {
     /// The flow has an owner.
@@ -58,7 +60,7 @@ impl fmt::Display for LookupOutcome {
 }
 
 /// What one server said about a flow.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReplicaAnswer {
     /// Locator of the server that was asked.
     pub locator: IpAddr,
@@ -73,17 +75,18 @@ pub struct ReplicaAnswer {
 }
 
 /// The last lookups.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct LookupsReply {
     /// The newest first.
     pub lookups: Vec<JournalEntry>,
 }
 
 /// One lookup that the DHT core made for a worker.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JournalEntry {
     /// The flow.
     #[serde(with = "flow_text")]
+    #[schemars(with = "String")]
     pub flow: FlowKey,
     /// When the worker asked, in microseconds since the Unix epoch.
     pub asked_at_unix_us: u64,

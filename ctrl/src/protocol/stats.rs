@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Counters;
 
 /// Who answers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct VersionReply {
     /// Version of holdfast.
     pub version: String,
@@ -23,7 +24,7 @@ pub struct VersionReply {
 }
 
 /// Counters and gauges of the whole daemon.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StatsReply {
     /// Who answers.
     #[serde(flatten)]
@@ -47,7 +48,7 @@ pub struct StatsReply {
 }
 
 /// The control socket.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ControlStats {
     /// Since the daemon's start, as the specification lists them.
     pub counters: Counters,
@@ -58,7 +59,7 @@ pub struct ControlStats {
 }
 
 /// The comparison of the session table with the kernel's sockets.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct KernelCheckStats {
     /// Since the daemon's start, as the specification lists them.
     pub counters: Counters,
@@ -67,7 +68,7 @@ pub struct KernelCheckStats {
 }
 
 /// One worker.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerStats {
     /// Its CPU.
     pub core: u32,
@@ -75,7 +76,7 @@ pub struct WorkerStats {
     pub counters: Counters,
 }
 /// One DPDK port. Counters run since the daemon's start.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct PortStats {
     /// `uplink` or `host_port`.
     pub role: String,
@@ -110,7 +111,7 @@ pub struct PortStats {
 }
 
 /// The DHT core.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct DhtStats {
     /// Since the daemon's start.
     pub counters: Counters,
@@ -123,7 +124,7 @@ pub struct DhtStats {
 }
 
 /// How a measured value is distributed; its unit is at the end of its name.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Distribution {
     /// How many were measured. When none, all values below are 0.
     pub count: u64,

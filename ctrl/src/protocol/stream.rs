@@ -3,6 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -14,13 +15,15 @@ pub const STREAM_MS_MAX: u64 = 3_600_000;
 pub const STREAM_ITEMS_MAX: u64 = 10_000_000;
 
 /// How long a stream is at most, 1 to [`STREAM_MS_MAX`] milliseconds: the longest unless said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u64", into = "u64")]
+#[schemars(extend("minimum" = 1, "maximum" = STREAM_MS_MAX))]
 pub struct StreamTime(u64);
 
 /// How many items a stream has at most, 1 to [`STREAM_ITEMS_MAX`]: the most unless said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u64", into = "u64")]
+#[schemars(extend("minimum" = 1, "maximum" = STREAM_ITEMS_MAX))]
 pub struct StreamCount(u64);
 
 /// Why a number bounds no stream.
@@ -119,7 +122,7 @@ impl StreamBounds {
 }
 
 /// The last line of a stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StreamReply {
     /// Items that were sent.
     pub items: u64,
@@ -130,7 +133,7 @@ pub struct StreamReply {
 }
 
 /// Why a stream ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StreamEnd {
     /// There are no more items.

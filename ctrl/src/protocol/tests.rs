@@ -18,27 +18,48 @@ fn requests() -> Vec<Request> {
     vec![
         Request::ShowStats {},
         Request::ShowWorkers {},
-        Request::ShowSessions {
-            kind: None,
-            state: None,
-            client: None,
-            service: None,
-            owner: None,
-            limit: Limit::default(),
-        },
-        Request::ShowSessions {
-            kind: Some(SessionKind::Redirect),
-            state: Some("established".to_owned()),
-            client: Some("20.1.0.0/16".parse().unwrap()),
-            service: Some("[2001:db8::80]:443".parse().unwrap()),
-            owner: Some("10.0.0.2".parse().unwrap()),
-            limit: LIMIT_MAX.try_into().unwrap(),
-        },
         Request::ShowPeers {},
         Request::ShowLookups { limit: 5.try_into().unwrap() },
         Request::ShowVersion {},
+        Request::ShowRouting { limit: Limit::default() },
+        Request::ShowLimits {},
+        Request::ShowConfig {},
+        Request::SessionsList { filter: SessionFilter::default(), limit: Limit::default() },
+        Request::SessionsList { filter: filter(), limit: LIMIT_MAX.try_into().unwrap() },
+        Request::SessionsGet { flow: flow() },
+        Request::SessionsCount { filter: filter() },
+        Request::SessionsDelete { filter: filter(), limit: Limit::ONE },
+        Request::SessionsWatch {
+            filter: SessionFilter::default(),
+            events: Vec::new(),
+            for_ms: StreamTime::default(),
+            count: StreamCount::default(),
+        },
+        Request::SessionsWatch {
+            filter: filter(),
+            events: vec![SessionEvent::Opened, SessionEvent::Redirected],
+            for_ms: 1.try_into().unwrap(),
+            count: STREAM_ITEMS_MAX.try_into().unwrap(),
+        },
+        Request::Explain { flow: flow() },
         Request::Lookup { flow: flow() },
     ]
+}
+
+/// A filter that says all that can be said.
+fn filter() -> SessionFilter {
+    SessionFilter {
+        flow: Some(flow()),
+        kind: Some(SessionKind::Redirect),
+        state: Some(SessionState::Established),
+        client: Some("20.1.0.0/16".parse().unwrap()),
+        client_port: Some(1234),
+        service: Some("[2001:db8::80]:443".parse().unwrap()),
+        owner: Some("10.0.0.2".parse().unwrap()),
+        idle_over_ms: Some(5),
+        idle_under_ms: Some(u64::MAX),
+        published: Some(false),
+    }
 }
 
 #[test]
@@ -63,6 +84,21 @@ fn every_command_is_known_by_its_name() {
     assert_eq!(names, listed);
 }
 
+/// Who may give a command is decided here, once; a new command is to be added with thought.
+#[test]
+fn these_commands_change_something_and_all_others_only_read() {
+    let changing: Vec<&str> = COMMANDS
+        .iter()
+        .filter(|(_, access)| *access == Access::Change)
+        .map(|(name, _)| *name)
+        .collect();
+    assert_eq!(changing, ["sessions_delete"]);
+    for request in requests() {
+        let is_change = changing.contains(&request.command());
+        assert_eq!(request.access() == Access::Change, is_change, "{request:?}");
+    }
+}
+
 #[test]
 fn the_specification_has_a_section_for_every_command() {
     for (command, _) in COMMANDS {
@@ -82,14 +118,23 @@ fn the_wire_form_is_the_specified_one() {
             Request::Lookup { flow: flow() },
         ),
         (
-            r#"{"version":1,"command":"show_sessions","kind":"local","client":"20.1.1.1","limit":7}"#,
-            Request::ShowSessions {
-                kind: Some(SessionKind::Local),
-                state: None,
-                client: Some(ClientFilter("20.1.1.1/32".parse().unwrap())),
-                service: None,
-                owner: None,
+            r#"{"version":1,"command":"sessions_list","filter":{"kind":"local","client":"20.1.1.1"},"limit":7}"#,
+            Request::SessionsList {
+                filter: SessionFilter {
+                    kind: Some(SessionKind::Local),
+                    client: Some(ClientFilter("20.1.1.1/32".parse().unwrap())),
+                    ..SessionFilter::default()
+                },
                 limit: Limit(7),
+            },
+        ),
+        (
+            r#"{"version":1,"command":"sessions_watch","events":["opened"],"for_ms":5}"#,
+            Request::SessionsWatch {
+                filter: SessionFilter::default(),
+                events: vec![SessionEvent::Opened],
+                for_ms: 5.try_into().unwrap(),
+                count: StreamCount::default(),
             },
         ),
     ];
@@ -119,17 +164,76 @@ fn what_is_no_request_is_refused_with_its_code() {
         (r#"{"version":1,"command":"show_lookups","limit":0}"#, BadRequest, "from 1 to 10000"),
         (r#"{"version":1,"command":"show_lookups","limit":10001}"#, BadRequest, "from 1 to 10000"),
         (
-            r#"{"version":1,"command":"show_sessions","client":"x"}"#,
+            r#"{"version":1,"command":"sessions_list","filter":{"client":"x"}}"#,
             BadRequest,
             "a client's address",
         ),
-        (r#"{"version":1,"command":"show_sessions","service":"x"}"#, BadRequest, "a service as"),
-        (r#"{"version":1,"command":"show_sessions","owner":"x"}"#, BadRequest, "IP address"),
         (
-            r#"{"version":1,"command":"show_sessions","kind":"x"}"#,
+            r#"{"version":1,"command":"sessions_list","filter":{"service":"x"}}"#,
+            BadRequest,
+            "a service as",
+        ),
+        (
+            r#"{"version":1,"command":"sessions_list","filter":{"owner":"x"}}"#,
+            BadRequest,
+            "IP address",
+        ),
+        (
+            r#"{"version":1,"command":"sessions_list","filter":{"kind":"x"}}"#,
             BadRequest,
             "unknown variant `x`",
         ),
+        (
+            r#"{"version":1,"command":"sessions_list","filter":{"state":"x"}}"#,
+            BadRequest,
+            "unknown variant `x`",
+        ),
+        (
+            r#"{"version":1,"command":"sessions_list","filter":{"client_port":65536}}"#,
+            BadRequest,
+            "expected u16",
+        ),
+        (
+            r#"{"version":1,"command":"sessions_list","filter":{"idle_over_ms":-1}}"#,
+            BadRequest,
+            "expected u64",
+        ),
+        (
+            r#"{"version":1,"command":"sessions_list","filter":{"published":"yes"}}"#,
+            BadRequest,
+            "expected a boolean",
+        ),
+        (
+            r#"{"version":1,"command":"sessions_list","filter":{"colour":"red"}}"#,
+            BadRequest,
+            "unknown field `colour`",
+        ),
+        (
+            r#"{"version":1,"command":"sessions_list","kind":"local"}"#,
+            BadRequest,
+            "unknown field `kind`",
+        ),
+        (
+            r#"{"version":1,"command":"sessions_count","filter":{"flow":"x"}}"#,
+            BadFlow,
+            "'x' is no flow",
+        ),
+        (r#"{"version":1,"command":"sessions_delete"}"#, BadRequest, "missing field `filter`"),
+        (r#"{"version":1,"command":"sessions_get","flow":"x"}"#, BadFlow, "'x' is no flow"),
+        (r#"{"version":1,"command":"sessions_watch","for_ms":0}"#, BadRequest, "from 1 ms to 1 h"),
+        (
+            r#"{"version":1,"command":"sessions_watch","for_ms":3600001}"#,
+            BadRequest,
+            "from 1 ms to 1 h",
+        ),
+        (r#"{"version":1,"command":"sessions_watch","count":0}"#, BadRequest, "from 1 to 10000000"),
+        (
+            r#"{"version":1,"command":"sessions_watch","events":["moved"]}"#,
+            BadRequest,
+            "unknown variant `moved`",
+        ),
+        (r#"{"version":1,"command":"explain","flow":"x"}"#, BadFlow, "'x' is no flow"),
+        (r#"{"version":1,"command":"show_routing","limit":0}"#, BadRequest, "from 1 to 10000"),
     ];
     for (line, code, message) in rows {
         let error = parse_request(line.as_bytes()).expect_err(line);
@@ -259,6 +363,96 @@ fn filters_admit_what_they_name() {
     assert!(!service("192.168.0.1:443") && !service("192.168.0.2") && !service("[::1]:80"));
 }
 
+#[test]
+fn session_filters_admit_what_all_of_them_admit() {
+    let entry = SessionEntry {
+        flow: flow(),
+        kind: SessionKind::Local,
+        state: "established".to_owned(),
+        owner: "10.0.0.1".parse().unwrap(),
+        version: Some(7),
+        published: Some(true),
+        idle_ms: 5000,
+    };
+    let admits = |filter: &str| {
+        let filter: SessionFilter = serde_json::from_str(filter).unwrap();
+        filter.admits(&entry)
+    };
+    for filter in [
+        "{}",
+        r#"{"kind":"local","state":"established","owner":"10.0.0.1","published":true}"#,
+        r#"{"flow":"20.1.1.1:1234-192.168.0.1:80"}"#,
+        r#"{"client":"20.0.0.0/8","client_port":1234,"service":"192.168.0.1"}"#,
+        r#"{"idle_over_ms":4999,"idle_under_ms":5001}"#,
+    ] {
+        assert!(admits(filter), "{filter}");
+    }
+    for filter in [
+        r#"{"kind":"redirect"}"#,
+        r#"{"state":"half_open"}"#,
+        r#"{"owner":"10.0.0.2"}"#,
+        r#"{"published":false}"#,
+        r#"{"flow":"20.1.1.1:1235-192.168.0.1:80"}"#,
+        r#"{"client":"21.0.0.0/8"}"#,
+        r#"{"client_port":1235}"#,
+        r#"{"service":"192.168.0.1:443"}"#,
+        r#"{"idle_over_ms":5000}"#,
+        r#"{"idle_under_ms":5000}"#,
+        r#"{"kind":"local","client_port":1235}"#,
+    ] {
+        assert!(!admits(filter), "{filter}");
+    }
+    let redirect = SessionEntry {
+        kind: SessionKind::Redirect,
+        state: "redirected".to_owned(),
+        version: None,
+        published: None,
+        ..entry.clone()
+    };
+    for published in [true, false] {
+        let filter = SessionFilter { published: Some(published), ..SessionFilter::default() };
+        assert!(!filter.admits(&redirect), "redirects are neither");
+    }
+}
+
+#[test]
+fn states_and_events_are_what_their_names_say() {
+    for (state, name) in SessionState::NAMES {
+        assert_eq!(name.parse(), Ok(state));
+        assert_eq!(serde_json::to_value(state).unwrap(), name);
+    }
+    for (event, name) in SessionEvent::NAMES {
+        assert_eq!((name.parse(), event.to_string()), (Ok(event), name.to_owned()));
+        assert_eq!(serde_json::to_value(event).unwrap(), name);
+        assert!(SPECIFICATION.contains(&format!("`{name}`")), "{name}");
+    }
+    #[cfg(feature = "daemon")]
+    for state in holdfast_dataplane::session::State::ALL {
+        assert!(state.name().parse::<SessionState>().is_ok(), "{}", state.name());
+    }
+}
+
+#[test]
+fn lines_of_a_stream_survive_the_wire() {
+    let line = item_line(&7);
+    assert_eq!(line, r#"{"version":1,"item":7}"#);
+    assert_eq!(parse_line(line.as_bytes()).unwrap(), Line::Item(json!(7)));
+    assert_eq!(parse_line(missed_line(3).as_bytes()).unwrap(), Line::Missed(3));
+    let reply = StreamReply { items: 1, missed: 3, ended: StreamEnd::Time };
+    let line = answer_line(&Ok(Reply::Stream(reply.clone())));
+    assert_eq!(parse_line(line.as_bytes()).unwrap(), Line::End(json!(reply)));
+    assert!(parse_answer(missed_line(3).as_bytes()).is_err());
+    assert!(parse_answer(item_line(&7).as_bytes()).is_err());
+    let bounds = StreamBounds { time: "30s".parse().unwrap(), count: "5".parse().unwrap() };
+    assert_eq!((bounds.duration().as_secs(), bounds.count()), (30, 5));
+    for time in ["", "5", "2h", "0s", "x"] {
+        assert!(time.parse::<StreamTime>().is_err(), "{time}");
+    }
+    for count in ["", "0", "-1", "10000001"] {
+        assert!(count.parse::<StreamCount>().is_err(), "{count}");
+    }
+}
+
 proptest! {
     #[test]
     fn hostile_lines_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
@@ -268,9 +462,9 @@ proptest! {
 
     #[test]
     fn hostile_json_never_panics(
-        key in "(command|version|flow|limit|kind|client|service|owner|error|ok|code|[a-z]{1,5})",
+        key in "(command|version|flow|limit|filter|events|for_ms|count|error|ok|item|missed|code|[a-z]{1,5})",
         value in "(1|-1|1e9|null|\"show_[a-z]{5,8}\"|\"lookup\"|\"[0-9.:/-]{0,20}\"|\\[\\]|\\{\\})",
-        command in "(show_stats|show_workers|show_sessions|show_lookups|lookup)",
+        command in "(show_stats|sessions_list|sessions_watch|show_lookups|lookup|explain)",
     ) {
         let line = format!("{{\"version\":1,\"command\":\"{command}\",\"{key}\":{value}}}");
         let _ = parse_request(line.as_bytes());

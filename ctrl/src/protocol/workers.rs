@@ -1,9 +1,10 @@
 //! How busy the workers are, as the protocol shows it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How busy the workers are.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct WorkersReply {
     /// Cycles of the time stamp counter in a second.
     pub tsc_hz: u64,
@@ -16,7 +17,7 @@ pub struct WorkersReply {
 }
 
 /// What the workers did in a period.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct LoadPeriod {
     /// How long it was, in microseconds.
     pub duration_us: u64,
@@ -26,7 +27,7 @@ pub struct LoadPeriod {
 
 /// What one worker did in a period. Figures are rounded, ratios to one decimal; `None` where
 /// there is nothing to divide by.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerLoad {
     /// Its CPU.
     pub core: u32,

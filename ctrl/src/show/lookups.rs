@@ -1,10 +1,9 @@
 //! The text of `lookup` and `show lookups`.
 
-use crate::protocol::{
-    LookupOutcome, LookupReply, LookupReport, LookupsReply, SessionEntry, SessionKind,
-};
+use crate::protocol::{LookupOutcome, LookupReply, LookupReport, LookupsReply};
 
-use super::{Table, micros, millis, or_none, utc};
+use super::sessions::line;
+use super::{Table, micros, or_none, utc};
 
 /// `show lookups`.
 #[must_use]
@@ -26,7 +25,7 @@ pub fn lookups(reply: &LookupsReply) -> String {
 /// `lookup FLOW`.
 #[must_use]
 pub fn lookup(reply: &LookupReply) -> String {
-    let table = reply.table.as_ref().map_or_else(|| "no entry".to_owned(), entry);
+    let table = reply.table.as_ref().map_or_else(|| "no entry".to_owned(), line);
     let mut text =
         format!("flow   {}\ntable  {table}\ndht    {}\n", reply.flow, report(&reply.dht));
     if !reply.dht.replicas.is_empty() {
@@ -36,17 +35,7 @@ pub fn lookup(reply: &LookupReply) -> String {
     text
 }
 
-fn entry(entry: &SessionEntry) -> String {
-    let idle = millis(entry.idle_ms);
-    match entry.kind {
-        SessionKind::Local => {
-            format!("local, {}, version {}, idle for {idle}", entry.state, or_none(entry.version))
-        }
-        SessionKind::Redirect => format!("redirect to {}, idle for {idle}", entry.owner),
-    }
-}
-
-fn report(report: &LookupReport) -> String {
+pub(super) fn report(report: &LookupReport) -> String {
     let outcome = match report.outcome {
         LookupOutcome::Owner => {
             let (owner, version) = (or_none(report.owner), or_none(report.version));
@@ -58,7 +47,7 @@ fn report(report: &LookupReport) -> String {
     format!("{outcome}; took {}", micros(report.duration_us))
 }
 
-fn replicas(report: &LookupReport) -> String {
+pub(super) fn replicas(report: &LookupReport) -> String {
     let head = ["ASKED", "ANSWER", "OWNER", "VERSION", "RTT"];
     let mut table = Table::new(&head, &[3, 4]);
     for replica in &report.replicas {

@@ -1,8 +1,12 @@
 //! Turns answers of the daemon into text for people: aligned tables, units, what is left out.
 //! Never asks the daemon. A file for each group of commands.
 
+mod config;
+mod explain;
+mod limits;
 mod lookups;
 mod peers;
+mod routing;
 mod sessions;
 mod stats;
 mod workers;
@@ -11,11 +15,17 @@ use std::time::{Duration, SystemTime};
 
 use humantime_serde::re::humantime::format_rfc3339_millis;
 
+pub use config::config;
+pub use explain::explain;
+pub use limits::limits;
 pub use lookups::{lookup, lookups};
 pub use peers::peers;
-pub use sessions::sessions;
+pub use routing::routing;
+pub use sessions::{session, session_change, sessions, sessions_count, sessions_delete};
 pub use stats::{stats, version};
 pub use workers::workers;
+
+use crate::protocol::{StreamEnd, StreamReply};
 
 /// Stands where there is no value.
 const NONE: &str = "-";
@@ -91,6 +101,48 @@ fn or_none<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| NONE.to_owned(), |value| value.to_string())
 }
 
+/// Columns of a line, at most.
+const WIDTH: usize = 100;
+
+/// A paragraph in lines that fit, behind `head` and indented like it.
+fn wrapped(head: &str, text: &str) -> String {
+    let indent = head.chars().count();
+    let mut line = head.to_owned();
+    let mut lines = String::new();
+    let mut is_new = true;
+    for word in text.split_whitespace() {
+        if !is_new && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            lines += line.trim_end();
+            lines.push('\n');
+            line = " ".repeat(indent);
+            is_new = true;
+        }
+        if !is_new {
+            line.push(' ');
+        }
+        line += word;
+        is_new = false;
+    }
+    lines + line.trim_end() + "\n"
+}
+
+/// A line that says how a stream ended.
+#[must_use]
+pub fn stream_end(reply: &StreamReply) -> String {
+    let why = match reply.ended {
+        StreamEnd::Done => "there are no more",
+        StreamEnd::Count => "as many as were asked for",
+        StreamEnd::Time => "the time is over",
+        StreamEnd::Stopped => "the daemon stops",
+        StreamEnd::Lost => "the connection is lost",
+    };
+    let missed = match reply.missed {
+        0 => String::new(),
+        missed => format!(", {missed} missed"),
+    };
+    format!("{} shown{missed}: {why}\n", reply.items)
+}
+
 /// A line in place of items that were missed.
 #[must_use]
 pub fn missed(count: u64) -> String {
@@ -126,6 +178,17 @@ mod tests {
         for (us, expected) in rows {
             assert_eq!(micros(us), expected);
         }
+    }
+
+    #[test]
+    fn paragraphs_fit() {
+        let text = "word ".repeat(60);
+        let lines = wrapped(" 1. R12  ", &text);
+        assert!(lines.lines().all(|line| line.chars().count() <= WIDTH), "{lines}");
+        assert!(lines.lines().skip(1).all(|line| line.starts_with("         word")), "{lines}");
+        assert_eq!(lines.split_whitespace().count(), 62);
+        let long = wrapped("> ", &"x".repeat(150));
+        assert_eq!(long, format!("> {}\n", "x".repeat(150)));
     }
 
     #[test]

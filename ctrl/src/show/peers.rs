@@ -7,32 +7,29 @@ use super::{NONE, Table, micros, millis, or_none, utc};
 /// `show peers`.
 #[must_use]
 pub fn peers(reply: &PeersReply) -> String {
-    let head = [
-        "LOCATOR",
-        "STATE",
-        "RTT",
-        "MISSED",
-        "LAST SEEN",
-        "STARTED (UTC)",
-        "LIFE",
-        "ADDRESS",
-        "ID",
-    ];
-    let mut table = Table::new(&head, &[2, 3, 4, 6]);
-    for peer in &reply.peers {
+    format!("{}\n{}\n", peer_table(&reply.peers), count_of(&reply.peers))
+}
+
+/// A member's address is its locator, and of its id the beginning tells it apart: `--json` has
+/// all of it.
+pub(super) fn peer_table(peers: &[Peer]) -> String {
+    let head =
+        ["LOCATOR", "PORT", "STATE", "RTT", "MISSED", "LAST SEEN", "STARTED (UTC)", "LIFE", "ID"];
+    let mut table = Table::new(&head, &[1, 3, 4, 5, 7]);
+    for peer in peers {
         table.row(vec![
             peer.locator.to_string(),
+            peer.address.port().to_string(),
             peer.state.clone(),
             or_none(peer.srtt_us.map(micros)),
             or_none(peer.missed),
             last_seen(peer),
             or_none(peer.started_unix_us.map(utc)),
             or_none(peer.life),
-            peer.address.to_string(),
-            peer.id.clone(),
+            peer.id.chars().take(8).collect(),
         ]);
     }
-    format!("{}\n{}\n", table.render(), count_of(&reply.peers))
+    table.render()
 }
 
 fn last_seen(peer: &Peer) -> String {

@@ -59,32 +59,24 @@ fn of_now(gauges: &Counters) -> Counters {
     gauges.iter().map(|(name, value)| (format!("{name} now"), *value)).collect()
 }
 
+/// The devices, and what went through them in packets.
 fn ports(ports: &[PortStats]) -> String {
-    let mut table = Table::new(
-        &[
-            "ROLE",
-            "NAME",
-            "DRIVER",
-            "MAC",
-            "LINK",
-            "MTU",
-            "RX PACKETS",
-            "MISSED",
-            "ERRORS",
-            "NO MBUF",
-            "TX PACKETS",
-            "ERRORS",
-        ],
-        &[5, 6, 7, 8, 9, 10, 11],
-    );
+    let mut devices = Table::new(&["ROLE", "NAME", "DRIVER", "MAC", "LINK", "MTU"], &[5]);
+    let head =
+        ["ROLE", "NAME", "RX PACKETS", "MISSED", "ERRORS", "NO MBUF", "TX PACKETS", "ERRORS"];
+    let mut packets = Table::new(&head, &[2, 3, 4, 5, 6, 7]);
     for port in ports {
-        table.row(vec![
+        devices.row(vec![
             port.role.clone(),
             port.name.clone(),
             port.driver.clone(),
             port.mac.clone(),
             if port.link_up { "up" } else { "DOWN" }.to_owned(),
             port.mtu.to_string(),
+        ]);
+        packets.row(vec![
+            port.role.clone(),
+            port.name.clone(),
             port.rx_packets.to_string(),
             port.rx_missed.to_string(),
             port.rx_errors.to_string(),
@@ -93,7 +85,7 @@ fn ports(ports: &[PortStats]) -> String {
             port.tx_errors.to_string(),
         ]);
     }
-    table.render()
+    format!("{}\n{}", devices.render(), packets.render())
 }
 
 /// Gauges, all of them, and counters, which are left out at 0 unless `all`.

@@ -340,11 +340,13 @@ fn resolve(net: Net) -> Tape {
     tape.order(Order::NotMine, 0, member).alone(net.client(1, ACK));
     tape.order(Order::Ourselves, 0, 0).alone(net.client(1, ACK));
     // For a second it is looked up again and again.
-    for pause_us in [1_200_000, 1000] {
+    for pause_us in [2_200_000, 1000] {
         tape.alone(net.client(2, ACK)).order(Order::Nobody, 0, 0).pause(50_000);
         tape.order(Order::Nobody, 0, 0).alone(net.host(2, RST)).pause(pause_us);
     }
     tape.alone(net.client(2, ACK)).alone(net.client(2, SYN));
+    // Its owner has died for good.
+    tape.alone(net.client(11, ACK)).order(Order::Nobody, 0, 1).alone(net.host(11, RST));
     tape.alone(net.client(3, ACK)).order(Order::TimedOut, 0, 0);
     tape.alone(net.client(4, ACK)).order(Order::Stranger, 0, 0);
     tape.alone(net.client(5, ACK)).pause(1_500_000).order(Order::Owner, 0, member);

@@ -268,7 +268,7 @@ impl Bench {
                     }
                     Order::Nobody => {
                         self.for_host.insert(flow);
-                        Resolution::NotFound
+                        if whom % 2 == 0 { Resolution::NotFound } else { Resolution::Orphaned }
                     }
                     Order::TimedOut => Resolution::TimedOut,
                     _ => owner(STRANGER),
@@ -421,13 +421,13 @@ impl Bench {
             },
             Some(Session::Local { state, .. })
                 if origin.side == Side::Host
-                    && segment.is_rst()
-                    && withholds(state, segment.is_ack(), idle_ms) =>
+                    && segment.is_bare_rst()
+                    && self.withholds(&segment.flow, state, idle_ms) =>
             {
                 (Some(Side::Uplink), Some(Counter::RstWithheld))
             }
             None if origin.side == Side::Host
-                && segment.is_rst()
+                && segment.is_bare_rst()
                 && self.is_doubted(&segment.flow) =>
             {
                 (Some(Side::Uplink), Some(Counter::RstWithheld))
@@ -445,9 +445,19 @@ impl Bench {
         })
     }
 
+    fn withholds(&self, flow: &FlowKey, state: State, idle_ms: u64) -> bool {
+        let unknown = self.table.unknown();
+        match state {
+            State::HalfOpen => idle_ms < 2000,
+            _ => !unknown
+                .age_ms(self.table.hash(flow), self.now.tick())
+                .is_some_and(|age_ms| (2000..10_000).contains(&age_ms)),
+        }
+    }
+
     fn is_doubted(&self, flow: &FlowKey) -> bool {
         let unknown = self.table.unknown();
-        unknown.age_ms(self.table.hash(flow), self.now.tick()).is_some_and(|age_ms| age_ms < 1000)
+        unknown.age_ms(self.table.hash(flow), self.now.tick()).is_some_and(|age_ms| age_ms < 2000)
     }
 
     fn check_foretold(&self, foretold: &Foretold) {
@@ -685,15 +695,6 @@ impl Bench {
 
 /// R12: whether a RST of the host does not reach the client of a session that is in this state for so
 /// long.
-fn withholds(state: State, is_ack: bool, idle_ms: u64) -> bool {
-    match state {
-        State::HalfOpen => idle_ms < 2000,
-        State::Closed => true,
-        State::Reset => idle_ms < 150,
-        State::Established | State::HostClosed | State::ClientClosed => !is_ack,
-    }
-}
-
 /// Whether the IP packet that was sent in the place of `packet` carries ICMP, and is whole.
 fn is_icmp(sent: &[u8], packet: &Range<usize>) -> bool {
     let at = packet.start;

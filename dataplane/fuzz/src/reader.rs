@@ -67,9 +67,9 @@ impl Segment {
         self.flags & 0x04 != 0
     }
 
-    /// Whether its acknowledgement number counts.
-    pub fn is_ack(&self) -> bool {
-        self.flags & 0x10 != 0
+    /// Whether it resets one for want of a socket: RST without ACK.
+    pub fn is_bare_rst(&self) -> bool {
+        self.flags & 0x14 == 0x04
     }
 
     /// Whether its sender ends the session: FIN or RST.

@@ -79,8 +79,10 @@ pub enum Resolution {
         /// Version of the record.
         version: Version,
     },
-    /// Nobody: enough replicas said so.
+    /// Nobody, as enough replicas say. A record may be on its way to them.
     NotFound,
+    /// Nobody any more: its owner has died for good (R13).
+    Orphaned,
     /// Too few replicas answered in time to say anything, or the owner is dead and may be back soon.
     TimedOut,
 }
@@ -202,6 +204,14 @@ impl WorkerEnd {
         !self.announcements.is_full()
     }
 
+    /// Lookups and announcements that wait for the core to take them.
+    #[must_use]
+    pub fn queued(&self) -> (usize, usize) {
+        let resolves = self.resolves.buffer().capacity() - self.resolves.slots();
+        let announcements = self.announcements.buffer().capacity() - self.announcements.slots();
+        (resolves, announcements)
+    }
+
     /// The next answer, if there is one.
     pub fn answer(&mut self) -> Option<Answer> {
         self.answers.pop().ok()
@@ -229,12 +239,14 @@ mod tests {
         let resolve = Resolve { flow, asked_at_unix_us: 1 };
         assert_eq!(worker.resolve(resolve), Ok(()));
         assert_eq!(worker.resolve(resolve), Err(Full));
+        assert_eq!(worker.queued(), (1, 0));
         let publish = Announcement::Publish { flow, version: Version(1) };
         assert!(worker.can_announce());
         assert_eq!(worker.announce(publish), Ok(()));
         assert!(!worker.can_announce());
         assert_eq!(worker.announce(publish), Err(Full));
         assert_eq!(core.resolves.pop(), Ok(resolve));
+        assert_eq!(worker.queued(), (0, 1));
         let answer = Answer::Resolved { flow, resolution: Resolution::NotFound };
         core.answers.push(answer).expect("room for every answer");
         assert_eq!(worker.answer(), Some(answer));

@@ -1,6 +1,7 @@
 //! Sessions: their states, their table, and the sweep that ends them.
 
 pub mod bucket;
+pub mod changes;
 pub mod expiry;
 pub mod owners;
 pub mod recent;

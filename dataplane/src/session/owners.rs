@@ -56,6 +56,12 @@ impl Owners {
         (0..PLACES).map(move |step| OwnerId((first.wrapping_add(step) % OwnerId::COUNT) as u16))
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.iter().filter(|place| place.get().is_some()).count()
+    }
+
     /// The locator of an owner.
     #[inline]
     #[must_use]
@@ -71,11 +77,13 @@ mod tests {
     #[test]
     fn owners_keep_their_numbers() {
         let owners = Owners::default();
+        assert_eq!(owners.count(), 0);
         let locator = |n: u32| match n % 2 {
             0 => IpAddr::from(n.to_be_bytes()),
             _ => IpAddr::from((u128::from(n) << 64).to_be_bytes()),
         };
         let numbers: Vec<_> = (0..5000).map(|n| owners.number(locator(n)).expect("room")).collect();
+        assert_eq!(owners.count(), 5000);
         for (n, id) in (0..).zip(numbers) {
             assert_eq!(owners.number(locator(n)), Some(id));
             assert_eq!(owners.locator(id), Some(locator(n)));

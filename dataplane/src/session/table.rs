@@ -21,12 +21,13 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use crossbeam::utils::CachePadded;
-use holdfast_dpdk::{Line, Lines, prefetch};
+use holdfast_dpdk::{Line, Lines, prefetch, tsc};
 use holdfast_handoff::Version;
 use holdfast_net::{FlowKey, HashKey};
 use siphasher::sip::SipHasher13;
 
 use super::bucket::{self, KeyV6, Layout, META, REMAINDER_BITS, STATE, V4, V6};
+use super::changes::{Change, Changes};
 use super::expiry::Timeouts;
 use super::owners::Owners;
 use super::sync::settle_fence;
@@ -218,6 +219,7 @@ pub struct SessionTable {
     half_open: CachePadded<AtomicI64>,
     redirects: CachePadded<AtomicI64>,
     displaced: CachePadded<AtomicI64>,
+    changes: Changes,
 }
 
 /// The entries of one address family.
@@ -287,6 +289,7 @@ impl SessionTable {
             half_open: CachePadded::default(),
             redirects: CachePadded::default(),
             displaced: CachePadded::default(),
+            changes: Changes::default(),
         })
     }
 
@@ -312,6 +315,12 @@ impl SessionTable {
     #[must_use]
     pub fn opening(&self) -> &Recent {
         &self.opening
+    }
+
+    /// Its changes, for those who watch them.
+    #[must_use]
+    pub fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     /// How many entries of each kind there are.
@@ -506,7 +515,10 @@ impl SessionTable {
             return insert;
         };
         match self.complete(entry, session) {
-            Some(entry) => Insert::Inserted(entry),
+            Some(entry) => {
+                self.tell(None, Some(entry));
+                Insert::Inserted(entry)
+            }
             // Another worker's came first.
             None => self.find(at).map_or(Insert::Full, Insert::Exists),
         }
@@ -520,18 +532,24 @@ impl SessionTable {
             return None;
         }
         let meta = self.meta(session, now)?;
-        self.change(old, |_| meta).and_then(|entry| self.complete(entry, session))
+        let entry = self.change(old, |_| meta).and_then(|entry| self.complete(entry, session))?;
+        self.tell(Some(*old), Some(entry));
+        Some(entry)
     }
 
     /// Takes an entry out of the table. `false` when it is another by now.
     pub fn remove(&self, entry: &Entry) -> bool {
+        let goes = self.going(entry, false);
         let mut entry = *entry;
         loop {
             if word::is_local(entry.word) && !word::is_versioned(entry.word) {
                 return false;
             }
             match self.take_away(&entry) {
-                Ok(()) => return true,
+                Ok(()) => {
+                    self.gone(goes);
+                    return true;
+                }
                 Err(word) if word::same_but_stamp(entry.word, word) => entry.word = word,
                 Err(_) => return false,
             }
@@ -540,8 +558,13 @@ impl SessionTable {
 
     /// Takes an idle entry out of the table. `false` when it has been seen or changed meanwhile.
     pub fn remove_idle(&self, entry: &Entry) -> bool {
-        (word::is_redirect(entry.word) || word::is_versioned(entry.word))
-            && self.take_away(entry).is_ok()
+        let goes = self.going(entry, true);
+        let has_gone = (word::is_redirect(entry.word) || word::is_versioned(entry.word))
+            && self.take_away(entry).is_ok();
+        if has_gone {
+            self.gone(goes);
+        }
+        has_gone
     }
 
     /// Stamps an entry as seen at `now`. Writes only when the stamp changes.
@@ -557,7 +580,9 @@ impl SessionTable {
     /// Moves a local session on to `to` and stamps it; the entry as it is then. `None` when its
     /// state is another by now: look again.
     pub fn transition(&self, entry: &Entry, to: State, now: Tick) -> Option<Entry> {
-        self.change(entry, |word| self.ageing.local(to, word & PUBLICATION, now))
+        let moved = self.change(entry, |word| self.ageing.local(to, word & PUBLICATION, now))?;
+        self.tell(Some(*entry), Some(moved));
+        Some(moved)
     }
 
     /// Notes that the DHT core has been told of a local session.
@@ -619,14 +644,60 @@ impl SessionTable {
     /// An entry with its flow, as a listing shows it; `None` when it has gone.
     #[must_use]
     pub fn listed(&self, entry: &Entry, now: Tick) -> Option<Listed> {
+        let flow = self.flow_of(entry)?;
+        let Found { session, idle_ms, .. } = self.view(entry, now)?;
+        Some(Listed { flow, session, idle_ms })
+    }
+
+    /// The flow of an entry; of another one when that is there by now.
+    fn flow_of(&self, entry: &Entry) -> Option<FlowKey> {
         let key = if entry.place.is_v6() {
             let KeyV6 { client, tail } = self.v6.key_v6(entry)?;
             SessionKey::V6 { client, tail }
         } else {
             SessionKey::V4(self.v4.key_at(&self.v4.placed_v4(entry).1))
         };
-        let Found { session, idle_ms, .. } = self.view(entry, now)?;
-        Some(Listed { flow: self.services.flow(&key)?, session, idle_ms })
+        self.services.flow(&key)
+    }
+
+    /// Tells those who watch of an entry that is new or has changed.
+    #[inline(always)]
+    fn tell(&self, before: Option<Entry>, after: Option<Entry>) {
+        if self.changes.is_watched() {
+            self.told(before, after);
+        }
+    }
+
+    #[cold]
+    fn told(&self, before: Option<Entry>, after: Option<Entry>) {
+        let change = after.or(before).and_then(|entry| self.changed(&entry));
+        if let Some(change) = change {
+            let [before, after] = [before, after].map(|entry| entry.map(|entry| entry.kind()));
+            self.changes.tell(Change { before, after, ..change });
+        }
+    }
+
+    /// What those who watch are to be told when an entry goes; nothing when nobody does.
+    #[inline(always)]
+    fn going(&self, entry: &Entry, is_idle: bool) -> Option<Change> {
+        if !self.changes.is_watched() {
+            return None;
+        }
+        let change = self.changed(entry)?;
+        Some(Change { before: Some(entry.kind()), is_idle, ..change })
+    }
+
+    #[inline(always)]
+    fn gone(&self, change: Option<Change>) {
+        if let Some(change) = change {
+            self.changes.tell(change);
+        }
+    }
+
+    #[cold]
+    fn changed(&self, entry: &Entry) -> Option<Change> {
+        let (flow, version) = (self.flow_of(entry)?, self.version(entry));
+        Some(Change { tsc: tsc(), flow, before: None, after: None, version, is_idle: false })
     }
 
     /// The meta bits of a session that has no version yet; `None` when there is no number left

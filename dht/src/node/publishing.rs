@@ -24,7 +24,7 @@ use crate::record::Claim;
 use crate::stats::Counter;
 
 /// Operations that wait to be sent, beyond which no entry is worked on and no announcement taken.
-const QUEUED_MAX: usize = 16_384;
+pub(super) const QUEUED_MAX: usize = 16_384;
 /// Entries that wait to be worked on, beyond which no announcement is taken.
 const URGENT_MAX: usize = 4_096;
 /// Entries worked on in one call of [`Node::handle`]: lookups wait for no more than these.
@@ -56,7 +56,7 @@ const BEHIND_US: u64 = 10_000;
 /// How often a fresh publish is raised above what it meets.
 const RAISES_MAX: u8 = 4;
 /// Control messages that wait to be sent, beyond which no NOT_MINE for all joins them.
-const NOT_MINE_QUEUE_MAX: usize = 4096;
+pub(super) const NOT_MINE_QUEUE_MAX: usize = 4096;
 /// Servers that are told for which flow a rewritten segment came, at most.
 const NOT_MINE_PEERS_MAX: usize = 256;
 /// How often a deletion is tried at least, in rounds of retransmissions.

@@ -296,7 +296,7 @@ impl Node {
         match self.store.get(self.now_us, target) {
             Some(Record { claim, state: State::Live }) => {
                 match self.membership.is_given_up(claim.owner) {
-                    true => Said::Deleted(claim),
+                    true => Said::Orphaned(claim),
                     false => Said::Holds(claim),
                 }
             }
@@ -426,7 +426,7 @@ impl Node {
         self.observe(claim.version);
         if self.membership.is_given_up(claim.owner) {
             self.count(Counter::OwnersDead);
-            return Said::Deleted(claim);
+            return Said::Orphaned(claim);
         }
         Said::Holds(claim)
     }
@@ -522,7 +522,7 @@ impl Node {
     /// that may be back at once: neither may others tunnel to it, nor reset its sessions (R13).
     fn believable(&mut self, verdict: Verdict) -> Verdict {
         match verdict {
-            Verdict::NotFound if !self.membership.is_joined() => {
+            Verdict::NotFound | Verdict::Orphaned if !self.membership.is_joined() => {
                 self.count(Counter::LookupsNotJoined);
                 Verdict::Unknown
             }
@@ -548,7 +548,7 @@ impl Node {
                 self.count(Counter::LookupsFound);
                 self.lookup_time_found.record(time_us);
             }
-            Verdict::NotFound => {
+            Verdict::NotFound | Verdict::Orphaned => {
                 self.count(Counter::LookupsNotFound);
                 self.lookup_time_not_found.record(time_us);
             }
@@ -563,6 +563,7 @@ impl Node {
                 Resolution::Owner { locator: claim.owner, version: claim.version }
             }
             Verdict::NotFound => Resolution::NotFound,
+            Verdict::Orphaned => Resolution::Orphaned,
             Verdict::Unknown => Resolution::TimedOut,
         };
         let answer = Answer::Resolved { flow, resolution };
@@ -589,7 +590,9 @@ impl Node {
             locator: candidate.address.ip(),
             said: match candidate.progress {
                 Progress::Said(Said::Holds(claim)) => Statement::Holds(claim),
-                Progress::Said(Said::Deleted(claim)) => Statement::Deleted(claim),
+                Progress::Said(Said::Deleted(claim) | Said::Orphaned(claim)) => {
+                    Statement::Deleted(claim)
+                }
                 Progress::Said(Said::NotHeld) => Statement::NotHeld,
                 Progress::New | Progress::Asked | Progress::Failed => Statement::NoAnswer,
             },
@@ -611,7 +614,7 @@ impl Node {
 fn outcome(verdict: Verdict) -> (stats::Outcome, Option<Claim>) {
     match verdict {
         Verdict::Found(claim) => (stats::Outcome::Owner, Some(claim)),
-        Verdict::NotFound => (stats::Outcome::NotFound, None),
+        Verdict::NotFound | Verdict::Orphaned => (stats::Outcome::NotFound, None),
         Verdict::Unknown => (stats::Outcome::TimedOut, None),
     }
 }

@@ -21,7 +21,7 @@ use crate::store::{Deleted, Stored};
 const SWEEP_AT_ONCE: usize = 2048;
 /// Control messages that wait to be sent, beyond which no SUPERSEDED joins them: probes must not
 /// wait behind a storm of these.
-const SUPERSEDED_QUEUE_MAX: usize = 4096;
+pub(super) const SUPERSEDED_QUEUE_MAX: usize = 4096;
 
 impl Node {
     /// Serves a control message.

@@ -190,7 +190,7 @@ impl Row {
                     let right = *l == locator(session.owner) && *version >= session.version;
                     cell.wrong += usize::from(!right);
                 }
-                Some(Resolution::NotFound) => {
+                Some(Resolution::NotFound | Resolution::Orphaned) => {
                     cell.not_found += 1;
                     cell.denied += usize::from(lives);
                 }
@@ -251,7 +251,9 @@ impl Row {
                         cell.repaired_found += 1;
                         cell.repaired_found_at_once += usize::from(attempt == 0);
                     }
-                    Resolution::NotFound | Resolution::TimedOut => missing.push(s),
+                    Resolution::NotFound | Resolution::Orphaned | Resolution::TimedOut => {
+                        missing.push(s);
+                    }
                 }
             }
         }

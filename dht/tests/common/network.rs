@@ -844,15 +844,15 @@ impl Network {
     }
 
     /// Asks until there is an answer: in foul weather that may need a second try, and right after
-    /// servers have come or gone nobody says NotFound.
+    /// servers have come or gone, or were silent, nobody says NotFound; but after 30 s again.
     pub fn resolve_patiently(&mut self, n: usize, flow: FlowKey) -> Resolution {
-        for _ in 0..10 {
+        for _ in 0..250 {
             match self.resolve(n, flow) {
                 Resolution::TimedOut => self.run(150 * MS),
                 resolution => return resolution,
             }
         }
-        panic!("ten lookups of {flow} timed out");
+        panic!("all lookups of {flow} timed out");
     }
 
     pub fn survey(&mut self, n: usize, flow: FlowKey) -> LookupReport {

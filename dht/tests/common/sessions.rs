@@ -294,7 +294,9 @@ impl Sessions {
             };
             match resolved.resolution {
                 Resolution::TimedOut => self.tally.timed_out += 1,
-                Resolution::NotFound => self.judge_not_found(network, resolved, f, asked_us),
+                Resolution::NotFound | Resolution::Orphaned => {
+                    self.judge_not_found(network, resolved, f, asked_us);
+                }
                 Resolution::Owner { locator, version } => {
                     self.tally.found += 1;
                     let owner = number(locator);

@@ -95,7 +95,7 @@ pub fn many_lookups(nodes: usize, lookups: usize, seed: u64) -> Storm {
                     found += 1;
                     wrong += usize::from(!network.is_alive(number(l)));
                 }
-                Resolution::NotFound => {}
+                Resolution::NotFound | Resolution::Orphaned => {}
                 Resolution::TimedOut => timed_out += 1,
             }
         }

@@ -35,7 +35,7 @@ run_resets() {
 }
 
 sessions_in_state() { # SERVER STATE
-    "$HOLDFASTCTL" --socket "$(node_dir "$1")/holdfastd.sock" --json show sessions --limit 10000 --state "$2" |
+    "$HOLDFASTCTL" --socket "$(node_dir "$1")/holdfastd.sock" --json sessions list --limit 10000 --state "$2" |
         jq '.sessions | length'
 }
 
@@ -70,7 +70,7 @@ run_idle_beyond_age() {
 
 # The client's machine restarts without a word and uses the same ports again; its new
 # sessions land elsewhere than the old ones, which their server still holds.
-scenario client-crashes "R2 R12" "4:gue! 6:gue"
+scenario client-crashes "R2 R12" "4:gue! 6:gue 6:ipip 4:rewrite"
 run_client_crashes() {
     start_on_server1 --idle 100 --echo 100 --source-port-first 20000
     crash_client
@@ -107,7 +107,7 @@ crash_client() {
 }
 
 # Closed by the host, whose kernel is in TIME_WAIT, and opened again by the same ports.
-scenario ports-reused "R8 R12" "4:gue 6:gue"
+scenario ports-reused "R8 R12" "4:gue 6:gue 6:ipip 4:rewrite"
 run_ports_reused() {
     local i
     SESSIONS_MIN=200

@@ -224,7 +224,7 @@ impl Load<'_> {
                     self.complain(flow, resolution, "has another owner or version");
                 }
             }
-            Resolution::NotFound => {
+            Resolution::NotFound | Resolution::Orphaned => {
                 self.tally.not_found += 1;
                 if self.expect == Expect::Owner {
                     self.complain(flow, resolution, "is published");
@@ -292,7 +292,7 @@ pub fn idle_gets(cluster: &mut Cluster, sessions: &Sessions, count: u64) -> Resu
         report::record(&mut load.latency, started.elapsed());
         match resolution {
             Resolution::Owner { .. } => load.found += 1,
-            Resolution::NotFound => load.not_found += 1,
+            Resolution::NotFound | Resolution::Orphaned => load.not_found += 1,
             Resolution::TimedOut => load.timed_out += 1,
         }
         if resolution != right && resolution != Resolution::TimedOut {

@@ -15,7 +15,7 @@ use crate::request::Purpose;
 use crate::stats::Counter;
 
 /// Unknown addresses that wait to be looked into, and those asked at the same time.
-const MEETINGS_MAX: usize = 4096;
+pub(super) const MEETINGS_MAX: usize = 4096;
 const MEETINGS_AT_ONCE: usize = 64;
 /// First and longest pause between attempts to join, in µs.
 const JOIN_US_MIN: u64 = 200_000;
@@ -60,6 +60,11 @@ pub(super) struct Join {
 }
 
 impl Join {
+    /// Addresses that wait to be looked into, or are being looked into.
+    pub(super) fn meetings(&self) -> usize {
+        self.meeting.len()
+    }
+
     pub(super) fn new(config: &Config) -> Join {
         let named = config.bootstrap.contains(&config.listen);
         Join {

@@ -23,9 +23,9 @@ use crate::stats::Counter;
 
 pub(super) use probe::ping_timeout_us;
 
-use join::Join;
-use probe::Probes;
-use spread::Broadcasts;
+use join::{Join, MEETINGS_MAX};
+use probe::{Probes, RELAYS_MAX};
+use spread::{BROADCASTS_MAX, Broadcasts};
 
 /// Peers that died or left remembered, and for how long the dead ones, in µs.
 const ABSENT_MAX: usize = 8192;
@@ -41,6 +41,8 @@ const SETTLING_US: u64 = 1_000_000;
 /// Changes that follow one another count for this long at most: a server that begins anew again
 /// and again does not keep the others from ever saying that nobody owns a flow.
 const SETTLING_US_MAX: u64 = 30_000_000;
+/// A suspect that has been silent for so long, in µs, has not just lost a message or two.
+const CUT_OFF_US: u64 = 500_000;
 
 /// Why a peer is not in the routing table any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,6 +192,16 @@ impl Membership {
     pub(super) fn absent(&self) -> (usize, usize) {
         let away = self.absent.values().filter(|a| a.absence == Absence::Away).count();
         (away, self.absent.len() - away)
+    }
+
+    /// What is bounded here: its name, how many there can be and are, and what is counted then.
+    pub(super) fn limits(&self) -> [(&'static str, usize, usize, &'static [Counter]); 4] {
+        [
+            ("absent_peers", ABSENT_MAX, self.absent.len(), &[]),
+            ("meetings", MEETINGS_MAX, self.join.meetings(), &[Counter::ContactsIgnored]),
+            ("broadcasts", BROADCASTS_MAX, self.broadcasts.len(), &[Counter::BroadcastsRefused]),
+            ("relays", RELAYS_MAX, self.probes.relays(), &[Counter::PingReqsIgnored]),
+        ]
     }
 
     /// Whether this node has been told to leave.
@@ -533,6 +545,17 @@ impl Node {
 
     /// Housekeeping: looks after suspects, joins, looks for the absent and the unknown.
     pub(super) fn keep_members(&mut self) {
+        // Whom we do not reach may not reach the replicas either: sessions may have begun there of
+        // which they know nothing yet.
+        let Membership { probes, absent, .. } = &self.membership;
+        let is_silent = |suspect: &Id| {
+            let contact = self.table.get(*suspect);
+            contact.is_some_and(|c| c.silent_since_us() + CUT_OFF_US <= self.now_us)
+        };
+        let is_awaited = |absent: &Absent| absent.absence == Absence::Dead;
+        if probes.suspects.iter().any(is_silent) || absent.values().any(is_awaited) {
+            self.membership.changed(self.now_us);
+        }
         if self.membership.leaving {
             return;
         }

@@ -41,7 +41,7 @@ const CHECKS_PER_TURN: usize = 256;
 const LAST_CALLS_PER_TURN: usize = 96;
 const LAST_CALL_US: u64 = 1_000_000;
 /// Peers that others wait to hear from by us, and how many wait for one.
-const RELAYS_MAX: usize = 256;
+pub(super) const RELAYS_MAX: usize = 256;
 const WAITERS_MAX: usize = 8;
 
 /// Those who asked us whether a peer answers us.
@@ -65,6 +65,11 @@ pub(super) struct Probes {
 }
 
 impl Probes {
+    /// Peers that others wait to hear from by us.
+    pub(super) fn relays(&self) -> usize {
+        self.relays.len()
+    }
+
     /// When the next contact is probed, in µs.
     pub(super) fn next_at_us(&self) -> u64 {
         self.at_us

@@ -10,7 +10,7 @@ use crate::routing_table::RoutingTable;
 use crate::stats::Counter;
 
 /// Messages to all contacts that wait.
-const BROADCASTS_MAX: usize = 256;
+pub(super) const BROADCASTS_MAX: usize = 256;
 /// Datagrams sent in this time, in µs, at most.
 const PORTION: usize = 256;
 const PORTION_US: u64 = 2_000;
@@ -55,6 +55,11 @@ pub(super) struct Broadcasts {
 }
 
 impl Broadcasts {
+    /// Messages that wait.
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     /// When there is next something to send, in µs.
     pub(super) fn next_at_us(&self) -> Option<u64> {
         let refute = self.refute.then(|| self.refuted_at_us.map_or(0, |at_us| at_us + REFUTE_US));
