@@ -38,7 +38,7 @@ pub fn fate(
             Fate::Tunnel(*owner)
         }
         (None, Resolution::Owner { .. }) => Fate::Drop(Counter::ResolvedStranger),
-        (None, Resolution::NotFound) => Fate::Host,
+        (None, Resolution::NotFound | Resolution::Orphaned) => Fate::Host,
         (None, Resolution::TimedOut) => Fate::Drop(Counter::DroppedTimedOut),
     }
 }

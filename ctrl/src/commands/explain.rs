@@ -170,7 +170,7 @@ impl Facts<'_> {
             }
             return;
         };
-        let idle = format_duration(Duration::from_millis(entry.idle_ms));
+        let idle = format_duration(Duration::from_millis(entry.idle_ms)).to_string();
         match entry.kind {
             SessionKind::Redirect => {
                 let owner = entry.owner;
@@ -328,7 +328,13 @@ impl Facts<'_> {
             _ => None,
         };
         let recorded = self.claims().last().map(|(_, owner)| *owner);
-        let Some(owner) = redirected.or(recorded).filter(|owner| *owner != self.locator) else {
+        // What a server that has died for good held counts as deleted.
+        let deleted = self.report.replicas.iter().find_map(|replica| match &replica.said {
+            Statement::Deleted(claim) if self.state(claim.owner) == "dead" => Some(claim.owner),
+            _ => None,
+        });
+        let owner = redirected.or(recorded).or(deleted);
+        let Some(owner) = owner.filter(|owner| *owner != self.locator) else {
             return;
         };
         let state = self.state(owner);
@@ -386,8 +392,8 @@ impl Facts<'_> {
                 format!(
                     "The next segment is a stray: it is parked, and the DHT asked twice, {} apart \
                      (parking.grace). Nobody owns it, so it goes to the host, whose kernel answers as \
-                     TCP says. A RST of the host within a second of the flow's first segment is \
-                     withheld (R12).",
+                     TCP says. A RST of the host within two seconds of the flow's first segment \
+                     is withheld (R12).",
                     format_duration(self.config.parking.grace)
                 ),
             ),

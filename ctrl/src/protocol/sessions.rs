@@ -201,7 +201,7 @@ pub enum SessionState {
 
 impl SessionState {
     /// All of them, and their names.
-    const NAMES: [(SessionState, &'static str); 7] = [
+    pub(super) const NAMES: [(SessionState, &'static str); 7] = [
         (SessionState::HalfOpen, "half_open"),
         (SessionState::Established, "established"),
         (SessionState::HostClosed, "host_closed"),
@@ -359,7 +359,7 @@ pub enum SessionEvent {
 
 impl SessionEvent {
     /// All of them, and their names.
-    const NAMES: [(SessionEvent, &'static str); 10] = [
+    pub(super) const NAMES: [(SessionEvent, &'static str); 10] = [
         (SessionEvent::Opened, "opened"),
         (SessionEvent::Learnt, "learnt"),
         (SessionEvent::Established, "established"),

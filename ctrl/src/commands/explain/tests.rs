@@ -252,6 +252,10 @@ fn r13_owners_that_are_dead_or_away() {
     let drop = (Verdict::Drop, None);
     check(lost(false), drop, &[("R13", "is dead for 3s"), ("R13", "for 10s (dht.restart_within)")]);
     check(lost(true), drop, &[("R13", "is away for 3s"), ("R13", "for 1m (dht.lease)")]);
+    let gone = Statement::Deleted(Claim { owner: other(), version: Version(5) });
+    let given_up =
+        Case { said: vec![Statement::NoAnswer, gone], absent: Some(false), ..Case::default() };
+    check(given_up, (Verdict::Host, None), &[("R13", "then its sessions are nobody's")]);
     let reply = explained(lost(false));
     let states: Vec<_> =
         reply.members.iter().map(|m| (m.locator.to_string(), m.state.as_str())).collect();

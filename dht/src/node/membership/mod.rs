@@ -238,7 +238,7 @@ impl Node {
         Some(self.describe(contact))
     }
 
-    fn describe(&self, contact: &Contact) -> Peer {
+    pub(super) fn describe(&self, contact: &Contact) -> Peer {
         Peer {
             id: contact.id,
             locator: contact.address.ip(),
