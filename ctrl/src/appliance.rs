@@ -15,29 +15,40 @@ use holdfast_dataplane::kernel::{Comparison, Findings};
 use holdfast_dataplane::parking::ParkingLimits;
 use holdfast_dataplane::port::DpdkPort;
 use holdfast_dataplane::service::Services;
+use holdfast_dataplane::session::Session;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
-use holdfast_dataplane::stats::WorkerCounters;
+use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::time::TscClock;
 use holdfast_dataplane::worker::{Settings, Shared, Worker};
 use holdfast_dht::{Handle, Keys, Service, auth};
 use holdfast_dpdk::{self as dpdk, Eal};
-use holdfast_handoff::{Clock, CoreEnd, Doorbell, WorkerEnd, rings};
+use holdfast_handoff::{
+    Clock, CoreEnd, Doorbell, StrayReporter, StrayReports, WorkerEnd, rings, stray_reports, unix_us,
+};
 use holdfast_net::HashKey;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tracing::{info, warn};
 
 use crate::commands::Commands;
-use crate::config::{ClusterKey, Config, Encapsulation, Idle, Secret};
+use crate::config::{self, ClusterKey, Config, Encapsulation, Idle, Secret};
 use crate::kernel_check::{CheckThread, KernelCheck, Totals};
 use crate::kernel_sockets::KernelSockets;
+use crate::ledger::{self, Incidents, LedgerThread, Limits, Moment, Place, Sources};
 use crate::lifecycle::Shutdown;
 use crate::load::Samples;
+use crate::metrics::Readings;
+use crate::metrics::http::MetricsServer;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
 use crate::socket::{ControlCounters, ControlSocket, Permissions, Stream};
+use crate::systemd;
+use crate::watchdog::Watch;
 
 /// Announcements that a worker can have queued for the DHT core.
 pub const ANNOUNCEMENTS: usize = 16 * 1024;
+/// Reports on strays that a worker can have queued for the ledger: more than it may ask at once, by
+/// default.
+pub const STRAY_REPORTS: usize = 8 * 1024;
 /// How often the main thread looks whether all threads are alive and the uplink has carrier.
 const SUPERVISION: Duration = Duration::from_millis(50);
 /// How long the DHT core may take to stop, and how long the workers go on after it: what it sent
@@ -66,6 +77,8 @@ pub struct Appliance {
     pub closing: Arc<AtomicBool>,
     /// The DHT core.
     pub dht: Handle,
+    /// What bursts of strays did to sessions.
+    pub incidents: Incidents,
     /// What the control socket counts.
     pub control: Arc<ControlCounters>,
     /// When it started.
@@ -74,6 +87,22 @@ pub struct Appliance {
     pub clock: TscClock,
     /// Cycles of the time stamp counter in a second.
     pub tsc_hz: u64,
+}
+
+impl Appliance {
+    /// How often each worker, and after them the DHT core, went round its loop.
+    fn turns(&self) -> impl Iterator<Item = u64> {
+        let turns = |counters: &Arc<WorkerCounters>| {
+            counters.get(Counter::Turns).wrapping_add(counters.get(Counter::TurnsIdle))
+        };
+        self.counters.iter().map(turns).chain([self.dht.turns()])
+    }
+
+    /// One line for `systemctl status`.
+    fn status(&self) -> String {
+        let gauges = self.table.gauges();
+        format!("running: {} local sessions, {} redirects", gauges.local, gauges.redirects)
+    }
 }
 
 /// Runs the appliance until `shutdown` is requested.
@@ -95,6 +124,8 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     let (mut worker_ends, core_ends) = all_rings(&config, workers + 1, &core.doorbell());
     // The last pair of rings is the kernel check's.
     let check_end = worker_ends.pop().context("no rings")?;
+    let (reporters, reports): (Vec<_>, Vec<_>) =
+        (0..workers).map(|_| stray_reports(STRAY_REPORTS)).unzip();
 
     let counters: Vec<_> = (0..workers).map(|_| Arc::default()).collect();
     let started = Instant::now();
@@ -106,6 +137,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         counters,
         ports,
         dht: core.handle(),
+        incidents: incidents(&config, &shared, tsc_clock),
         control: Arc::default(),
         started,
         clock: tsc_clock,
@@ -116,12 +148,16 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         dht: spawn("dht", move || core.run(core_ends))?,
         workers: Vec::new(),
         kernel_check: None,
+        ledger: None,
         stop: Arc::default(),
     };
-    let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, worker_ends)
+    let ends = worker_ends.into_iter().zip(reporters).collect();
+    let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, ends)
+        .and_then(|()| start_ledger(&mut threads, &appliance, reports))
         .and_then(|()| start_kernel_check(&mut threads, &appliance, &shared, check_end))
         .and_then(|()| serve(&appliance, &threads, shutdown));
     info!("stopping");
+    systemd::stopping();
     threads.stop(&appliance.dht).and(outcome)
 }
 
@@ -130,6 +166,7 @@ struct Threads {
     dht: JoinHandle<Result<(), holdfast_dht::Error>>,
     workers: Vec<JoinHandle<anyhow::Result<()>>>,
     kernel_check: Option<CheckThread>,
+    ledger: Option<LedgerThread>,
     /// Ends the workers.
     stop: Arc<AtomicBool>,
 }
@@ -151,6 +188,10 @@ impl Threads {
         let joined = |worker| join(worker).flatten().context("a worker failed");
         // All of them, also when one has failed.
         let outcomes: Vec<_> = self.workers.into_iter().map(joined).collect();
+        // Now that nobody reports any more.
+        if let Some(ledger) = self.ledger {
+            ledger.stop();
+        }
         if !self.dht.is_finished() {
             warn!("the DHT core did not end within {STOP:?}");
         } else {
@@ -166,10 +207,10 @@ fn start_workers(
     appliance: &Appliance,
     shared: &Shared,
     queues: Vec<QueuePairs>,
-    ends: Vec<WorkerEnd>,
+    ends: Vec<(WorkerEnd, StrayReporter)>,
 ) -> anyhow::Result<()> {
     let count = ends.len();
-    for (index, (queues, end)) in queues.into_iter().zip(ends).enumerate() {
+    for (index, (queues, (end, reporter))) in queues.into_iter().zip(ends).enumerate() {
         let worker = Worker::new(
             shared.clone(),
             (index, count),
@@ -177,12 +218,57 @@ fn start_workers(
             end,
             queues.uplink,
             queues.host_port,
-        );
+        )
+        .reporting_to(reporter);
         let (eal, stop, clock) = (eal.clone(), Arc::clone(&threads.stop), appliance.clock);
         let cpu = appliance.config.workers.cores[index];
         let run = move || work(&eal, cpu, worker, clock, &stop);
         threads.workers.push(spawn(&format!("worker {index}"), run)?);
     }
+    Ok(())
+}
+
+/// The ledger, with the incidents of earlier runs if they were kept.
+fn incidents(config: &Config, shared: &Shared, clock: TscClock) -> Incidents {
+    let microseconds = |duration: Duration| duration.as_micros().try_into().unwrap_or(u64::MAX);
+    let config::Incidents { flows, window, quiet, keep, ref journal } = config.incidents;
+    let (window_us, quiet_us) = (microseconds(window), microseconds(quiet));
+    let table = Arc::clone(&shared.table);
+    let find = move |flow: &_| {
+        let found = table.lookup(flow, clock.at(dpdk::tsc()).tick());
+        match found.map(|found| found.session) {
+            None => Place::Nowhere,
+            Some(Session::Local { .. }) => Place::Local,
+            Some(Session::Redirect { .. }) => Place::Redirected,
+        }
+    };
+    let limits = Limits { flows, window_us, quiet_us };
+    Incidents::start(limits, (journal.as_deref(), keep), Box::new(find))
+}
+
+fn start_ledger(
+    threads: &mut Threads,
+    appliance: &Arc<Appliance>,
+    reports: Vec<StrayReports>,
+) -> anyhow::Result<()> {
+    let [counting, asking, watching] = [(); 3].map(|()| Arc::clone(appliance));
+    let clock = appliance.clock;
+    let sources = Sources {
+        reports,
+        missed: Box::new(move || {
+            let missed = |counters: &Arc<WorkerCounters>| counters.get(Counter::StrayUnreported);
+            counting.counters.iter().map(missed).sum()
+        }),
+        now: Box::new(move || Moment { us: clock.at(dpdk::tsc()).us, unix_us: unix_us() }),
+        // Without an answer the causes stay unknown.
+        peers: Box::new(move || match asking.dht.peers() {
+            Ok((present, absent)) => ledger::causes_of_peers(unix_us(), &present, &absent),
+            Err(_) => Vec::new(),
+        }),
+        is_uplink_up: Box::new(move || watching.ports.is_uplink_up()),
+    };
+    let thread = LedgerThread::start(appliance.incidents.clone(), sources);
+    threads.ledger = Some(thread.context("starting the ledger")?);
     Ok(())
 }
 
@@ -216,12 +302,29 @@ fn serve(appliance: &Arc<Appliance>, threads: &Threads, shutdown: &Shutdown) -> 
         "running; control socket {}",
         path.display()
     );
+    let _metrics = serve_metrics(appliance);
+    systemd::ready(&appliance.status());
     let carrier = CarrierRelay::new(&appliance.config);
     let outcome = supervise(appliance, shutdown, threads, carrier);
     settle(appliance);
     // Before the control socket closes, which waits for requests under way.
     appliance.dht.stop();
     outcome
+}
+
+/// Serves metrics, if that is wanted. No session is to be lost because they cannot be.
+fn serve_metrics(appliance: &Arc<Appliance>) -> Option<MetricsServer> {
+    let address = appliance.config.metrics.listen?;
+    match MetricsServer::start(address, Arc::new(Readings::new(appliance))) {
+        Ok(server) => {
+            info!("metrics at http://{}/metrics", server.address());
+            Some(server)
+        }
+        Err(error) => {
+            warn!("no metrics: metrics.listen = \"{address}\": {error}");
+            None
+        }
+    }
 }
 
 /// Before the DHT core stops, the last sessions that began here are to be found in the DHT: nothing
@@ -239,19 +342,25 @@ fn settle(appliance: &Appliance) {
     }
 }
 
-/// Waits for the end; meanwhile passes the uplink's carrier on and samples what the workers do.
-/// An error when a thread ended before.
+/// Waits for the end; meanwhile passes the uplink's carrier on, samples what the workers do and
+/// feeds the service manager's watchdog. An error when a thread ended before.
 fn supervise(
     appliance: &Appliance,
     shutdown: &Shutdown,
     threads: &Threads,
     mut carrier: Option<CarrierRelay>,
 ) -> anyhow::Result<()> {
+    let names = (0..threads.workers.len()).zip(&appliance.config.workers.cores);
+    let names = names.map(|(worker, core)| format!("worker {worker} on core {core}"));
+    let names = names.chain(["the DHT core".to_owned()]);
+    let mut watch = Watch::start(names, systemd::watchdog(), Instant::now());
     while !shutdown.wait(SUPERVISION) {
         if let Some(Err(error)) = carrier.as_mut().map(CarrierRelay::relay) {
             warn!("{error:#}");
         }
-        appliance.samples.take(&appliance.counters, Instant::now());
+        let now = Instant::now();
+        appliance.samples.take(&appliance.counters, now);
+        watch.look(appliance.turns(), now, || appliance.status());
         if threads.workers.iter().any(JoinHandle::is_finished) {
             bail!("a worker ended by itself");
         }
@@ -260,6 +369,9 @@ fn supervise(
         }
         if threads.kernel_check.as_ref().is_some_and(CheckThread::is_finished) {
             bail!("the kernel check ended by itself");
+        }
+        if threads.ledger.as_ref().is_some_and(LedgerThread::is_finished) {
+            bail!("the ledger ended by itself");
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 //! together. `docs/guide/configuration.md` documents every key.
 
 mod device;
+mod insight;
 mod key_file;
 mod reader;
 mod shown;
@@ -16,9 +17,10 @@ use humantime_serde::re::humantime::format_duration;
 use ipnet::IpNet;
 
 pub use device::{Device, DeviceError, MacAddress, MacAddressError};
+pub use insight::{Incidents, Metrics};
 pub use key_file::{ClusterKey, ClusterKeys, KeyFileError, Secret};
 pub use reader::{ConfigError, ConfigErrors};
-use reader::{Known, Reader, Section};
+use reader::{Known, Reader, Section, not_utf8};
 
 /// Most pairs of service address and port in all: workers look a packet's up in one short table.
 pub const SERVICES_MAX: usize = 64;
@@ -83,6 +85,10 @@ pub struct Config {
     pub dht: Dht,
     /// Who belongs to the cluster.
     pub cluster: Cluster,
+    /// When a burst of strays is an incident, and how many are kept.
+    pub incidents: Incidents,
+    /// Where metrics can be read.
+    pub metrics: Metrics,
     /// What works but is probably not meant; one sentence each.
     pub warnings: Vec<String>,
 }
@@ -100,6 +106,28 @@ pub struct Node {
     pub control_group: Option<Group>,
     /// Least severity that is logged.
     pub log: LogLevel,
+    /// How a line of the log looks.
+    pub log_format: LogFormat,
+}
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object.
+    Json,
+}
+
+impl LogFormat {
+    /// The word that the configuration uses.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
 }
 
 /// A group of this machine's users.
@@ -375,9 +403,13 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, or all that is wrong in it.
     pub fn load(path: &Path) -> Result<Config, LoadError> {
-        let text = std::fs::read_to_string(path)
+        let bytes = std::fs::read(path)
             .map_err(|error| LoadError::Unreadable { path: path.to_owned(), error })?;
-        Ok(Config::parse(&path.display().to_string(), &text)?)
+        let file = path.display().to_string();
+        let text = String::from_utf8(bytes).map_err(|error| {
+            ConfigErrors(vec![not_utf8(&file, error.as_bytes(), error.utf8_error())])
+        })?;
+        Ok(Config::parse(&file, &text)?)
     }
 
     /// Checks the configuration in `text`; errors call it `file`. The cluster's key file, when
@@ -475,6 +507,8 @@ fn sections(reader: &mut Reader<'_>) -> Config {
         tunnel: tunnel(reader),
         dht: dht(reader, listen),
         cluster: cluster(reader),
+        incidents: insight::incidents(reader),
+        metrics: insight::metrics(reader),
         warnings: Vec::new(),
         node,
     }
@@ -547,6 +581,8 @@ fn node(reader: &mut Reader<'_>) -> Node {
             &[LogLevel::Info, LogLevel::Error, LogLevel::Warn, LogLevel::Debug, LogLevel::Trace]
                 .map(|level| (level.as_str(), level)),
         ),
+        log_format: section
+            .choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
     };
     section.finish();
     node
@@ -1050,7 +1086,7 @@ fn check_cluster(reader: &mut Reader<'_>, config: &Config) {
 }
 
 fn warnings(config: &Config) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<String> = config.metrics.warning().into_iter().collect();
     if config.cluster.keys.is_none() {
         warnings.push(
             "cluster.insecure is set: anyone who can send from a member's address can speak in \

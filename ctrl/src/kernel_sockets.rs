@@ -291,13 +291,12 @@ mod tests {
         let mut kernel = KernelSockets::new(Arc::default());
         let mut heard = || {
             let mut heard = None;
-            kernel
-                .list(&mut |s| {
-                    if s.flow.service() == service {
-                        heard = Some(s.heard.0);
-                    }
-                })
-                .unwrap();
+            let mut note = |held: HeldSession| {
+                if held.flow.service() == service {
+                    heard = Some(held.heard.0);
+                }
+            };
+            kernel.list(&mut note).unwrap();
             heard.unwrap()
         };
         let slack = 100_000;

@@ -136,6 +136,19 @@ impl Ports {
         Ok((ports, queues.collect()))
     }
 
+    /// Whether the uplink's link is up. Of an AF_XDP interface the kernel knows, not DPDK; one that
+    /// is gone or administratively down is not up.
+    #[must_use]
+    pub fn is_uplink_up(&self) -> bool {
+        match &self.uplink_interface {
+            Some(interface) => {
+                let carrier = std::fs::read_to_string(interface.join("carrier"));
+                carrier.unwrap_or_default().trim() == "1"
+            }
+            None => self.uplink.iter().all(|port| port.link().is_ok_and(|link| link.up)),
+        }
+    }
+
     /// Bytes of IP packet that the uplink takes. Of an AF_XDP interface the kernel knows, not
     /// DPDK.
     ///

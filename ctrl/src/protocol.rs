@@ -6,6 +6,7 @@
 
 mod config;
 mod explain;
+mod incidents;
 mod limits;
 mod lookups;
 mod peers;
@@ -28,6 +29,7 @@ use thiserror::Error;
 
 pub use config::*;
 pub use explain::*;
+pub use incidents::*;
 pub use limits::*;
 pub use lookups::*;
 pub use peers::*;
@@ -63,6 +65,8 @@ pub const COMMANDS: &[(&str, Access)] = &[
     ("sessions_watch", Access::Read),
     ("explain", Access::Read),
     ("lookup", Access::Read),
+    ("list_incidents", Access::Read),
+    ("get_incident", Access::Read),
 ];
 
 /// Who may give a command.
@@ -165,6 +169,17 @@ pub enum Request {
         #[schemars(with = "String")]
         flow: FlowKey,
     },
+    /// What bursts of strays did to sessions. Answered by [`IncidentsReply`].
+    ListIncidents {
+        /// Most entries to list, 1 to [`LIMIT_MAX`].
+        #[serde(default)]
+        limit: Limit,
+    },
+    /// All of one of them. Answered by [`Incident`].
+    GetIncident {
+        /// Its id.
+        id: u64,
+    },
 }
 
 impl Request {
@@ -187,6 +202,8 @@ impl Request {
             Request::SessionsWatch { .. } => "sessions_watch",
             Request::Explain { .. } => "explain",
             Request::Lookup { .. } => "lookup",
+            Request::ListIncidents { .. } => "list_incidents",
+            Request::GetIncident { .. } => "get_incident",
         }
     }
 
@@ -214,6 +231,10 @@ pub enum Reply {
     Version(VersionReply),
     /// To [`Request::Lookup`].
     Lookup(LookupReply),
+    /// To [`Request::ListIncidents`].
+    Incidents(IncidentsReply),
+    /// To [`Request::GetIncident`].
+    Incident(Box<Incident>),
     /// To [`Request::ShowRouting`].
     Routing(RoutingReply),
     /// To [`Request::ShowLimits`].
@@ -264,10 +285,10 @@ pub enum ErrorCode {
     UnsupportedVersion,
     /// The flow is no flow.
     BadFlow,
-    /// There is no such thing.
-    NotFound,
     /// The request line is too long.
     TooLarge,
+    /// What is asked for is not there.
+    NotFound,
     /// The command changes something, and this client may only read.
     Forbidden,
     /// Too many clients, or the daemon could not look in time; try again.
@@ -288,8 +309,8 @@ impl fmt::Display for ErrorCode {
             ErrorCode::UnknownCommand => "unknown_command",
             ErrorCode::UnsupportedVersion => "unsupported_version",
             ErrorCode::BadFlow => "bad_flow",
-            ErrorCode::NotFound => "not_found",
             ErrorCode::TooLarge => "too_large",
+            ErrorCode::NotFound => "not_found",
             ErrorCode::Forbidden => "forbidden",
             ErrorCode::Busy => "busy",
             ErrorCode::Unavailable => "unavailable",

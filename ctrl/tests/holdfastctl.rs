@@ -11,14 +11,15 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use holdfast::protocol::{
-    COMMANDS, ConfigReply, ControlStats, Counters, DhtStats, Distribution, ErrorCode,
-    ExplainMember, ExplainReply, ExplainStep, JournalEntry, KernelCheckStats, KernelHolds,
-    LimitEntry, LimitScope, LimitsReply, LoadPeriod, LookupOutcome, LookupReply, LookupReport,
-    LookupsReply, Peer, PeersReply, PortStats, ProtocolError, ReplicaAnswer, Reply, Request,
-    RoutingBucket, RoutingReply, SessionChange, SessionEntry, SessionEvent, SessionFilter,
-    SessionKind, SessionState, SessionsCountReply, SessionsDeleteReply, SessionsReply, StatsReply,
-    StreamBounds, Verdict, VersionReply, WorkerLoad, WorkerStats, WorkersReply, answer_line,
-    request_line,
+    COMMANDS, Cause, CauseKind, ConfigReply, ControlStats, Counters, DhtStats, Distribution,
+    ErrorCode, ExplainMember, ExplainReply, ExplainStep, Incident, IncidentState, IncidentStats,
+    IncidentSummary, IncidentsReply, JournalEntry, KernelCheckStats, KernelHolds, LimitEntry,
+    LimitScope, LimitsReply, LoadPeriod, LookupOutcome, LookupReply, LookupReport, LookupsReply,
+    LossReason, LostSession, OwnerCount, Peer, PeersReply, PortStats, ProtocolError, ReplicaAnswer,
+    Reply, Request, RoutingBucket, RoutingReply, SessionChange, SessionCounts, SessionEntry,
+    SessionEvent, SessionFilter, SessionKind, SessionState, SessionsCountReply,
+    SessionsDeleteReply, SessionsReply, StatsReply, StreamBounds, Verdict, VersionReply,
+    WorkerLoad, WorkerStats, WorkersReply, answer_line, request_line,
 };
 use holdfast::socket::{ControlSocket, Handler, Permissions, Stream};
 use holdfast_net::FlowKey;
@@ -143,6 +144,11 @@ fn stats(workers: u32) -> StatsReply {
                 ("lookup_time_us".to_owned(), Distribution::default()),
             ]),
         },
+        incidents: IncidentStats {
+            counters: counters(&[("incidents", 2), ("journal_errors", 0)]),
+            sessions: SessionCounts { at_risk: 57, saved: 57, ..SessionCounts::default() },
+            ..IncidentStats::default()
+        },
         control: ControlStats {
             counters: counters(&[("clients", 12), ("forbidden", 0)]),
             gauges: counters(&[("clients", 1)]),
@@ -181,6 +187,10 @@ peers    3
 records  0
 lookups  9
 
+INCIDENTS
+incidents        2
+sessions_saved  57
+
 CONTROL SOCKET
 clients now   1
 clients      12
@@ -191,7 +201,7 @@ DISTRIBUTIONS
 lookup_time       0      -       -       -      -      -
 setting_time     15  90 µs  312 µs  1.5 ms  2.0 s  2.0 s
 
-5 counters are 0 and not shown; --all shows them.
+10 counters are 0 and not shown; --all shows them.
 ";
     assert_eq!(text, expected, "\n{text}");
 }
@@ -250,10 +260,10 @@ fn shows_workers() {
     let daemon = daemon(Ok(Reply::Workers(workers())));
     let output = run(&daemon, "show workers");
     let table = "\
-CORE     BUSY  PACKETS/BURST  CYCLES/PACKET  UPLINK PACKETS/S  HOST PACKETS/S  DROPS  DROPS/S  TURNS/S
-   2  100.0 %           32.0          151.0          14880952          880000     40       39   493000
-   3    0.0 %              -              -                 0               0      0        0  9000000
-  11        -              -              -                 -               -      0        -        -
+CORE     BUSY  PACKETS/BURST  CYCLES/PACKET  UPLINK PPS  HOST PPS  DROPS  DROPS/S  TURNS/S
+   2  100.0 %           32.0          151.0    14880952    880000     40       39   493000
+   3    0.0 %              -              -           0         0      0        0  9000000
+  11        -              -              -           -         -      0        -        -
 ";
     let expected = format!(
         "LAST SECOND (1.0 s)\n{table}\nSINCE THE START (3 h 12 min)\n{table}\n\
@@ -800,6 +810,7 @@ fn answers() -> Vec<(&'static str, Reply, String)> {
         owner: None,
     };
     let peers = vec![peer(2, "alive"), peer(13, "dead")];
+    let incidents = IncidentsReply { incidents: vec![IncidentSummary::from(&incident())] };
     vec![
         ("show_stats", Reply::Stats(Box::new(stats(2))), "show stats".to_owned()),
         ("show_workers", Reply::Workers(workers()), "show workers".to_owned()),
@@ -819,6 +830,8 @@ fn answers() -> Vec<(&'static str, Reply, String)> {
         ("sessions_delete", Reply::SessionsDelete(deleted()), of_flow("sessions delete")),
         ("explain", Reply::Explain(Box::new(explained())), of_flow("explain")),
         ("lookup", Reply::Lookup(lookup_reply()), of_flow("lookup")),
+        ("list_incidents", Reply::Incidents(incidents), "incidents".to_owned()),
+        ("get_incident", Reply::Incident(Box::new(incident())), "incidents show 12".to_owned()),
     ]
 }
 
@@ -877,10 +890,15 @@ fn json_of_every_command_is_as_the_schema_says() {
     }
 }
 
-/// Lines of IPv4 and of the names that servers have fit a terminal.
+/// Lines of IPv4 and of the names that servers have fit a terminal; those of the list of incidents
+/// say more than that.
 #[test]
 fn text_fits_100_columns() {
     for (command, reply, arguments) in answers() {
+        // A line with a flow, or with an incident's causes, is as long as these.
+        if ["list_incidents", "sessions_list", "sessions_get"].contains(&command) {
+            continue;
+        }
         let text = shown(reply, &arguments);
         for line in text.lines() {
             assert!(line.chars().count() <= 100, "{command}: {line}");
@@ -976,4 +994,178 @@ fn a_reader_that_leaves_early_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Two sessions of 55 were lost when a server died.
+fn incident() -> Incident {
+    let locator = |n: u8| [10, 0, 0, n].into();
+    let began_unix_us: u64 = 1_470_182_400_000_000;
+    let cause = |kind, n, at_us: i64| Cause {
+        kind,
+        locator: Some(locator(n)),
+        at_unix_us: began_unix_us.checked_add_signed(at_us),
+    };
+    Incident {
+        id: 12,
+        state: IncidentState::Closed,
+        began_unix_us,
+        ended_unix_us: began_unix_us + 2_300_000,
+        sessions: SessionCounts {
+            at_risk: 55,
+            saved: 53,
+            reset: 1,
+            dropped: 1,
+            ..SessionCounts::default()
+        },
+        losses: counters(&[("admission_source", 1), ("owner_given_up", 1)]),
+        strays_dropped: 9,
+        owners: vec![
+            OwnerCount { locator: locator(2), sessions: 50 },
+            OwnerCount { locator: locator(4), sessions: 2 },
+        ],
+        sessions_of_other_owners: 1,
+        causes: vec![
+            cause(CauseKind::PeerLeft, 5, -31_000),
+            cause(CauseKind::PeerDied, 3, -12_000),
+            cause(CauseKind::PeerDied, 6, 500_000),
+        ],
+        detection_time_us: Some(12_000),
+        forward_time_us: Distribution {
+            count: 53,
+            min: 430,
+            p50: 480,
+            p90: 900,
+            p99: 3_100,
+            max: 3_100,
+            buckets: vec![(430, 20), (480, 20), (900, 12), (3_100, 1)],
+        },
+        lookup_time_us: Distribution::default(),
+        lost: vec![LostSession {
+            flow: flow(),
+            came_unix_us: began_unix_us + 1_000,
+            reason: LossReason::OwnerGivenUp,
+            owner: Some(locator(3)),
+        }],
+        reports_untracked: 3,
+        reports_missed: 7,
+    }
+}
+
+#[test]
+fn shows_an_incident() {
+    let text = shown(Reply::Incident(Box::new(incident())), "incidents show 12");
+    let expected = "\
+incident   12, is over
+began      2016-08-03T00:00:00.000Z
+last seen  2016-08-03T00:00:02.300Z, after 2.3 s
+detection  12.0 ms
+cause      peer left 10.0.0.5, 31.0 ms before
+cause      peer died 10.0.0.3, 12.0 ms before
+cause      peer died 10.0.0.6, 500.0 ms after
+sessions   55 at risk: 53 saved, 0 kept, 1 reset, 1 dropped, 0 unanswered
+strays     9 dropped
+not seen   7 reports of workers, and 3 of flows above those that are followed
+
+              COUNT     MIN     P50     P90     P99     MAX
+forward time     53  430 µs  480 µs  900 µs  3.1 ms  3.1 ms
+lookup time       0       -       -       -       -       -
+
+FIRST STRAY TO FIRST FORWARD
+to 500 µs  40  ########################################
+to 1.0 ms  12  ############
+to 2.0 ms   0
+to 5.0 ms   1  #
+
+OWNER     SESSIONS
+10.0.0.2        50
+10.0.0.4         2
+others           1
+
+LOST BECAUSE      SESSIONS
+admission_source         1
+owner_given_up           1
+
+LOST                           FIRST STRAY (UTC)         BECAUSE         OWNER
+20.1.1.1:1234-192.168.0.1:80  2016-08-03T00:00:00.001Z  owner_given_up  10.0.0.3
+the first 1 of 2
+";
+    assert_eq!(
+        text,
+        expected
+            .replace("LOST                           FIRST", "LOST                          FIRST"),
+        "\n{text}"
+    );
+}
+
+#[test]
+fn an_open_incident_of_which_little_is_known_is_shown() {
+    let open = Incident {
+        state: IncidentState::Open,
+        causes: Vec::new(),
+        detection_time_us: None,
+        forward_time_us: Distribution::default(),
+        owners: Vec::new(),
+        sessions: SessionCounts { at_risk: 3, unanswered: 3, ..SessionCounts::default() },
+        ..incident()
+    };
+    let text = shown(Reply::Incident(Box::new(open)), "incidents show 12");
+    assert!(text.starts_with("incident   12, goes on\n"), "{text}");
+    assert!(
+        text.contains("\ndetection  the moment of the cause is not known here\nsessions "),
+        "{text}"
+    );
+    assert!(text.ends_with("lookup time       0    -    -    -    -    -\n"), "{text}");
+}
+
+#[test]
+fn lists_incidents() {
+    let one = IncidentSummary::from(&incident());
+    let path_change = Cause { kind: CauseKind::PathChange, locator: None, at_unix_us: None };
+    let other = IncidentSummary {
+        id: 7,
+        state: IncidentState::Stopped,
+        causes: vec![path_change],
+        detection_time_us: None,
+        forward_time_p50_us: None,
+        forward_time_max_us: None,
+        ..one.clone()
+    };
+    let daemon = daemon(Ok(Reply::Incidents(IncidentsReply { incidents: vec![one, other] })));
+    let expected = "\
+ID  BEGAN (UTC)               LASTED  STATE    SESSIONS  SAVED  KEPT  RESET  DROPPED  UNANSWERED  DETECTED  FORWARDED  CAUSE
+12  2016-08-03T00:00:00.000Z   2.3 s  closed         55     53     0      1        1           0   12.0 ms     480 µs  peer left 10.0.0.5, peer died (2)
+ 7  2016-08-03T00:00:00.000Z   2.3 s  stopped        55     53     0      1        1           0         -          -  path change
+
+2 incidents, the newest first
+";
+    for arguments in ["incidents", "incidents list", "incidents list --limit 100"] {
+        let output = run(&daemon, arguments);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text, expected, "\n{text}");
+    }
+    let limit = 100.try_into().unwrap();
+    let asked = vec![Request::ListIncidents { limit }; 3];
+    assert_eq!(*daemon.asked.lock().unwrap(), asked);
+}
+
+#[test]
+fn an_incident_as_json_is_the_daemons_own() {
+    let daemon = daemon(Ok(Reply::Incident(Box::new(incident()))));
+    let output = run(&daemon, "--json incidents show 12");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer, serde_json::to_value(incident()).unwrap());
+    assert_eq!(*daemon.asked.lock().unwrap(), [Request::GetIncident { id: 12 }]);
+}
+
+#[test]
+fn wrong_words_about_incidents_are_refused() {
+    let daemon = daemon(Err(ProtocolError::new(ErrorCode::NotFound, "there is no incident 9")));
+    let refused = run(&daemon, "incidents show 9");
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.stderr, b"holdfastctl: there is no incident 9 (not_found)\n");
+    for arguments in
+        ["incidents show", "incidents show x", "incidents list --limit 0", "incidents x"]
+    {
+        assert_eq!(run(&daemon, arguments).status.code(), Some(2), "{arguments}");
+    }
 }

@@ -51,7 +51,8 @@ fn all_errors_are_listed_with_their_places() {
     let text = std::fs::read_to_string(FULL).unwrap();
     let text = text.replace("/etc/holdfast/cluster.key", "/nowhere/cluster.key");
     let text = text.replace("capacity = 1_000_000", "capacity = 7");
-    std::fs::write(&path, text.replace("spread = 128", "spread = 0")).unwrap();
+    let text = text.replace("spread = 128", "spread = 0");
+    std::fs::write(&path, &text).unwrap();
     let output = check(&path);
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty());
@@ -59,13 +60,44 @@ fn all_errors_are_listed_with_their_places() {
     let lines: Vec<&str> = error.lines().collect();
     assert_eq!(lines.len(), 3, "{error}");
     let file = path.display();
-    assert!(
-        lines[0].contains(&format!("{file}:35:12: sessions.capacity = 7: expected")),
-        "{error}"
-    );
-    let expected = format!("{file}:67:10: dht.spread = 0: expected a whole number from 1 to 1024");
-    assert!(lines[1].contains(&expected), "{error}");
-    assert!(lines[2].contains("cluster.key_file = \"/nowhere/cluster.key\": No such"), "{error}");
+    let at = |setting: &str| {
+        let line = text.lines().position(|line| line == setting).unwrap() + 1;
+        format!("{file}:{line}:{}: ", setting.find("= ").unwrap() + 3)
+    };
+    let expected = at("capacity = 7") + "sessions.capacity = 7: expected a whole number from ";
+    assert!(lines[0].starts_with(&expected), "{error}");
+    let expected = at("spread = 0") + "dht.spread = 0: expected a whole number from 1 to 1024";
+    assert!(lines[1].starts_with(&expected), "{error}");
+    let expected = at("key_file = \"/nowhere/cluster.key\"") + "cluster.key_file = \"/nowhere/";
+    assert!(lines[2].starts_with(&expected), "{error}");
+}
+
+#[test]
+fn every_error_of_a_file_that_is_no_toml_or_no_text_has_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bad.toml");
+    let file = path.display();
+    let rows: [(&[u8], &[&str]); 4] = [
+        (b"[node]\nlocator = \nlog = \n", &["2:", "3:"]),
+        (b"[node]\nlog = \"info\"\nlog = \"warn\"\n", &["3:1: "]),
+        (
+            "[node]\n# größ".as_bytes(),
+            &["1:1: node.locator is missing", "2:7: uplink.device is missing"],
+        ),
+        (b"[node]\n# gr\xc3\xb6\xffe\n", &["2:6: expected text in UTF-8"]),
+    ];
+    for (text, expected) in rows {
+        std::fs::write(&path, text).unwrap();
+        let output = check(&path);
+        assert_eq!(output.status.code(), Some(1));
+        let error = String::from_utf8(output.stderr).unwrap();
+        for place in expected {
+            let begins = format!("{file}:{place}");
+            assert!(error.lines().any(|line| line.starts_with(&begins)), "{begins}: {error}");
+        }
+        let placed = |line: &str| line.starts_with(&format!("{file}:"));
+        assert!(error.lines().all(placed), "{error}");
+    }
 }
 
 #[test]
@@ -74,6 +106,23 @@ fn a_file_that_is_not_there_is_named() {
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("/nowhere/c.toml: No such file"), "{error}");
+}
+
+#[test]
+fn a_daemon_does_not_start_with_what_is_invalid_and_says_so_by_its_exit_status() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bad.toml");
+    std::fs::write(&path, "[node]\nlocator = 7\n").unwrap();
+    for verb in ["run", "hold"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfastd"));
+        let output = command.arg(verb).arg(&path).output().unwrap();
+        assert_eq!(output.status.code(), Some(78), "{verb}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            error.starts_with(&format!("{}:2:11: node.locator = 7", path.display())),
+            "{error}"
+        );
+    }
 }
 
 #[test]

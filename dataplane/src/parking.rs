@@ -49,9 +49,17 @@ pub enum Due {
 /// The packets of a flow, in order of arrival.
 pub type Parked<F> = ArrayVec<F, PACKETS_PER_FLOW_MAX>;
 
+/// A flow whose packets wait, or have waited.
 #[derive(Debug)]
-struct Waiting<F> {
-    frames: Parked<F>,
+pub struct Waiting<F> {
+    /// Its packets.
+    pub frames: Parked<F>,
+    /// When the first of them came.
+    pub came: Now,
+    /// When the core was last asked.
+    pub asked: Now,
+    /// How many more came that found no room.
+    pub refused: u32,
     deadline: Now,
     /// When to ask a second time, once nobody was found.
     again: Option<Now>,
@@ -94,21 +102,31 @@ impl<F> Parking<F> {
 
     /// Parks a packet.
     pub fn park(&mut self, flow: FlowKey, frame: F, now: Now) -> Park<F> {
-        if self.packets >= self.limits.packets_max {
-            return Park::Full(frame);
-        }
+        let is_full = self.packets >= self.limits.packets_max;
         let limit = self.limits.packets_per_flow_max.min(PACKETS_PER_FLOW_MAX);
         let outcome = match self.flows.get_mut(&flow) {
-            Some(waiting) if waiting.frames.len() >= limit => return Park::FlowFull(frame),
+            Some(waiting) if is_full || waiting.frames.len() >= limit => {
+                waiting.refused = waiting.refused.saturating_add(1);
+                return if is_full { Park::Full(frame) } else { Park::FlowFull(frame) };
+            }
             Some(waiting) => {
                 waiting.frames.push(frame);
                 Park::Joined
             }
+            None if is_full => return Park::Full(frame),
             None => {
                 let mut frames = ArrayVec::new();
                 frames.push(frame);
                 let deadline = Now::from_us(now.us + self.limits.timeout_us);
-                let waiting = Waiting { frames, deadline, again: None, asked_again: false };
+                let waiting = Waiting {
+                    frames,
+                    came: now,
+                    asked: now,
+                    refused: 0,
+                    deadline,
+                    again: None,
+                    asked_again: false,
+                };
                 self.flows.insert(flow, waiting);
                 Park::First
             }
@@ -117,11 +135,11 @@ impl<F> Parking<F> {
         outcome
     }
 
-    /// Takes the packets of a flow out.
-    pub fn release(&mut self, flow: &FlowKey) -> Option<Parked<F>> {
+    /// Takes a flow out, and its packets with it.
+    pub fn release(&mut self, flow: &FlowKey) -> Option<Waiting<F>> {
         let waiting = self.flows.remove(flow)?;
         self.packets -= waiting.frames.len();
-        Some(waiting.frames)
+        Some(waiting)
     }
 
     /// Nobody was found: whether to ask again after the grace. `false` when that was the second
@@ -149,6 +167,7 @@ impl<F> Parking<F> {
                 due.push(Due::Expired(*flow));
             } else if waiting.again.is_some_and(|again| again <= now) {
                 waiting.again = None;
+                waiting.asked = now;
                 due.push(Due::AskAgain(*flow));
             }
         }
@@ -172,7 +191,8 @@ mod tests {
         assert_eq!(parking.park(flow(1), 'a', Now::from_us(0)), Park::First);
         assert_eq!(parking.park(flow(1), 'b', Now::from_us(0)), Park::Joined);
         assert_eq!(parking.park(flow(1), 'c', Now::from_us(0)), Park::FlowFull('c'));
-        assert_eq!(parking.release(&flow(1)).expect("waits").as_slice(), &['a', 'b']);
+        let released = parking.release(&flow(1)).expect("waits");
+        assert_eq!((released.frames.as_slice(), released.refused), (&['a', 'b'][..], 1));
         assert!(parking.is_empty());
     }
 
@@ -183,7 +203,8 @@ mod tests {
             assert_eq!(parking.park(flow(n), n, Now::from_us(0)), Park::First);
         }
         assert_eq!(parking.park(flow(9), 9, Now::from_us(0)), Park::Full(9));
-        parking.release(&flow(0));
+        assert_eq!(parking.park(flow(0), 9, Now::from_us(0)), Park::Full(9));
+        assert_eq!(parking.release(&flow(0)).expect("waits").refused, 1);
         assert_eq!(parking.park(flow(9), 9, Now::from_us(0)), Park::First);
     }
 
@@ -201,5 +222,7 @@ mod tests {
         due.clear();
         parking.due(Now::from_us(1000), &mut due);
         assert_eq!(due.as_slice(), &[Due::Expired(flow(1))]);
+        let released = parking.release(&flow(1)).expect("waits");
+        assert_eq!((released.came.us, released.asked.us), (0, 150));
     }
 }

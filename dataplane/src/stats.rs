@@ -116,6 +116,7 @@ counters! {
     WithdrawDeferred "withdraw_deferred" "Withdrawals put off because the ring to the DHT core was full; the sweep repeats them."
     TableFull "table_full" "Sessions or redirects that found no room in the table."
     TableContended "table_contended" "Table updates given up because another worker changed the entry; the next packet repeats them."
+    StrayUnreported "stray_unreported" "Reports on strays that the ledger of incidents did not get: the ring to it was full, or kept free by half for reports on lookups."
     OwnersFull "owners_full" "Segments dropped because there is no number left for their owner: more owners than a cluster has servers."
     Turns "turns" "Turns of the worker's loop that found something to do."
     TurnsIdle "turns_idle" "Turns that found nothing to do."
@@ -267,6 +268,7 @@ mod tests {
             "fragment_full",
             "fragment_tiny",
             "fragment_dropped",
+            "syn_closing",
             "park_full",
             "park_flow_full",
             "park_expired",

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arrayvec::ArrayVec;
 use holdfast_dpdk::tsc;
 use holdfast_handoff::{
-    Announcement, Answer, Clock, Resolution, Resolve, Version, WorkerEnd, unix_us,
+    Announcement, Answer, Clock, Resolution, Resolve, StrayFate, StrayLoss, StrayReporter, Version,
+    WorkerEnd, unix_us,
 };
 use holdfast_net::headers::TcpFlags;
 use holdfast_net::{FlowKey, Headers, Packet};
@@ -37,6 +38,7 @@ use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
 
 mod fragments;
+mod strays;
 
 use fragments::Fate;
 
@@ -123,6 +125,8 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     shared: Shared,
     counters: Arc<WorkerCounters>,
     core: WorkerEnd,
+    /// The way to the ledger of incidents, if there is one.
+    reporter: Option<StrayReporter>,
     uplink: U,
     host: H,
     to_uplink: ArrayVec<U::Frame, OUT_MAX>,
@@ -203,6 +207,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         Worker {
             counters,
             core,
+            reporter: None,
             uplink,
             host,
             to_uplink: ArrayVec::new(),
@@ -218,6 +223,13 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             housekeeping_next: Now::default(),
             shared,
         }
+    }
+
+    /// Makes the worker report what becomes of strays.
+    #[must_use]
+    pub fn reporting_to(mut self, reporter: StrayReporter) -> Worker<U, H> {
+        self.reporter = Some(reporter);
+        self
     }
 
     /// Turns until `stop` is set. All workers share `clock`.
@@ -563,11 +575,32 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         };
         if withheld {
             if state != State::HalfOpen {
-                self.move_on(at, *entry, Event::HostRst, now);
+                self.forget_session(at, entry, now);
             }
             self.count(Counter::RstWithheld);
         }
         withheld
+    }
+
+    /// R8, R12: the host has no socket for this session any more. Its flow is looked up when
+    /// something comes of it again, and its record does not lead here.
+    fn forget_session(&mut self, at: &Located, entry: &Entry, now: Now) {
+        let version = self.shared.table.version(entry);
+        let (Some(flow), Some(version)) = (self.shared.table.flow(at), version) else {
+            return;
+        };
+        if !self.core.can_announce() {
+            // It lingers, and the sweep withdraws it.
+            return self.move_on(at, *entry, Event::HostRst, now);
+        }
+        if self.shared.table.remove(entry) {
+            self.count(Counter::SessionClosed);
+            if entry.is_published()
+                && self.core.announce(Announcement::Withdraw { flow, version }).is_ok()
+            {
+                self.count(Counter::WithdrawQueued);
+            }
+        }
     }
 
     /// What a client's segment means to our session. An ICMP error means nothing to it (R9), and
@@ -650,8 +683,14 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
         match self.admission.admit(table.hash(&source_prefix(&flow)), now) {
             Ok(()) => Verdict::Park,
-            Err(Refusal::Worker) => Verdict::Drop(Counter::LookupRefusedWorker),
-            Err(Refusal::Source) => Verdict::Drop(Counter::LookupRefusedSource),
+            Err(Refusal::Worker) => {
+                self.report_refused(flow, StrayLoss::RefusedWorker, now);
+                Verdict::Drop(Counter::LookupRefusedWorker)
+            }
+            Err(Refusal::Source) => {
+                self.report_refused(flow, StrayLoss::RefusedSource, now);
+                Verdict::Drop(Counter::LookupRefusedSource)
+            }
         }
     }
 
@@ -678,10 +717,17 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 self.count(Counter::Parked);
                 if !self.ask(flow) {
                     self.parking.release(&flow);
+                    self.report_refused(flow, StrayLoss::RingFull, now);
                 }
             }
             Park::FlowFull(_) => self.count(Counter::ParkFlowFull),
-            Park::Full(_) => self.count(Counter::ParkFull),
+            Park::Full(_) => {
+                self.count(Counter::ParkFull);
+                // What waits already reports its flow.
+                if !self.parking.is_waiting(&flow) {
+                    self.report_refused(flow, StrayLoss::ParkingFull, now);
+                }
+            }
         }
     }
 
@@ -776,6 +822,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 let is_doubted = !flags.contains(TcpFlags::ACK) && self.is_doubted(at, now);
                 if is_doubted {
                     self.count(Counter::RstWithheld);
+                } else {
+                    self.report_reset(at, flags, now);
                 }
                 return !is_doubted;
             }
@@ -932,8 +980,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn poll_core(&mut self, now: Now) -> bool {
         for taken in 0..ANSWERS_PER_TURN {
             match self.core.answer() {
-                Some(Answer::Resolved { flow, resolution }) => {
-                    self.resolved(&flow, resolution, now);
+                Some(Answer::Resolved { flow, resolution, dead }) => {
+                    self.resolved(&flow, resolution, dead, now);
                 }
                 Some(Answer::NotMine { flow, owner }) => self.not_mine(&flow, owner),
                 Some(Answer::OwnerDead { owner }) => self.owner_dead(owner),
@@ -947,7 +995,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// R5: the answer to a lookup.
-    fn resolved(&mut self, flow: &FlowKey, resolution: Resolution, now: Now) {
+    fn resolved(&mut self, flow: &FlowKey, resolution: Resolution, dead: Option<IpAddr>, now: Now) {
         if !self.parking.is_waiting(flow) {
             return self.count(Counter::AnswerLate);
         }
@@ -957,21 +1005,24 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             {
                 self.count(Counter::ResolvedSelf);
                 self.adopt(flow, version, now);
-                self.release(flow, Verdict::Host, now);
+                self.release(flow, Verdict::Host, StrayFate::Kept, now);
             }
             Resolution::Owner { locator, .. } if self.is_member(locator) => {
                 self.count(Counter::ResolvedOwner);
                 let Some(owner) = self.shared.table.owners().number(locator) else {
-                    return self.release(flow, Verdict::Drop(Counter::OwnersFull), now);
+                    let fate = StrayFate::Dropped(StrayLoss::OwnersFull);
+                    return self.release(flow, Verdict::Drop(Counter::OwnersFull), fate, now);
                 };
                 let redirect = Session::Redirect { owner: locator };
                 if self.install(flow, redirect, now).is_some() {
                     self.count(Counter::RedirectInstalled);
                 }
-                self.release(flow, Verdict::Tunnel(owner), now);
+                let fate = StrayFate::Tunnelled { owner: locator };
+                self.release(flow, Verdict::Tunnel(owner), fate, now);
             }
             Resolution::Owner { .. } => {
-                self.release(flow, Verdict::Drop(Counter::ResolvedStranger), now);
+                let fate = StrayFate::Dropped(StrayLoss::Stranger);
+                self.release(flow, Verdict::Drop(Counter::ResolvedStranger), fate, now);
             }
             Resolution::NotFound if self.parking.wait_for_grace(flow, now) => {
                 self.count(Counter::ResolvedAgain);
@@ -983,11 +1034,16 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                     let hash = self.shared.table.hash(flow);
                     self.admission.remember_nobody(*flow, hash, now);
                 }
-                self.release(flow, Verdict::Host, now);
+                self.release(flow, Verdict::Host, StrayFate::Nobody { given_up: dead }, now);
             }
             Resolution::TimedOut => {
                 self.count(Counter::ResolvedTimedOut);
-                self.release(flow, Verdict::Drop(Counter::DroppedTimedOut), now);
+                // What comes of it next is doubted anew: whoever has it may just be out of reach.
+                let hash = self.shared.table.hash(flow);
+                self.shared.table.unknown().note(hash, now.tick());
+                let fate =
+                    StrayFate::Dropped(dead.map_or(StrayLoss::TimedOut, StrayLoss::OwnerDead));
+                self.release(flow, Verdict::Drop(Counter::DroppedTimedOut), fate, now);
             }
         }
     }
@@ -1015,18 +1071,23 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// Lets a flow's parked packets go: where the table says by now, else by `otherwise`.
-    fn release(&mut self, flow: &FlowKey, otherwise: Verdict, now: Now) {
+    /// Lets a flow's parked packets go: where the table says by now, else by `otherwise`, whose fate
+    /// comes with it.
+    fn release(&mut self, flow: &FlowKey, otherwise: Verdict, fate: StrayFate, now: Now) {
         let Some(at) = self.shared.table.locate_flow(flow) else {
             return;
         };
-        let verdict = match self.shared.table.find(&at).map(|entry| entry.kind()) {
-            Some(Kind::Local(_)) => Verdict::Host,
-            Some(Kind::Redirect(owner)) => Verdict::Tunnel(owner),
-            None => otherwise,
+        let Some(mut waiting) = self.parking.release(flow) else {
+            return;
         };
+        let (verdict, fate) = match self.shared.table.find(&at).map(|entry| entry.kind()) {
+            Some(Kind::Local(_)) => (Verdict::Host, StrayFate::Kept),
+            Some(Kind::Redirect(owner)) => (Verdict::Tunnel(owner), self.fate_of(owner, fate)),
+            None => (otherwise, fate),
+        };
+        let (parked, sent_before) = (waiting.frames.len(), self.counters.get(Counter::TunnelSent));
         let mut ends = false;
-        for frame in self.parking.release(flow).into_iter().flatten() {
+        for frame in waiting.frames.drain(..) {
             let headers = match self.shared.settings.classifier.read_uplink(frame.data()) {
                 FromUplink::Segment(segment) | FromUplink::IcmpError(segment) => {
                     ends |= segment.flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) != 0;
@@ -1050,6 +1111,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             let arrival = Arrival { at, flags: TcpFlags(0), headers, way: Way::Direct };
             self.act(verdict, frame, &arrival, now);
         }
+        let sent = self.counters.get(Counter::TunnelSent) - sent_before;
+        self.report_released(*flow, &waiting, fate, (parked as u64, sent), now);
         if ends
             && let Some(entry) = self.shared.table.find(&at)
             && matches!(entry.kind(), Kind::Redirect(_))
@@ -1138,7 +1201,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             let mut due = ArrayVec::<_, PARKED_DUE_MAX>::new();
             self.parking.due(now, &mut due);
             for due in due {
-                self.parking_due(due);
+                self.parking_due(due, now);
             }
         }
         self.expire_fragments(now);
@@ -1167,15 +1230,17 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    fn parking_due(&mut self, due: parking::Due) {
+    fn parking_due(&mut self, due: parking::Due, now: Now) {
         match due {
             parking::Due::AskAgain(flow) => {
                 // If the ring is full the packets wait for their deadline.
                 self.ask(flow);
             }
             parking::Due::Expired(flow) => {
-                let frames = self.parking.release(&flow).map_or(0, |frames| frames.len());
-                self.counters.add(Counter::ParkExpired, frames as u64);
+                if let Some(waiting) = self.parking.release(&flow) {
+                    self.counters.add(Counter::ParkExpired, waiting.frames.len() as u64);
+                    self.report_expired(flow, &waiting, now);
+                }
             }
         }
     }

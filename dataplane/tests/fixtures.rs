@@ -109,11 +109,8 @@ fn bench(row: &Row<'_>) -> (Bench, Vec<u64>) {
         }
         "nobody" => {
             bench.uplink_brings(&net.client_segment(PORT, ACK, b""));
-            for _ in 0..2 {
-                assert_eq!(bench.asks(), Some(flow));
-                bench.core_answers(flow, Resolution::NotFound);
-                bench.pass_ms(31);
-            }
+            assert_eq!(bench.asks(), Some(flow));
+            bench.core_answers(flow, Resolution::Orphaned);
             assert!(bench.host_gets().is_some());
         }
         other => panic!("{}: state {other}", row.name),

@@ -132,7 +132,7 @@ fn rows(net: &Net) -> Vec<Row> {
         row("R12: the host's is the later one now", 1, Host, h(2, SYN_ACK, b""), Same(Uplink)),
         row("R4: so it gets the segments", 0, Uplink, c(2, ACK, b"good"), Same(Host)),
         row("R8: FIN passes", 0, Uplink, c(1, FIN_ACK, b""), Same(Host)),
-        row("R8: RST passes", 1, Host, h(2, RST, b""), Same(Uplink)),
+        row("R8: RST passes", 1, Host, h(2, RST | ACK, b""), Same(Uplink)),
         row("a full-size segment", 0, Uplink, c(1, ACK, &[7; 1400]), Same(Host)),
         row("R10: a fragment waits for the first", 0, Uplink, fragments[1].clone(), Waits),
         row("R10: and follows it", 0, Uplink, fragments[0].clone(), And(fragments[1].clone())),
@@ -194,7 +194,7 @@ impl Server {
                         Err(_) => assert!(Instant::now() < end, "{what}: nothing was asked"),
                     }
                 };
-                let answer = Answer::Resolved { flow, resolution: owner(net.other) };
+                let answer = Answer::Resolved { flow, resolution: owner(net.other), dead: None };
                 self.cores[row.worker].answers.push(answer).unwrap();
                 self.tunnelled(net, row);
             }

@@ -633,12 +633,15 @@ fn r12_a_syn_ack_that_the_host_repeats_begins_no_later_session() {
 fn r12_rsts_that_answer_segments_of_a_live_session_are_withheld_for_two_seconds() {
     both(|net| {
         let mut bench = Bench::new(net);
-        bench.open(1000);
+        let version = bench.open(1000);
         bench.uplink_gets_all();
         let rst = net.host_segment(1000, RST, b"");
         bench.uplink_brings(&net.client_segment(1000, ACK, b"of the next session?"));
         bench.host_sends(&rst);
         assert_eq!((bench.uplink_gets(), bench.count(Counter::RstWithheld)), (None, 1));
+        // It is over in any case, and what comes next is looked up.
+        let withdrawn = Announcement::Withdraw { flow: net.flow(1000), version };
+        assert_eq!((bench.announces(), bench.session(1000)), (Some(withdrawn), None));
         bench.pass_ms(2000);
         bench.uplink_brings(&net.client_segment(1000, ACK, b"no, again"));
         bench.host_sends(&rst);

@@ -77,6 +77,8 @@ fn redirects_come_and_go_before_those_who_watch() {
         bench.uplink_brings(&net.client_segment(4000, RST, b""));
         assert_eq!(seen(&mut watcher), rows(&[("redirect", "-", false)]));
         // A session of ours that a later one at another server takes the place of (R12).
+        bench.uplink_gets_all();
+        bench.host_gets_all();
         let version = bench.open(4001);
         seen(&mut watcher);
         let later = Version(version.0 + 1);

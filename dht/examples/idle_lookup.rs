@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         };
         times_ns.push(started.elapsed().as_nanos());
-        let expected = Answer::Resolved { flow, resolution: Resolution::NotFound };
+        let expected = Answer::Resolved { flow, resolution: Resolution::NotFound, dead: None };
         assert_eq!(answer, expected);
     }
     let asked = handle.stats()?.counters.get(Counter::LookupsNotFound);

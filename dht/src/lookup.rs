@@ -201,6 +201,16 @@ impl Lookup {
         2 * closest.iter().filter(said_no).count() > closest.len()
     }
 
+    /// The greatest claim heard, whether it stands or not.
+    #[must_use]
+    pub fn heard(&self) -> Option<Claim> {
+        let claims = self.candidates.iter().filter_map(|(_, c)| match c.progress {
+            Progress::Said(Said::Holds(claim) | Said::Deleted(claim)) => Some(claim),
+            _ => None,
+        });
+        claims.max()
+    }
+
     /// The greatest claim heard, unless it was deleted.
     fn claim(&self) -> Option<Claim> {
         let said = self.candidates.iter().filter_map(|(_, c)| match c.progress {

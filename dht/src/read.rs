@@ -150,6 +150,11 @@ impl<A> Read<A> {
         self.replicas.iter().filter(|r| r.standing == standing).count()
     }
 
+    /// The greatest claim heard, whether it stands or not.
+    pub(crate) fn heard(&self) -> Option<Claim> {
+        self.held.max(self.deleted).max(self.orphaned)
+    }
+
     /// The greatest claim that stands.
     fn claim(&self) -> Option<Claim> {
         self.held.filter(|_| self.held > self.deleted.max(self.orphaned))

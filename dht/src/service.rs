@@ -12,7 +12,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{
     Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
 };
@@ -103,6 +103,8 @@ pub struct Handle {
     commands: SyncSender<Command>,
     doorbell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
+    /// Written by the service, a count a turn.
+    turns: Arc<AtomicU64>,
     socket: Option<SocketInode>,
 }
 
@@ -170,6 +172,14 @@ impl Handle {
         self.ask(|reply| Command::RecentLookups(limit, reply))
     }
 
+    /// Turns of the service since its start. It turns ten times a second and more, also when there
+    /// is nothing to do: a count that stays the same for longer is that of a service that hangs.
+    /// Never waits.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
     /// The routing table, with at most `contacts_max` contacts in all.
     ///
     /// # Errors
@@ -234,6 +244,7 @@ impl Service {
             commands: sender,
             doorbell: doorbell.clone(),
             stop: Arc::new(AtomicBool::new(false)),
+            turns: Arc::default(),
             socket: SocketInode::of(&socket).ok(),
         };
         Ok(Service { config, keys, clock, poll, socket, doorbell, handle, commands })
@@ -291,7 +302,7 @@ impl Service {
             next_token: 0,
             counters: Counters::default(),
         };
-        core.run(&self.doorbell, &self.handle.stop)
+        core.run(&self.doorbell, &self.handle.stop, &self.handle.turns)
     }
 }
 
@@ -323,11 +334,17 @@ struct Local {
 }
 
 impl Core {
-    fn run(mut self, doorbell: &Doorbell, stop: &AtomicBool) -> Result<(), Error> {
+    fn run(
+        mut self,
+        doorbell: &Doorbell,
+        stop: &AtomicBool,
+        turns: &AtomicU64,
+    ) -> Result<(), Error> {
         // The kernel may end a sleep this much late, 50 µs by default; a hedge waits for 500 µs.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut events = Events::with_capacity(8);
         while !stop.load(Ordering::Acquire) {
+            turns.fetch_add(1, Ordering::Relaxed);
             if self.turn() {
                 continue;
             }

@@ -268,19 +268,30 @@ const TIME_US_MAX: u64 = 60_000_000;
 
 /// A distribution that is being measured.
 #[derive(Debug, Clone)]
-pub(crate) struct Times(Histogram<u64>);
+pub struct Times(Histogram<u64>);
+
+impl Default for Times {
+    fn default() -> Times {
+        Times::new()
+    }
+}
 
 impl Times {
-    pub(crate) fn new() -> Times {
+    /// One of which nothing was measured yet.
+    #[must_use]
+    pub fn new() -> Times {
         // Two digits from 1 µs to a minute: bounds that hdrhistogram accepts.
         Times(Histogram::new_with_bounds(1, TIME_US_MAX, 2).expect("constant bounds"))
     }
 
-    pub(crate) fn record(&mut self, time_us: u64) {
+    /// Takes a time in microseconds: at least 1, at most a minute.
+    pub fn record(&mut self, time_us: u64) {
         self.0.saturating_record(time_us.clamp(1, TIME_US_MAX));
     }
 
-    pub(crate) fn distribution(&self) -> Distribution {
+    /// What was measured so far.
+    #[must_use]
+    pub fn distribution(&self) -> Distribution {
         if self.0.is_empty() {
             return Distribution::default();
         }

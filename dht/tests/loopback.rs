@@ -354,7 +354,7 @@ fn a_burst_of_ten_thousand_lookups_is_answered_one_by_one() {
         }
         server.worker.ring_doorbell();
         while let Some(answer) = server.worker.answer() {
-            let Answer::Resolved { flow, resolution } = answer else {
+            let Answer::Resolved { flow, resolution, .. } = answer else {
                 panic!("{answer:?}");
             };
             let port = flow.client().port();

@@ -441,6 +441,19 @@ fn r12_what_was_learnt_is_not_raised_above_another_servers_session() {
     assert_eq!(network.resolve(5, flow(2)), owner(3, Version(old.0 + 1)));
 }
 
+/// The host has shown that the session lives, when its entry was gone already.
+#[test]
+fn r7_what_is_learnt_after_it_was_withdrawn_is_published_again() {
+    let mut network = Network::of(5, 1, Weather::fair());
+    let version = network.publish(1, flow(1));
+    network.settle();
+    network.withdraw(1, flow(1), version);
+    network.run(10 * MS);
+    network.publish_version(1, flow(1), Version::UNKNOWN);
+    network.settle();
+    assert_eq!(network.resolve(3, flow(1)), owner(1, Version(version.0 + 1)));
+}
+
 #[test]
 fn r12_a_version_from_the_far_future_is_refused() {
     let mut network = Network::of(6, 1, Weather::fair());
@@ -781,6 +794,28 @@ fn r13_a_servers_sessions_are_nobodys_only_when_a_restart_would_take_no_longer()
 }
 
 #[test]
+fn r13_an_answer_says_whose_death_is_why() {
+    let mut network = Network::of(6, 1, Weather::fair());
+    network.publish(1, flow(1));
+    network.settle();
+    network.kill(1);
+    network.run(4 * SECOND);
+    // While it may come back it may have sessions that nobody else knows of.
+    for (pause_s, its, nobodys) in [
+        (0, Resolution::TimedOut, Resolution::TimedOut),
+        (8, Resolution::Orphaned, Resolution::NotFound),
+    ] {
+        network.run(pause_s * SECOND);
+        let why = [(flow(1), its, Some(locator(1))), (flow(2), nobodys, None)];
+        for (flow, resolution, dead) in why {
+            network.ask(3, flow);
+            network.run(SECOND);
+            assert_eq!(network.answer(3), Some(Answer::Resolved { flow, resolution, dead }));
+        }
+    }
+}
+
+#[test]
 fn r13_a_server_that_was_dead_leads_to_its_sessions_before_it_has_stored_them_again() {
     for dead_s in [4, 8] {
         let mut network = Network::of(6, dead_s, Weather::fair());
@@ -953,7 +988,8 @@ fn a_flow_is_looked_up_once_however_many_ask() {
     assert_eq!(sent(&network) - before, 1);
     network.run(10 * MS);
     for _ in 0..10 {
-        let expected = Answer::Resolved { flow: flow(1), resolution: owner(1, version) };
+        let resolution = owner(1, version);
+        let expected = Answer::Resolved { flow: flow(1), resolution, dead: None };
         assert_eq!(network.answer(asker), Some(expected));
     }
     assert_eq!(network.answer(asker), None);
@@ -1184,7 +1220,7 @@ fn resolve_with_result(outcome: batch::Outcome) -> (Option<Answer>, Network) {
 fn r6_an_owner_that_is_no_member_is_not_believed() {
     let resolved = |resolution| {
         let flow = flow(1);
-        Some(Answer::Resolved { flow, resolution })
+        Some(Answer::Resolved { flow, resolution, dead: None })
     };
     let version = Version(1);
     let claim = |owner| batch::Outcome::Found(Claim { version, owner });
@@ -1355,7 +1391,7 @@ fn servers_on_ipv6_are_no_different() {
         network.run(10 * MS);
         let locator = v6(2);
         let resolution = Resolution::Owner { locator, version };
-        let expected = Answer::Resolved { flow, resolution };
+        let expected = Answer::Resolved { flow, resolution, dead: None };
         assert_eq!(network.answer_at(v6(n)), Some(expected));
     }
     network.run(SECOND);

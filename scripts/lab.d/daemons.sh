@@ -9,6 +9,7 @@ SERVICE_PORT=80
 SERVE_PORT=9000 # session-serve, behind the anycast address too
 HEALTH_PORT=8080
 DHT_PORT=7000
+METRICS_PORT=9464
 
 node_dir() { echo "$LAB_DIR/$1"; }
 
@@ -236,6 +237,12 @@ $DHT_KEYS
 [cluster]
 members = ["$members"]
 key_file = "$LAB_DIR/cluster.key"
+
+[incidents]
+journal = "$dir/incidents.jsonl"
+
+[metrics]
+listen = "$(socket_text "$locator" "$METRICS_PORT")"
 END
 }
 

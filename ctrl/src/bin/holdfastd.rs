@@ -2,29 +2,29 @@
 //! over to `holdfast::appliance`.
 #![forbid(unsafe_code)]
 
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use holdfast::config::{Config, LoadError, LogLevel};
+use holdfast::config::{Config, LoadError};
 use holdfast::lifecycle::Shutdown;
-use holdfast::ports;
-use tracing::Level;
+use holdfast::{log, ports, systemd};
 
 /// Keeps TCP sessions alive when the network moves them to another server.
 #[derive(Parser)]
 #[command(version, disable_help_subcommand = true)]
-struct Command {
+pub(crate) struct Command {
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Run the appliance until SIGTERM or SIGINT.
+    /// Run the appliance until SIGTERM or SIGINT. Exit status 78 when the configuration is not
+    /// valid.
     Run {
         /// The configuration file.
         config: PathBuf,
@@ -42,8 +42,14 @@ enum Verb {
     },
 }
 
+/// Exit status of a daemon whose configuration is not valid (sysexits(3), EX_CONFIG): no restart
+/// mends that.
+const INVALID: u8 = 78;
+
 fn main() -> ExitCode {
-    let outcome = match Command::parse().verb {
+    let verb = Command::parse().verb;
+    let is_check = matches!(verb, Verb::Check { .. });
+    let outcome = match verb {
         Verb::Run { config } => run(&config),
         Verb::Hold { config } => hold(&config),
         Verb::Check { config } => check(&config),
@@ -51,13 +57,16 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Errors in a configuration begin with their place, as editors expect it.
-            let text = match error.downcast_ref() {
-                Some(LoadError::Invalid(errors)) => errors.to_string(),
-                _ => format!("holdfastd: {error:#}"),
-            };
-            // With no standard error there is nobody to tell.
-            let _ = writeln!(io::stderr(), "{text}");
+            match error.downcast_ref() {
+                // They begin with their place, as editors expect it.
+                Some(LoadError::Invalid(errors)) => {
+                    let _ = writeln!(io::stderr(), "{errors}");
+                    if !is_check {
+                        return ExitCode::from(INVALID);
+                    }
+                }
+                _ => log::fatal(&error),
+            }
             ExitCode::FAILURE
         }
     }
@@ -65,7 +74,7 @@ fn main() -> ExitCode {
 
 fn run(path: &Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
-    log_to_stderr(config.node.log);
+    log::begin(&config.node);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -75,11 +84,14 @@ fn run(path: &Path) -> anyhow::Result<()> {
 
 fn hold(path: &Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
-    log_to_stderr(config.node.log);
+    log::begin(&config.node);
     let shutdown = Shutdown::install().context("taking over signals")?;
     let _held = ports::hold_host_port(&config)?;
-    tracing::info!("holding {}", config.host_port.device);
+    let status = format!("holding {}", config.host_port.device);
+    tracing::info!("{status}");
+    systemd::ready(&status);
     while !shutdown.wait(Duration::from_secs(3600)) {}
+    systemd::stopping();
     Ok(())
 }
 
@@ -92,25 +104,5 @@ fn check(path: &Path) -> anyhow::Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
-    }
-}
-
-/// The journal has times of its own.
-fn log_to_stderr(level: LogLevel) {
-    let level = match level {
-        LogLevel::Error => Level::ERROR,
-        LogLevel::Warn => Level::WARN,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Debug => Level::DEBUG,
-        LogLevel::Trace => Level::TRACE,
-    };
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().init();
-    } else {
-        log.init();
     }
 }

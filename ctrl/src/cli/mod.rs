@@ -2,6 +2,7 @@
 //! daemon answers.
 
 mod explain;
+mod incidents;
 mod lookup;
 mod sessions;
 mod show;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::client::{self, AskError, StreamLine};
+use crate::doctor::Doctor;
 use crate::protocol::{AnswerError, Request, StreamReply};
 use crate::show::{missed, stream_end};
 
@@ -41,6 +43,8 @@ enum Verb {
     #[command(subcommand)]
     Sessions(sessions::Sessions),
     Lookup(lookup::Lookup),
+    Doctor(Doctor),
+    Incidents(incidents::Incidents),
     Explain(explain::Explain),
 }
 
@@ -94,6 +98,8 @@ impl Cli {
             Verb::Show(show) => show.run(daemon),
             Verb::Sessions(sessions) => sessions.run(daemon),
             Verb::Lookup(lookup) => lookup.run(daemon),
+            Verb::Doctor(doctor) => return doctor.run(daemon.json),
+            Verb::Incidents(incidents) => incidents.run(daemon),
             Verb::Explain(explain) => explain.run(daemon),
         };
         let Err(failure) = outcome else {

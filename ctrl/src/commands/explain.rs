@@ -118,9 +118,21 @@ impl Facts<'_> {
             (dht::Outcome::Owner, Some(locator), Some(version)) => {
                 Resolution::Owner { locator: *locator, version: *version }
             }
+            (dht::Outcome::NotFound, ..) if self.orphaned().is_some() => Resolution::Orphaned,
             (dht::Outcome::NotFound, ..) => Resolution::NotFound,
             _ => Resolution::TimedOut,
         }
+    }
+
+    /// The owner that has died for good (R13), if the greatest claim that a replica named is its.
+    fn orphaned(&self) -> Option<IpAddr> {
+        let named = self.report.replicas.iter().filter_map(|replica| match &replica.said {
+            Statement::Holds(claim) | Statement::Deleted(claim) => Some((claim, true)),
+            Statement::Orphaned(claim) => Some((claim, false)),
+            Statement::NotHeld | Statement::NoAnswer => None,
+        });
+        let (claim, counts) = named.max()?;
+        (!counts).then_some(claim.owner)
     }
 
     fn kernel_holds(&self) -> KernelHolds {
@@ -170,7 +182,7 @@ impl Facts<'_> {
             }
             return;
         };
-        let idle = format_duration(Duration::from_millis(entry.idle_ms)).to_string();
+        let idle = format_duration(Duration::from_millis(entry.idle_ms));
         match entry.kind {
             SessionKind::Redirect => {
                 let owner = entry.owner;
@@ -185,7 +197,7 @@ impl Facts<'_> {
                     );
                 }
             }
-            SessionKind::Local => self.local_steps(entry, &idle, steps),
+            SessionKind::Local => self.local_steps(entry, &idle.to_string(), steps),
         }
     }
 
@@ -238,6 +250,10 @@ impl Facts<'_> {
                 }
                 Statement::Deleted(claim) => format!(
                     "a deleted record of owner {}, version {}",
+                    claim.owner, claim.version.0
+                ),
+                Statement::Orphaned(claim) => format!(
+                    "a record of owner {}, version {}, which has died for good",
                     claim.owner, claim.version.0
                 ),
                 Statement::NotHeld => "no record".to_owned(),
@@ -327,14 +343,8 @@ impl Facts<'_> {
             Some(Session::Redirect { owner }) => Some(owner),
             _ => None,
         };
-        let recorded = self.claims().last().map(|(_, owner)| *owner);
-        // What a server that has died for good held counts as deleted.
-        let deleted = self.report.replicas.iter().find_map(|replica| match &replica.said {
-            Statement::Deleted(claim) if self.state(claim.owner) == "dead" => Some(claim.owner),
-            _ => None,
-        });
-        let owner = redirected.or(recorded).or(deleted);
-        let Some(owner) = owner.filter(|owner| *owner != self.locator) else {
+        let recorded = self.claims().last().map(|(_, owner)| *owner).or(self.orphaned());
+        let Some(owner) = redirected.or(recorded).filter(|owner| *owner != self.locator) else {
             return;
         };
         let state = self.state(owner);
@@ -366,7 +376,7 @@ impl Facts<'_> {
     }
 
     fn verdict_step(&self, fate: Fate, steps: &mut Steps) {
-        let nobody = matches!(self.resolution(), Resolution::NotFound);
+        let resolution = self.resolution();
         let (rule, text) = match (fate, self.found) {
             (Fate::Host, Some(_)) => (
                 "R4",
@@ -387,13 +397,19 @@ impl Facts<'_> {
                     self.config.tunnel.encapsulation.name()
                 ),
             ),
-            (Fate::Host, None) if nobody => (
+            (Fate::Host, None) if resolution == Resolution::Orphaned => (
+                "R5",
+                "The next segment is a stray: it is parked, and the DHT asked. Its owner has died for \
+                 good, so that nobody owns it: it goes to the host, whose kernel answers as TCP says."
+                    .to_owned(),
+            ),
+            (Fate::Host, None) if resolution == Resolution::NotFound => (
                 "R5",
                 format!(
                     "The next segment is a stray: it is parked, and the DHT asked twice, {} apart \
                      (parking.grace). Nobody owns it, so it goes to the host, whose kernel answers as \
-                     TCP says. A RST of the host within two seconds of the flow's first segment \
-                     is withheld (R12).",
+                     TCP says. RSTs of the host are withheld until nothing has been known of \
+                     the flow for two seconds.",
                     format_duration(self.config.parking.grace)
                 ),
             ),

@@ -13,7 +13,7 @@ use holdfast_dht as dht;
 use holdfast_dpdk::Mempool;
 
 use super::{Commands, unavailable};
-use crate::appliance::{ANNOUNCEMENTS, Appliance};
+use crate::appliance::{ANNOUNCEMENTS, Appliance, STRAY_REPORTS};
 use crate::config::Config;
 use crate::protocol::{ControlStats, LimitEntry, LimitScope, LimitsReply, ProtocolError};
 use crate::socket::{CLIENTS_MAX, ITEMS_PER_S_MAX, REQUESTS_PER_S_MAX, STREAMS_MAX};
@@ -206,6 +206,11 @@ fn packet_path(
             ),
             most(Gauge::AnnouncementsQueued),
             hits(&[Counter::PublishDeferred, Counter::WithdrawDeferred, Counter::NotMineUnsent]),
+        ),
+        (
+            entry("worker.stray_reports_queued", None, Worker, STRAY_REPORTS as u64, "reports"),
+            None,
+            hits(&[Counter::StrayUnreported]),
         ),
         (
             entry(

@@ -51,6 +51,7 @@ fn replica_answer(report: &dht::ReplicaReport) -> ReplicaAnswer {
     let (answer, claim) = match &report.said {
         dht::Statement::Holds(claim) => ("owner", Some(claim)),
         dht::Statement::Deleted(claim) => ("deleted", Some(claim)),
+        dht::Statement::Orphaned(claim) => ("orphaned", Some(claim)),
         dht::Statement::NotHeld => ("not_found", None),
         dht::Statement::NoAnswer => ("no_answer", None),
     };

@@ -4,12 +4,13 @@
 
 mod config;
 mod explain;
+mod incidents;
 mod limits;
 mod lookups;
 mod peers;
 mod routing;
 mod sessions;
-mod stats;
+pub(crate) mod stats;
 mod workers;
 
 use std::sync::{Arc, Mutex};
@@ -69,6 +70,8 @@ impl Commands {
             }
             Request::Explain { flow } => Reply::Explain(Box::new(self.explain(flow)?)),
             Request::Lookup { flow } => Reply::Lookup(self.lookup(flow)?),
+            Request::ListIncidents { limit } => Reply::Incidents(self.incidents(limit.get())),
+            Request::GetIncident { id } => Reply::Incident(self.incident(id)?),
         })
     }
 

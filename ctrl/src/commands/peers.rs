@@ -69,6 +69,7 @@ mod tests {
             incarnation: 7,
             away,
             absent_us: 2_500,
+            silent_us: 3_500,
         };
         let peers = [
             peer(&present(false)),

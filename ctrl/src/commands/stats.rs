@@ -32,7 +32,7 @@ impl Commands {
         stats
     }
 
-    pub(super) fn stats(&self) -> Result<StatsReply, ProtocolError> {
+    pub(crate) fn stats(&self) -> Result<StatsReply, ProtocolError> {
         let Appliance { config, counters, table, kernel_check, ports, dht, .. } = &*self.appliance;
         let gauges = table.gauges();
         let table = [
@@ -62,6 +62,7 @@ impl Commands {
             kernel_check: kernel_check.stats(),
             control: self.control(),
             dht: dht_stats(&dht.stats().map_err(unavailable)?),
+            incidents: self.appliance.incidents.stats(),
         })
     }
 }
@@ -144,7 +145,7 @@ fn dht_gauges(gauges: dht::Gauges) -> Counters {
     gauges.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
-fn dht_stats(stats: &dht::Stats) -> DhtStats {
+pub(crate) fn dht_stats(stats: &dht::Stats) -> DhtStats {
     let distributions = [
         ("setting_time_us", &stats.setting_time_us),
         ("lookup_time_us", &stats.lookup_time_found_us),
@@ -163,7 +164,7 @@ fn dht_stats(stats: &dht::Stats) -> DhtStats {
     }
 }
 
-fn distribution(times: &dht::Distribution) -> Distribution {
+pub(crate) fn distribution(times: &dht::Distribution) -> Distribution {
     Distribution {
         count: times.count,
         min: times.min,

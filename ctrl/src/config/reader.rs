@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::ops::{Range, RangeInclusive};
+use std::str::Utf8Error;
 use std::time::Duration;
 
 use humantime_serde::re::humantime::{format_duration, parse_duration};
@@ -208,15 +209,25 @@ impl<'a> Reader<'a> {
     }
 
     fn error(&self, offset: usize, message: &str) -> ConfigError {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        ConfigError {
-            file: self.file.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-            message: message.to_owned(),
-        }
+        error_behind(self.file, self.text.get(..offset).unwrap_or(self.text), message)
     }
+}
+
+/// An error at the end of what stands before it.
+fn error_behind(file: &str, before: &str, message: &str) -> ConfigError {
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    ConfigError {
+        file: file.to_owned(),
+        line: before.matches('\n').count() + 1,
+        column: before[line_start..].chars().count() + 1,
+        message: message.to_owned(),
+    }
+}
+
+/// A file that is no text, and where that begins.
+pub(super) fn not_utf8(file: &str, bytes: &[u8], error: Utf8Error) -> ConfigError {
+    let before = std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
+    error_behind(file, before, "expected text in UTF-8")
 }
 
 /// The first line of a value, cut where it is too long to repeat.

@@ -8,8 +8,8 @@ use humantime_serde::re::humantime::format_duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Admission, Cluster, ClusterKeys, Config, Dht, Dpdk, HostPort, HugePages, Idle, Node, Parking,
-    Service, Sessions, Tunnel, Uplink, Workers,
+    Admission, Cluster, ClusterKeys, Config, Dht, Dpdk, HostPort, HugePages, Idle, Incidents,
+    Metrics, Node, Parking, Service, Sessions, Tunnel, Uplink, Workers,
 };
 
 /// A text as the file has it.
@@ -44,6 +44,8 @@ impl Config {
             tunnel,
             dht,
             cluster,
+            incidents,
+            metrics,
             warnings: _,
         } = self;
         let mut shown = Map::new();
@@ -60,6 +62,8 @@ impl Config {
             ("tunnel", shown_tunnel(tunnel)),
             ("dht", shown_dht(dht)),
             ("cluster", shown_cluster(cluster)),
+            ("incidents", shown_incidents(incidents)),
+            ("metrics", shown_metrics(metrics)),
         ] {
             shown.insert(name.to_owned(), section);
         }
@@ -68,12 +72,13 @@ impl Config {
 }
 
 fn shown_node(node: &Node) -> Value {
-    let Node { locator, control_socket, control_mode, control_group, log } = node;
+    let Node { locator, control_socket, control_mode, control_group, log, log_format } = node;
     let mut shown = json!({
         "locator": text(locator),
         "control_socket": text(&control_socket.display()),
         "control_mode": format!("{control_mode:04o}"),
         "log": log.as_str(),
+        "log_format": log_format.as_str(),
     });
     if let Some(group) = control_group {
         shown["control_group"] = text(&group.name);
@@ -228,6 +233,29 @@ fn shown_cluster(cluster: &Cluster) -> Value {
     if let Some(ClusterKeys { sealing, opening, ids: _ }) = keys {
         shown["keys"] =
             json!({ "sealing": sealing.id, "opening": opening.as_ref().map(|key| key.id) });
+    }
+    shown
+}
+
+fn shown_incidents(incidents: &Incidents) -> Value {
+    let Incidents { flows, window, quiet, keep, journal } = incidents;
+    let mut shown = json!({
+        "flows": flows,
+        "window": time(*window),
+        "quiet": time(*quiet),
+        "keep": keep,
+    });
+    if let Some(path) = journal {
+        shown["journal"] = text(&path.display());
+    }
+    shown
+}
+
+fn shown_metrics(metrics: &Metrics) -> Value {
+    let Metrics { listen } = metrics;
+    let mut shown = json!({});
+    if let Some(listen) = listen {
+        shown["listen"] = text(listen);
     }
     shown
 }

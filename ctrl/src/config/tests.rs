@@ -54,6 +54,11 @@ fn the_examples_are_valid_and_the_full_one_shows_the_defaults() {
     assert_eq!(full.host_port.mac.take().unwrap().to_string(), "02:00:00:00:00:01");
     assert_eq!(full.dht.bootstrap, ["10.0.0.2:7000".parse().unwrap()]);
     full.dht.bootstrap.clear();
+    assert_eq!(
+        full.incidents.journal.take().unwrap(),
+        Path::new("/var/lib/holdfast/incidents.jsonl")
+    );
+    assert_eq!(full.metrics.listen.take().unwrap().to_string(), "127.0.0.1:9464");
     let root = Group { name: "root".to_owned(), id: 0 };
     assert_eq!(full.node.control_group.take(), Some(root));
     full.cluster.key_file.clone_from(&minimal.cluster.key_file);
@@ -345,6 +350,19 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "[uplink]\nrx_descriptors = 1000",
         "uplink.rx_descriptors = 1000: expected a power of two",
     ),
+    ("", "[incidents]\nflows = 0", "incidents.flows = 0: expected a whole number from 1 to 10000"),
+    (
+        "",
+        "[incidents]\njournal = \"incidents.jsonl\"",
+        "incidents.journal = \"incidents.jsonl\": expected an absolute path",
+    ),
+    (
+        "",
+        "[metrics]\nlisten = \"0.0.0.0:9464\"",
+        "metrics.listen = \"0.0.0.0:9464\": expected ADDRESS:PORT with one address of this server",
+    ),
+    ("", "[metrics]\nlisten = \"[::]:9464\"", "metrics.listen = \"[::]:9464\": expected ADDRESS"),
+    ("", "[metrics]\nlisten = 9464", "metrics.listen = 9464: expected ADDRESS:PORT"),
     // Values that contradict each other.
     (
         "\"192.168.0.1\"",

@@ -64,7 +64,8 @@ impl fmt::Display for LookupOutcome {
 pub struct ReplicaAnswer {
     /// Locator of the server that was asked.
     pub locator: IpAddr,
-    /// What it said, in lower case, as in `owner`, `deleted`, `not_found` or `no_answer`.
+    /// What it said, in lower case, as in `owner`, `deleted`, `orphaned`, `not_found` or
+    /// `no_answer`.
     pub answer: String,
     /// The owner that it named.
     pub owner: Option<IpAddr>,

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Counters;
+use super::{Counters, IncidentStats};
 
 /// Who answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -45,6 +45,9 @@ pub struct StatsReply {
     /// The control socket.
     #[serde(default)]
     pub control: ControlStats,
+    /// What strays did to sessions.
+    #[serde(default)]
+    pub incidents: IncidentStats,
 }
 
 /// The control socket.

@@ -43,6 +43,8 @@ fn requests() -> Vec<Request> {
         },
         Request::Explain { flow: flow() },
         Request::Lookup { flow: flow() },
+        Request::ListIncidents { limit: 7.try_into().unwrap() },
+        Request::GetIncident { id: u64::MAX },
     ]
 }
 
@@ -161,6 +163,9 @@ fn what_is_no_request_is_refused_with_its_code() {
         (r#"{"version":1,"command":"lookup"}"#, BadRequest, "missing field `flow`"),
         (r#"{"version":1,"command":"lookup","flow":7}"#, BadRequest, "expected a string"),
         (r#"{"version":1,"command":"lookup","flow":"a-b"}"#, BadFlow, "'a-b' is no flow"),
+        (r#"{"version":1,"command":"list_incidents","limit":0}"#, BadRequest, "from 1 to 10000"),
+        (r#"{"version":1,"command":"get_incident"}"#, BadRequest, "missing field `id`"),
+        (r#"{"version":1,"command":"get_incident","id":-1}"#, BadRequest, "invalid value"),
         (r#"{"version":1,"command":"show_lookups","limit":0}"#, BadRequest, "from 1 to 10000"),
         (r#"{"version":1,"command":"show_lookups","limit":10001}"#, BadRequest, "from 1 to 10000"),
         (

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::protocol::ConfigReply;
 
 /// The order of the guide.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 14] = [
     "node",
     "dpdk",
     "uplink",
@@ -20,6 +20,8 @@ const SECTIONS: [&str; 12] = [
     "tunnel",
     "dht",
     "cluster",
+    "incidents",
+    "metrics",
 ];
 
 /// `show config`.

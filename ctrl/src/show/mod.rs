@@ -3,6 +3,7 @@
 
 mod config;
 mod explain;
+mod incidents;
 mod limits;
 mod lookups;
 mod peers;
@@ -17,6 +18,7 @@ use humantime_serde::re::humantime::format_rfc3339_millis;
 
 pub use config::config;
 pub use explain::explain;
+pub use incidents::{incident, incidents};
 pub use limits::limits;
 pub use lookups::{lookup, lookups};
 pub use peers::peers;

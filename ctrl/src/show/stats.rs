@@ -41,6 +41,9 @@ pub fn stats(reply: &StatsReply, all: bool) -> String {
     text += &worker_counters(reply, all, &mut hidden);
     text += "\nDHT\n";
     text += &numbers(&reply.dht.gauges, &reply.dht.counters, all, &mut hidden);
+    text += "\nINCIDENTS\n";
+    let of_strays = super::incidents::numbers(&reply.incidents);
+    text += &numbers(&Counters::new(), &of_strays, all, &mut hidden);
     text += "\nCONTROL SOCKET\n";
     let ControlStats { gauges, counters, requests } = &reply.control;
     text += &numbers(&of_now(gauges), counters, all, &mut hidden);

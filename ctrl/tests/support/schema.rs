@@ -34,9 +34,8 @@ pub fn judge() -> Option<&'static str> {
 /// Asserts that each document is what the part of the schema with this name says, as in
 /// `show_stats.ok`.
 pub fn assert_valid(documents: &[(String, Value)]) {
-    for complaint in complaints(documents) {
-        panic!("{complaint}");
-    }
+    let complaints = complaints(documents);
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
 }
 
 /// What is wrong with documents; nothing when there is no judge.

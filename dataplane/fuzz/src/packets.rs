@@ -17,7 +17,8 @@ use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::time::Now;
 use holdfast_dataplane::worker::{Shared, Worker};
 use holdfast_handoff::{
-    Announcement, Answer, Clock, CoreEnd, Doorbell, Resolution, Version, rings,
+    Announcement, Answer, Clock, CoreEnd, Doorbell, Resolution, StrayFate, StrayReport,
+    StrayReports, Version, rings, stray_reports,
 };
 use holdfast_net::{FlowKey, HashKey};
 
@@ -74,6 +75,27 @@ const OF_OTHERS: [Counter; 5] = [
     Counter::TunnelSuperseded,
 ];
 
+/// Strays that were dropped before their owner was known, or as it has none.
+const STRAYS_DROPPED: [Counter; 7] = [
+    Counter::ParkFull,
+    Counter::ParkFlowFull,
+    Counter::ParkExpired,
+    Counter::LookupRefusedWorker,
+    Counter::LookupRefusedSource,
+    Counter::ResolvedStranger,
+    Counter::DroppedTimedOut,
+];
+/// Those, and others, that were not sent to the owner; and questions that found the ring full, of
+/// which only a flow's first drops a stray.
+const STRAYS_UNSENT: [Counter; 6] = [
+    Counter::LookupRingFull,
+    Counter::TooBigAnswered,
+    Counter::TunnelTooBig,
+    Counter::TunnelNoFrame,
+    Counter::TunnelOtherFamily,
+    Counter::TunnelNoHeadroom,
+];
+
 /// What a segment that comes alone leads to, by what the table says before.
 struct Foretold {
     flow: FlowKey,
@@ -91,6 +113,10 @@ struct Bench {
     world: World,
     worker: Worker<MemPort, MemPort>,
     core: CoreEnd,
+    /// What the worker tells the ledger.
+    reports: StrayReports,
+    /// Strays that were dropped, by what it told.
+    lost: u64,
     table: Arc<SessionTable>,
     counters: Arc<WorkerCounters>,
     uplink: MemPort,
@@ -166,10 +192,13 @@ impl Bench {
         let ports = (uplink.clone(), host.clone());
         let worker =
             Worker::new(shared, (0, 1), Arc::clone(&counters), worker_end, ports.0, ports.1);
+        let (reporter, reports) = stray_reports(world.ring());
         Bench {
             world,
-            worker,
+            worker: worker.reporting_to(reporter),
             core,
+            reports,
+            lost: 0,
             table,
             counters,
             uplink,
@@ -268,12 +297,16 @@ impl Bench {
                     }
                     Order::Nobody => {
                         self.for_host.insert(flow);
-                        if whom % 2 == 0 { Resolution::NotFound } else { Resolution::Orphaned }
+                        if whom.is_multiple_of(2) {
+                            Resolution::NotFound
+                        } else {
+                            Resolution::Orphaned
+                        }
                     }
                     Order::TimedOut => Resolution::TimedOut,
                     _ => owner(STRANGER),
                 };
-                Answer::Resolved { flow, resolution }
+                Answer::Resolved { flow, resolution, dead: None }
             }
             Order::NotMine => match known(&self.flows) {
                 Some(flow) => Answer::NotMine { flow, owner: member },
@@ -287,7 +320,7 @@ impl Bench {
                 let Some(flow) = known(&self.flows) else { return };
                 self.owners.entry(flow).or_default().insert(member);
                 let resolution = Resolution::Owner { locator: member, version };
-                Answer::Resolved { flow, resolution }
+                Answer::Resolved { flow, resolution, dead: None }
             }
             Order::Superseded => {
                 let Some(flow) = known(&self.flows) else { return };
@@ -474,8 +507,9 @@ impl Bench {
         assert!(!is_wrong, "{flow:?} has {:?} then, {counter:?}", self.session(flow));
     }
 
-    /// Takes what the worker tells the core.
+    /// Takes what the worker tells the core and the ledger.
     fn hear(&mut self) {
+        self.hear_reports();
         while let Ok(question) = self.core.resolves.pop() {
             assert!(!question.flow.service().ip().is_unspecified());
             if self.questions.len() == FLOWS_MAX {
@@ -500,6 +534,34 @@ impl Bench {
                 }
             }
         }
+    }
+
+    /// Takes what the worker tells the ledger: of each flow what the DHT or the host said.
+    fn hear_reports(&mut self) {
+        while let Ok(StrayReport { flow, fate, lost, .. }) = self.reports.pop() {
+            let is_so = match fate {
+                StrayFate::Tunnelled { owner } | StrayFate::Redirected { owner } => {
+                    self.owners.get(&flow).is_some_and(|owners| owners.contains(&owner))
+                }
+                StrayFate::Kept | StrayFate::Nobody { .. } => self.for_host.contains(&flow),
+                StrayFate::Dropped(_) => lost > 0,
+                StrayFate::Reset => lost == 0,
+            };
+            assert!(is_so, "{flow:?}: {fate:?}");
+            self.lost += u64::from(lost);
+        }
+    }
+
+    /// All strays that were dropped are in a report, unless the ledger's ring was full.
+    fn check_reports(&self) {
+        if self.counters.get(Counter::StrayUnreported) > 0 {
+            return;
+        }
+        let sum =
+            |counters: &[Counter]| counters.iter().map(|c| self.counters.get(*c)).sum::<u64>();
+        let least = sum(&STRAYS_DROPPED);
+        let most = least + sum(&STRAYS_UNSENT);
+        assert!((least..=most).contains(&self.lost), "{least} to {most} lost, told {}", self.lost);
     }
 
     fn look(&mut self, to: Side) {
@@ -661,6 +723,8 @@ impl Bench {
             self.now = Now::from_us(self.now.us + 2_000_000);
             self.turn();
         }
+        self.hear();
+        self.check_reports();
         assert!(self.origins.is_empty(), "kept: {:?}", self.origins);
         self.clear_table();
     }

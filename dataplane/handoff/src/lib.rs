@@ -2,17 +2,20 @@
 //! a full ring is an answer, and the caller counts it.
 //!
 //! Each worker has three bounded single-producer single-consumer rings of its own to the core:
-//! lookups, which packets wait for, are never queued behind announcements.
+//! lookups, which packets wait for, are never queued behind announcements. A fourth one goes to the
+//! ledger of incidents.
 //!
 //! ```text
 //!            Resolve      ─────────────►
 //!   worker   Announcement ─────────────►   DHT core
 //!            Answer       ◄─────────────
+//!            StrayReport  ─────────────►   ledger
 //! ```
 #![forbid(unsafe_code)]
 
 mod clock;
 mod doorbell;
+mod strays;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +25,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 
 pub use clock::{Clock, Version, unix_us};
 pub use doorbell::Doorbell;
+pub use strays::{StrayFate, StrayLoss, StrayReport, StrayReporter, StrayReports, stray_reports};
 
 /// A worker asks who owns a flow. Answered by exactly one [`Answer::Resolved`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +100,8 @@ pub enum Answer {
         flow: FlowKey,
         /// Who owns it.
         resolution: Resolution,
+        /// The server whose death is why nobody owns it, or why nothing can be said (R13).
+        dead: Option<IpAddr>,
     },
     /// `owner` says that it does not hold the flow: drop a redirect to it.
     NotMine {
@@ -247,7 +253,7 @@ mod tests {
         assert_eq!(worker.announce(publish), Err(Full));
         assert_eq!(core.resolves.pop(), Ok(resolve));
         assert_eq!(worker.queued(), (0, 1));
-        let answer = Answer::Resolved { flow, resolution: Resolution::NotFound };
+        let answer = Answer::Resolved { flow, resolution: Resolution::NotFound, dead: None };
         core.answers.push(answer).expect("room for every answer");
         assert_eq!(worker.answer(), Some(answer));
         assert_eq!(worker.answer(), None);

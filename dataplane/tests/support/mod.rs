@@ -29,7 +29,8 @@ use holdfast_dataplane::time::Now;
 use holdfast_dataplane::too_big::answer as answer_too_big;
 use holdfast_dataplane::worker::{Settings, Shared, Worker};
 use holdfast_handoff::{
-    Announcement, Answer, Clock, CoreEnd, Doorbell, Resolution, Version, rings,
+    Announcement, Answer, Clock, CoreEnd, Doorbell, Resolution, StrayReport, StrayReports, Version,
+    rings, stray_reports,
 };
 use holdfast_net::headers::TcpFlags;
 use holdfast_net::{FlowKey, HashKey, Packet};
@@ -240,6 +241,8 @@ pub struct Bench {
     /// What compares the table with the kernel, and the DHT core's end of its rings.
     pub comparison: Comparison,
     pub comparison_core: CoreEnd,
+    /// What the worker tells the ledger.
+    pub reports: StrayReports,
     pub clock: Arc<Clock>,
     pub closing: Arc<AtomicBool>,
     pub table: Arc<SessionTable>,
@@ -255,6 +258,7 @@ pub struct Options {
     pub half_open_max: u64,
     pub resolves: usize,
     pub announcements: usize,
+    pub reports: usize,
     pub encapsulation: Encapsulation,
     pub inbound_only: bool,
 }
@@ -266,6 +270,7 @@ impl Default for Options {
             half_open_max: 16,
             resolves: 16,
             announcements: 16,
+            reports: 64,
             encapsulation: Encapsulation::Gue,
             inbound_only: false,
         }
@@ -350,12 +355,14 @@ impl Bench {
             uplink.clone(),
             host.clone(),
         );
+        let (reporter, reports) = stray_reports(options.reports);
         Bench {
             net,
-            worker,
+            worker: worker.reporting_to(reporter),
             core,
             comparison,
             comparison_core,
+            reports,
             clock,
             closing,
             table,
@@ -443,9 +450,13 @@ impl Bench {
         self.core.announcements.pop().ok()
     }
 
+    /// What the worker tells the ledger.
+    pub fn told(&mut self) -> Option<StrayReport> {
+        self.reports.pop().ok()
+    }
+
     pub fn core_answers(&mut self, flow: FlowKey, resolution: Resolution) {
-        self.core.answers.push(Answer::Resolved { flow, resolution }).unwrap();
-        self.turn();
+        self.core_says(Answer::Resolved { flow, resolution, dead: None });
     }
 
     pub fn core_says(&mut self, answer: Answer) {

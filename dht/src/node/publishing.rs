@@ -37,6 +37,7 @@ const WALK_PER_TURN: usize = 4096;
 /// Pause before unanswered STOREs are tried again, in µs, and those that were refused because
 /// the replica is full.
 const RETRY_US: u64 = 1_000_000;
+const RETRY_FRESH_US: u64 = 200_000;
 const RETRY_REFUSED_US: u64 = 30_000_000;
 /// Pause before a deletion is looked after again when all replicas that miss it are dead, in µs;
 /// it is looked after at once when one of them comes back.
@@ -96,7 +97,13 @@ impl Node {
         let id = self.hasher.flow(&flow);
         let now_us = self.now_us;
         match self.published.get(id) {
-            Some(entry) if entry.session >= version => self.count(Counter::PublishesRepeated),
+            // What is learnt of a flow whose session was withdrawn a moment ago lives after all.
+            Some(entry)
+                if entry.session >= version
+                    && (entry.phase == Phase::Live || version != Version::UNKNOWN) =>
+            {
+                self.count(Counter::PublishesRepeated);
+            }
             Some(_) => {
                 self.change(id, |entry| entry.renew(version, Phase::Live, now_us));
                 self.queue(id, true);
@@ -548,7 +555,10 @@ impl Node {
         let id = request.id();
         if self.is_current(&request) {
             self.count(Counter::StoresRetried);
-            let due_at_us = self.now_us + self.jittered(RETRY_US);
+            // A session that has just begun is known to nobody yet, and its strays wait.
+            let is_fresh = self.published.get(id).is_some_and(|entry| entry.fresh);
+            let pause_us = if is_fresh { RETRY_FRESH_US } else { RETRY_US };
+            let due_at_us = self.now_us + self.jittered(pause_us);
             self.change(id, |entry| {
                 entry.unanswered(slot);
                 entry.due_at_us = due_at_us;

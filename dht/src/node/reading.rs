@@ -56,6 +56,8 @@ pub enum Statement {
     Holds(Claim),
     /// This server did, and deleted the record.
     Deleted(Claim),
+    /// This server did, and has died for good (R13).
+    Orphaned(Claim),
     /// Nothing is known of it.
     NotHeld,
     /// There was no answer.
@@ -119,7 +121,7 @@ impl Node {
         if let Some(version) = self.published_version(target) {
             self.count(Counter::LookupsLocal);
             let found = Verdict::Found(self.claim(version));
-            return self.tell_worker(ring, resolve, self.now_us, found);
+            return self.tell_worker(ring, resolve, self.now_us, (found, None));
         }
         if !self.read(target, asker) {
             self.refuse_lookup(ring, resolve);
@@ -237,7 +239,7 @@ impl Node {
         self.measure(read.asked_at_us, verdict);
         for asker in &read.askers {
             if let Asker::Worker { ring, resolve, arrived_at_us } = *asker {
-                self.tell_worker(ring, resolve, arrived_at_us, verdict);
+                self.tell_worker(ring, resolve, arrived_at_us, (verdict, read.heard()));
             }
         }
     }
@@ -254,7 +256,7 @@ impl Node {
             };
             if !self.look_up(LookupKey { goal: Goal::Owner, target: read.id }, asker) {
                 self.count(Counter::LookupsRefused);
-                self.tell_worker(ring, resolve, arrived_at_us, Verdict::Unknown);
+                self.tell_worker(ring, resolve, arrived_at_us, (Verdict::Unknown, None));
             }
         }
     }
@@ -262,7 +264,7 @@ impl Node {
     /// A worker's question cannot be looked into.
     pub(super) fn refuse_lookup(&mut self, ring: usize, resolve: Resolve) {
         self.count(Counter::LookupsRefused);
-        self.tell_worker(ring, resolve, self.now_us, Verdict::Unknown);
+        self.tell_worker(ring, resolve, self.now_us, (Verdict::Unknown, None));
     }
 
     /// The control thread asks what each replica says of a flow.
@@ -505,7 +507,8 @@ impl Node {
         for asker in &running.askers {
             match *asker {
                 Asker::Worker { ring, resolve, arrived_at_us } => {
-                    self.tell_worker(ring, resolve, arrived_at_us, verdict)
+                    let heard = running.lookup.heard();
+                    self.tell_worker(ring, resolve, arrived_at_us, (verdict, heard))
                 }
                 Asker::Control { token, flow } => {
                     let duration_us = self.now_us - running.started_at_us;
@@ -556,7 +559,14 @@ impl Node {
         }
     }
 
-    fn tell_worker(&mut self, ring: usize, resolve: Resolve, arrived_at_us: u64, verdict: Verdict) {
+    /// Answers a worker; with the verdict comes the greatest claim that was heard.
+    fn tell_worker(
+        &mut self,
+        ring: usize,
+        resolve: Resolve,
+        arrived_at_us: u64,
+        (verdict, heard): (Verdict, Option<Claim>),
+    ) {
         let flow = resolve.flow;
         let resolution = match verdict {
             Verdict::Found(claim) => {
@@ -566,7 +576,7 @@ impl Node {
             Verdict::Orphaned => Resolution::Orphaned,
             Verdict::Unknown => Resolution::TimedOut,
         };
-        let answer = Answer::Resolved { flow, resolution };
+        let answer = Answer::Resolved { flow, resolution, dead: self.dead(verdict, heard) };
         self.actions.push(Action::Answer { ring, answer });
         let (outcome, claim) = outcome(verdict);
         self.journal.push(LookupRecord {
@@ -576,6 +586,17 @@ impl Node {
             outcome,
             owner: claim.map(|c| c.owner),
         });
+    }
+
+    /// Whose death is why a lookup that heard this claim found nobody, or nothing (R13).
+    fn dead(&self, verdict: Verdict, heard: Option<Claim>) -> Option<IpAddr> {
+        let owner = heard?.owner;
+        let is_why = match verdict {
+            Verdict::Found(_) => false,
+            Verdict::NotFound | Verdict::Orphaned => self.membership.is_given_up(owner),
+            Verdict::Unknown => self.membership.is_awaited(owner),
+        };
+        is_why.then_some(owner)
     }
 
     fn tell_control(
@@ -590,9 +611,8 @@ impl Node {
             locator: candidate.address.ip(),
             said: match candidate.progress {
                 Progress::Said(Said::Holds(claim)) => Statement::Holds(claim),
-                Progress::Said(Said::Deleted(claim) | Said::Orphaned(claim)) => {
-                    Statement::Deleted(claim)
-                }
+                Progress::Said(Said::Deleted(claim)) => Statement::Deleted(claim),
+                Progress::Said(Said::Orphaned(claim)) => Statement::Orphaned(claim),
                 Progress::Said(Said::NotHeld) => Statement::NotHeld,
                 Progress::New | Progress::Asked | Progress::Failed => Statement::NoAnswer,
             },

@@ -93,7 +93,7 @@ mod tests {
     }
 
     fn resolved(flow: FlowKey) -> Answer {
-        Answer::Resolved { flow, resolution: Resolution::NotFound }
+        Answer::Resolved { flow, resolution: Resolution::NotFound, dead: None }
     }
 
     #[test]

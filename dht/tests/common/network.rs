@@ -505,7 +505,7 @@ impl Network {
                     (Answer::Superseded { flow, version, owner }, _) => {
                         host.superseded.push((flow, version, owner));
                     }
-                    (Answer::Resolved { flow, resolution }, Some(resolved)) => {
+                    (Answer::Resolved { flow, resolution, .. }, Some(resolved)) => {
                         let n = super::number(host.node.locator());
                         resolved.push(Resolved { at_us, n, flow, resolution });
                     }
@@ -827,13 +827,15 @@ impl Network {
         let until_us = self.now_us + SECOND;
         loop {
             let answer = match &mut self.resolved {
-                Some(resolved) => resolved
-                    .pop()
-                    .map(|r| Answer::Resolved { flow: r.flow, resolution: r.resolution }),
+                Some(resolved) => resolved.pop().map(|Resolved { flow, resolution, .. }| {
+                    Answer::Resolved { flow, resolution, dead: None }
+                }),
                 None => self.answer(n),
             };
             match answer {
-                Some(Answer::Resolved { flow: f, resolution }) if f == flow => return resolution,
+                Some(Answer::Resolved { flow: f, resolution, .. }) if f == flow => {
+                    return resolution;
+                }
                 Some(other) => panic!("expected a resolution of {flow}, got {other:?}"),
                 None => {
                     assert!(self.now_us < until_us, "no answer from the node");

@@ -70,7 +70,7 @@ impl Server {
         self.worker.resolve(resolve).expect("room");
         self.worker.ring_doorbell();
         match self.answer() {
-            Answer::Resolved { flow: answered, resolution } => {
+            Answer::Resolved { flow: answered, resolution, .. } => {
                 assert_eq!(answered, flow);
                 resolution
             }

@@ -196,7 +196,7 @@ impl Load<'_> {
     fn take(&mut self, index: usize, server: &mut Server, now_us: u32) -> u64 {
         let mut answers = 0;
         while let Some(answer) = server.worker.answer() {
-            if let Answer::Resolved { flow, resolution } = answer {
+            if let Answer::Resolved { flow, resolution, .. } = answer {
                 answers += 1;
                 self.check(index, flow, resolution, now_us);
             }
@@ -311,7 +311,7 @@ fn resolve(server: &mut Server, flow: FlowKey, started: Instant) -> Result<Optio
     server.worker.ring_doorbell();
     while started.elapsed() < PATIENCE {
         match server.worker.answer() {
-            Some(Answer::Resolved { flow: answered, resolution }) if answered == flow => {
+            Some(Answer::Resolved { flow: answered, resolution, .. }) if answered == flow => {
                 return Ok(Some(resolution));
             }
             Some(_) => {}

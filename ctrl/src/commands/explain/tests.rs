@@ -86,6 +86,7 @@ fn explained(case: Case) -> ExplainReply {
         incarnation: 7,
         away,
         absent_us: 3_500_000,
+        silent_us: 5_500_000,
     });
     let present = (2..5).filter(|last| *last != 2 || absent.is_none()).map(peer).collect();
     let entry = case.found.map(|session| {
@@ -252,15 +253,34 @@ fn r13_owners_that_are_dead_or_away() {
     let drop = (Verdict::Drop, None);
     check(lost(false), drop, &[("R13", "is dead for 3s"), ("R13", "for 10s (dht.restart_within)")]);
     check(lost(true), drop, &[("R13", "is away for 3s"), ("R13", "for 1m (dht.lease)")]);
-    let gone = Statement::Deleted(Claim { owner: other(), version: Version(5) });
-    let given_up =
-        Case { said: vec![Statement::NoAnswer, gone], absent: Some(false), ..Case::default() };
-    check(given_up, (Verdict::Host, None), &[("R13", "then its sessions are nobody's")]);
     let reply = explained(lost(false));
     let states: Vec<_> =
         reply.members.iter().map(|m| (m.locator.to_string(), m.state.as_str())).collect();
     assert_eq!(states, [("10.0.0.2".to_owned(), "dead"), ("10.0.0.3".to_owned(), "suspect")]);
     assert_eq!(reply.members[0].roles, ["owner", "replica"]);
+}
+
+#[test]
+fn r13_owners_that_died_for_good() {
+    let orphaned = |version| {
+        let claim = Claim { owner: other(), version: Version(version) };
+        let deleted = Claim { owner: [10, 0, 0, 4].into(), version: Version(7) };
+        Case {
+            said: vec![Statement::Orphaned(claim), Statement::Deleted(deleted)],
+            absent: Some(false),
+            ..Case::default()
+        }
+    };
+    check(
+        orphaned(8),
+        (Verdict::Host, None),
+        &[
+            ("R3", "10.0.0.2 has a record of owner 10.0.0.2, version 8, which has died for good"),
+            ("R13", "10.0.0.2 is dead for 3s"),
+            ("R5", "Its owner has died for good"),
+        ],
+    );
+    check(orphaned(6), (Verdict::Host, None), &[("R5", "asked twice, 30ms apart")]);
 }
 
 #[test]

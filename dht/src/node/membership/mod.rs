@@ -125,6 +125,9 @@ pub struct AbsentPeer {
     pub away: bool,
     /// How long ago it left the routing table, in µs.
     pub absent_us: u64,
+    /// How long ago its last sign of life was, in µs: of one that died, before it left the routing
+    /// table.
+    pub silent_us: u64,
 }
 
 impl Membership {
@@ -238,7 +241,7 @@ impl Node {
         Some(self.describe(contact))
     }
 
-    pub(super) fn describe(&self, contact: &Contact) -> Peer {
+    pub(in crate::node) fn describe(&self, contact: &Contact) -> Peer {
         Peer {
             id: contact.id,
             locator: contact.address.ip(),
@@ -263,6 +266,7 @@ impl Node {
             incarnation: absent.incarnation,
             away: absent.absence == Absence::Away,
             absent_us: self.now_us.saturating_sub(absent.since_us),
+            silent_us: self.now_us.saturating_sub(absent.alive_at_us),
         };
         self.membership.absent.iter().map(peer).collect()
     }

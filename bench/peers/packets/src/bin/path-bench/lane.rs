@@ -80,7 +80,7 @@ impl OurWorker {
     fn answer_nobody(&mut self) -> Result<usize> {
         let mut asked = 0;
         while let Ok(Resolve { flow, .. }) = self.core.resolves.pop() {
-            let answer = Answer::Resolved { flow, resolution: Resolution::NotFound };
+            let answer = Answer::Resolved { flow, resolution: Resolution::NotFound, dead: None };
             let pushed = self.core.answers.push(answer);
             ensure!(pushed.is_ok(), "no room for an answer");
             asked += 1;

@@ -1,0 +1,170 @@
+//! A real daemon under a service manager that this test plays: what it is told, and that its
+//! watchdog is fed while every thread turns and not while one hangs. The daemon's devices lead
+//! nowhere. A thread is made to hang by a debugger's attach, which needs the right to trace.
+#![cfg(feature = "daemon")]
+#![allow(clippy::unwrap_used)]
+
+use std::io::ErrorKind;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::ptrace;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// How long anything may take that has to come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the service manager waits for a sign of life.
+const WATCHDOG: Duration = Duration::from_secs(2);
+
+/// A daemon, and the service manager's end of the socket that it talks to.
+struct Service {
+    daemon: Child,
+    manager: UnixDatagram,
+    directory: tempfile::TempDir,
+}
+
+impl Service {
+    /// Starts `holdfastd VERB`, as a server of its own.
+    fn start(verb: &str, locator: &str, log_format: &str) -> Service {
+        let directory = tempfile::tempdir().unwrap();
+        let [configuration, notify, socket, log] =
+            ["c.toml", "notify", "sock", "log"].map(|name| directory.path().join(name));
+        let text = format!(
+            r#"
+            [node]
+            locator = "{locator}"
+            control_socket = "{}"
+            log_format = "{log_format}"
+            [dpdk]
+            eal_args = ["--no-telemetry"]
+            huge_pages = "off"
+            file_prefix = "systemd-{locator}-{}"
+            [uplink]
+            device = "net_null0"
+            [host_port]
+            device = "net_null1"
+            [[service]]
+            address = "192.168.79.1"
+            ports = [80]
+            [sessions]
+            capacity = 2048
+            half_open_max = 1024
+            [dht]
+            records_max = 2048
+            [cluster]
+            members = ["{locator}/32"]
+            insecure = true
+            "#,
+            socket.display(),
+            std::process::id(),
+        );
+        std::fs::write(&configuration, text).unwrap();
+        let manager = UnixDatagram::bind(&notify).unwrap();
+        let mut daemon = Command::new(env!("CARGO_BIN_EXE_holdfastd"));
+        daemon.arg(verb).arg(&configuration).env("NOTIFY_SOCKET", &notify);
+        daemon.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()).stdin(Stdio::null());
+        let log = std::fs::File::create(&log).unwrap();
+        let stat = rustix::fs::fstat(&log).unwrap();
+        daemon.env("JOURNAL_STREAM", format!("{}:{}", stat.st_dev, stat.st_ino)).stderr(log);
+        Service { daemon: daemon.spawn().unwrap(), manager, directory }
+    }
+
+    /// What the daemon says next; `None` when it says nothing for `timeout`.
+    fn hear(&self, timeout: Duration) -> Option<String> {
+        let mut datagram = [0; 4096];
+        let timeout = timeout.max(Duration::from_millis(1));
+        self.manager.set_read_timeout(Some(timeout)).unwrap();
+        match self.manager.recv(&mut datagram) {
+            Ok(length) => Some(String::from_utf8(datagram[..length].to_vec()).unwrap()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Listens until the daemon says something that contains `wanted`; gives that.
+    fn until(&self, wanted: &str) -> String {
+        let start = Instant::now();
+        let mut heard = Vec::new();
+        while start.elapsed() < PATIENCE {
+            match self.hear(Duration::from_secs(1)) {
+                Some(said) if said.contains(wanted) => return said,
+                said => heard.extend(said),
+            }
+        }
+        panic!("never said {wanted:?}, but {heard:?}\n{}", self.log());
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+
+    /// The thread of the daemon with this name.
+    fn thread(&self, name: &str) -> Pid {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.daemon.id())).unwrap();
+        let named = |path: &std::path::PathBuf| {
+            std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name)
+        };
+        let path = tasks.map(|task| task.unwrap().path()).find(named).unwrap();
+        Pid::from_raw(path.file_name().unwrap().to_str().unwrap().parse().unwrap())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+#[test]
+fn the_watchdog_is_fed_while_every_thread_turns_and_not_while_one_hangs() {
+    let mut service = Service::start("run", "127.79.0.1", "text");
+    let ready = service.until("READY=1");
+    assert!(ready.contains("STATUS=running: 0 local sessions, 0 redirects"), "{ready}");
+    service.until("WATCHDOG=1");
+    service.until("WATCHDOG=1");
+
+    for (thread, name) in [("worker 0", "worker 0 on core 0"), ("dht", "the DHT core")] {
+        let pid = service.thread(thread);
+        ptrace::attach(pid).unwrap();
+        waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL)).unwrap();
+        service.until(&format!("STATUS={name} hangs: it has not turned for "));
+        // Twice the time between two feeds. On a busy machine another one may hang for a moment.
+        let quiet = Instant::now() + WATCHDOG / 2;
+        while let Some(said) = service.hear(quiet.saturating_duration_since(Instant::now())) {
+            assert!(!said.contains("WATCHDOG=1"), "{name} hangs, and {said}");
+        }
+        ptrace::detach(pid, None).unwrap();
+        service.until("WATCHDOG=1");
+        let log = service.log();
+        for expected in [
+            format!("\n<3>ERROR holdfast::watchdog: {name} hangs: "),
+            format!("\n<6> INFO holdfast::watchdog: {name} turns again, after "),
+        ] {
+            assert!(log.contains(&expected), "{expected}: {log}");
+        }
+    }
+
+    let pid = rustix::process::Pid::from_child(&service.daemon);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    service.until("STOPPING=1\nSTATUS=stopping");
+    assert!(service.daemon.wait().unwrap().success(), "{}", service.log());
+}
+
+#[test]
+fn a_daemon_that_does_not_start_is_never_ready() {
+    // Only a TAP is held.
+    let mut service = Service::start("hold", "127.79.0.2", "json");
+    assert_eq!(service.daemon.wait().unwrap().code(), Some(1));
+    assert_eq!(service.hear(Duration::ZERO), None);
+    let log = service.log();
+    let line = log.strip_prefix("<3>").and_then(|line| serde_json::from_str::<Value>(line).ok());
+    let line = line.unwrap_or_else(|| panic!("{log}"));
+    assert_eq!(line["level"], "ERROR");
+    assert_eq!(line["message"], "host_port.device is net_null1: only a TAP is held");
+}
