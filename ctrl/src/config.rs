@@ -2,6 +2,7 @@
 //! Never guesses: an unknown key or a value out of range is an error, and all errors are reported
 //! together. `docs/guide/configuration.md` documents every key.
 
+mod changes;
 mod device;
 mod insight;
 mod key_file;
@@ -16,6 +17,7 @@ use holdfast_net::headers::GUE_PORT;
 use humantime_serde::re::humantime::format_duration;
 use ipnet::IpNet;
 
+pub use changes::{RELOADED, is_reloaded};
 pub use device::{Device, DeviceError, MacAddress, MacAddressError};
 pub use insight::{Incidents, Metrics};
 pub use key_file::{ClusterKey, ClusterKeys, KeyFileError, Secret};

@@ -26,6 +26,8 @@ pub mod metrics;
 #[cfg(feature = "daemon")]
 pub mod ports;
 pub mod protocol;
+#[cfg(feature = "daemon")]
+pub mod reload;
 pub mod show;
 pub mod socket;
 #[cfg(feature = "daemon")]

@@ -23,8 +23,8 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::appliance::Appliance;
 use crate::commands::Commands;
 use crate::protocol::{
-    ControlStats, Counters, Distribution, IncidentStats, LossReason, PortStats, SessionCounts,
-    StatsReply,
+    ControlStats, Counters, Distribution, IncidentStats, LossReason, PortStats, ReloadStats,
+    SessionCounts, StatsReply,
 };
 
 /// The form that metrics are written in.
@@ -127,6 +127,7 @@ impl Collector for Snapshot {
         dht_core(&mut to, stats)?;
         incidents(&mut to, &stats.incidents)?;
         control(&mut to, &stats.control)?;
+        reload(&mut to, &stats.reload)?;
         self.http.write(&mut to)
     }
 }
@@ -276,6 +277,15 @@ fn control(to: &mut Writer<'_>, stats: &ControlStats) -> fmt::Result {
     let requests = stats.requests.iter();
     let requests = requests.map(|(name, value)| (vec![("command", name.clone())], *value));
     to.counter("control_requests", help::CONTROL_REQUESTS, None, requests)
+}
+
+fn reload(to: &mut Writer<'_>, stats: &ReloadStats) -> fmt::Result {
+    for (name, value) in &stats.counters {
+        let help = help::of(help::RELOAD, name);
+        to.counter(&format!("reload_{name}"), help, None, [(vec![], *value)])?;
+    }
+    let waits = stats.gauges.get("unconfirmed_ms").is_some_and(|left_ms| *left_ms > 0);
+    to.gauge("reload_unconfirmed", help::UNCONFIRMED, None, [(vec![], u64::from(waits))])
 }
 
 /// Writes families of metrics.

@@ -10,6 +10,7 @@ mod incidents;
 mod limits;
 mod lookups;
 mod peers;
+mod reload;
 mod routing;
 pub mod schema;
 mod sessions;
@@ -33,6 +34,7 @@ pub use incidents::*;
 pub use limits::*;
 pub use lookups::*;
 pub use peers::*;
+pub use reload::*;
 pub use routing::*;
 pub use sessions::*;
 pub use stats::*;
@@ -67,6 +69,9 @@ pub const COMMANDS: &[(&str, Access)] = &[
     ("lookup", Access::Read),
     ("list_incidents", Access::Read),
     ("get_incident", Access::Read),
+    ("reload", Access::Change),
+    ("reload_confirm", Access::Change),
+    ("reload_roll_back", Access::Change),
 ];
 
 /// Who may give a command.
@@ -180,6 +185,19 @@ pub enum Request {
         /// Its id.
         id: u64,
     },
+    /// Read the configuration file again and go by it. Answered by [`ReloadReply`].
+    Reload {
+        /// Only say what would change.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dry_run: bool,
+        /// Roll it back after this time, unless it is confirmed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confirm_ms: Option<ConfirmTime>,
+    },
+    /// Keep what was reloaded and waits for its confirmation. Answered by [`ReloadReply`].
+    ReloadConfirm {},
+    /// Go back to what was before it. Answered by [`ReloadReply`].
+    ReloadRollBack {},
 }
 
 impl Request {
@@ -204,6 +222,9 @@ impl Request {
             Request::Lookup { .. } => "lookup",
             Request::ListIncidents { .. } => "list_incidents",
             Request::GetIncident { .. } => "get_incident",
+            Request::Reload { .. } => "reload",
+            Request::ReloadConfirm {} => "reload_confirm",
+            Request::ReloadRollBack {} => "reload_roll_back",
         }
     }
 
@@ -251,6 +272,8 @@ pub enum Reply {
     SessionsDelete(SessionsDeleteReply),
     /// To [`Request::Explain`].
     Explain(Box<ExplainReply>),
+    /// To [`Request::Reload`], [`Request::ReloadConfirm`] and [`Request::ReloadRollBack`].
+    Reload(ReloadReply),
     /// The last line of a stream.
     Stream(StreamReply),
 }
@@ -291,6 +314,12 @@ pub enum ErrorCode {
     NotFound,
     /// The command changes something, and this client may only read.
     Forbidden,
+    /// The configuration file is wrong, or cannot be read.
+    BadConfig,
+    /// What is to change cannot, while the daemon runs.
+    NeedsRestart,
+    /// What the daemon is about allows it not now.
+    Conflict,
     /// Too many clients, or the daemon could not look in time; try again.
     Busy,
     /// The part of the daemon that could answer is not up.
@@ -312,6 +341,9 @@ impl fmt::Display for ErrorCode {
             ErrorCode::TooLarge => "too_large",
             ErrorCode::NotFound => "not_found",
             ErrorCode::Forbidden => "forbidden",
+            ErrorCode::BadConfig => "bad_config",
+            ErrorCode::NeedsRestart => "needs_restart",
+            ErrorCode::Conflict => "conflict",
             ErrorCode::Busy => "busy",
             ErrorCode::Unavailable => "unavailable",
             ErrorCode::Internal => "internal",

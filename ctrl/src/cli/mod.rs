@@ -4,6 +4,7 @@
 mod explain;
 mod incidents;
 mod lookup;
+mod reload;
 mod sessions;
 mod show;
 
@@ -46,6 +47,7 @@ enum Verb {
     Doctor(Doctor),
     Incidents(incidents::Incidents),
     Explain(explain::Explain),
+    Reload(reload::Reload),
 }
 
 /// The daemon that is asked, and the form in which its answers are printed.
@@ -101,6 +103,7 @@ impl Cli {
             Verb::Doctor(doctor) => return doctor.run(daemon.json),
             Verb::Incidents(incidents) => incidents.run(daemon),
             Verb::Explain(explain) => explain.run(daemon),
+            Verb::Reload(reload) => reload.run(daemon),
         };
         let Err(failure) = outcome else {
             return ExitCode::SUCCESS;

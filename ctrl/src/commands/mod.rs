@@ -8,6 +8,7 @@ mod incidents;
 mod limits;
 mod lookups;
 mod peers;
+mod reload;
 mod routing;
 mod sessions;
 pub(crate) mod stats;
@@ -72,6 +73,11 @@ impl Commands {
             Request::Lookup { flow } => Reply::Lookup(self.lookup(flow)?),
             Request::ListIncidents { limit } => Reply::Incidents(self.incidents(limit.get())),
             Request::GetIncident { id } => Reply::Incident(self.incident(id)?),
+            Request::Reload { dry_run, confirm_ms } => {
+                Reply::Reload(self.reload(dry_run, confirm_ms)?)
+            }
+            Request::ReloadConfirm {} => Reply::Reload(self.reload_confirm()?),
+            Request::ReloadRollBack {} => Reply::Reload(self.reload_roll_back()?),
         })
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     ConfigReply, ExplainReply, Incident, IncidentsReply, LimitsReply, LookupReply, LookupsReply,
-    PROTOCOL_VERSION, PeersReply, ProtocolError, Request, RoutingReply, SessionChange,
+    PROTOCOL_VERSION, PeersReply, ProtocolError, ReloadReply, Request, RoutingReply, SessionChange,
     SessionEntry, SessionsCountReply, SessionsDeleteReply, SessionsReply, StatsReply, StreamReply,
     VersionReply, WorkersReply,
 };
@@ -48,6 +48,9 @@ fn answers(generator: &mut SchemaGenerator) -> Vec<Answer> {
         answer::<LookupReply>(generator, "lookup"),
         answer::<IncidentsReply>(generator, "list_incidents"),
         answer::<Incident>(generator, "get_incident"),
+        answer::<ReloadReply>(generator, "reload"),
+        answer::<ReloadReply>(generator, "reload_confirm"),
+        answer::<ReloadReply>(generator, "reload_roll_back"),
     ]
 }
 

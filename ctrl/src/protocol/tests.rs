@@ -45,6 +45,11 @@ fn requests() -> Vec<Request> {
         Request::Lookup { flow: flow() },
         Request::ListIncidents { limit: 7.try_into().unwrap() },
         Request::GetIncident { id: u64::MAX },
+        Request::Reload { dry_run: false, confirm_ms: None },
+        Request::Reload { dry_run: true, confirm_ms: None },
+        Request::Reload { dry_run: false, confirm_ms: Some(CONFIRM_MS_MAX.try_into().unwrap()) },
+        Request::ReloadConfirm {},
+        Request::ReloadRollBack {},
     ]
 }
 
@@ -94,7 +99,7 @@ fn these_commands_change_something_and_all_others_only_read() {
         .filter(|(_, access)| *access == Access::Change)
         .map(|(name, _)| *name)
         .collect();
-    assert_eq!(changing, ["sessions_delete"]);
+    assert_eq!(changing, ["sessions_delete", "reload", "reload_confirm", "reload_roll_back"]);
     for request in requests() {
         let is_change = changing.contains(&request.command());
         assert_eq!(request.access() == Access::Change, is_change, "{request:?}");
