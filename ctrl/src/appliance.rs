@@ -34,8 +34,9 @@ use tracing::{info, warn};
 
 use crate::commands::Commands;
 use crate::config::{self, ClusterKey, Config, Encapsulation, Idle, Secret};
+use crate::health::{Health, HealthThread};
 use crate::kernel_check::{CheckThread, KernelCheck, Plan, Totals};
-use crate::kernel_sockets::KernelSockets;
+use crate::kernel_sockets::{KernelSockets, WithoutOwn};
 use crate::ledger::{self, Incidents, LedgerThread, Limits, Moment, Place, Sources};
 use crate::lifecycle::{Hangup, Shutdown};
 use crate::load::Samples;
@@ -84,6 +85,8 @@ pub struct Appliance {
     pub dht: Handle,
     /// What bursts of strays did to sessions.
     pub incidents: Incidents,
+    /// Whether the server takes traffic.
+    pub health: Arc<Health>,
     /// What the control socket counts.
     pub control: Arc<ControlCounters>,
     /// When it started.
@@ -157,6 +160,7 @@ pub fn run(
         ports,
         dht: core.handle(),
         incidents: incidents(&config, &shared, tsc_clock),
+        health: Arc::new(Health::new(&config, started)),
         control: Arc::default(),
         started,
         clock: tsc_clock,
@@ -166,6 +170,7 @@ pub fn run(
     let mut threads = Threads {
         dht: spawn("dht", move || core.run(core_ends))?,
         workers: Vec::new(),
+        health: None,
         kernel_check: None,
         ledger: None,
         stop: Arc::default(),
@@ -174,6 +179,7 @@ pub fn run(
     let shared = (&shared, &settings);
     let outcome = start_workers(&mut threads, &eal, &appliance, shared, queues, ends)
         .and_then(|()| start_ledger(&mut threads, &appliance, reports))
+        .and_then(|()| start_health(&mut threads, &appliance))
         .and_then(|()| start_kernel_check(&mut threads, &appliance, shared.0, check_end, plan))
         .and_then(|()| serve(&appliance, &threads, shutdown));
     info!("stopping");
@@ -185,6 +191,7 @@ pub fn run(
 struct Threads {
     dht: JoinHandle<Result<(), holdfast_dht::Error>>,
     workers: Vec<JoinHandle<anyhow::Result<()>>>,
+    health: Option<HealthThread>,
     kernel_check: Option<CheckThread>,
     ledger: Option<LedgerThread>,
     /// Ends the workers.
@@ -196,6 +203,7 @@ impl Threads {
     /// the workers carry that from the host port to the network.
     fn stop(self, dht: &Handle) -> anyhow::Result<()> {
         dht.stop();
+        drop(self.health);
         if let Some(check) = self.kernel_check {
             check.stop();
         }
@@ -245,6 +253,14 @@ fn start_workers(
         let run = move || work(&eal, cpu, worker, clock, &settings, &stop);
         threads.workers.push(spawn(&format!("worker {index}"), run)?);
     }
+    Ok(())
+}
+
+fn start_health(threads: &mut Threads, appliance: &Arc<Appliance>) -> anyhow::Result<()> {
+    let (health, server) = (Arc::clone(&appliance.health), Arc::clone(appliance));
+    let restart_within = appliance.config.dht.restart_within;
+    let thread = HealthThread::start(health, server, restart_within);
+    threads.health = Some(thread.context("starting the health checks")?);
     Ok(())
 }
 
@@ -394,6 +410,9 @@ fn supervise(
         }
         if threads.ledger.as_ref().is_some_and(LedgerThread::is_finished) {
             bail!("the ledger ended by itself");
+        }
+        if threads.health.as_ref().is_some_and(HealthThread::is_finished) {
+            bail!("the health checks ended by themselves");
         }
     }
     Ok(())
@@ -554,11 +573,11 @@ fn adopt_kernel_sessions(
     shared: &Shared,
     core: WorkerEnd,
     stop: Arc<AtomicBool>,
-) -> KernelCheck<KernelSockets> {
+) -> KernelCheck<WithoutOwn<KernelSockets>> {
     let (table, clock) = (Arc::clone(&shared.table), Arc::clone(&shared.clock));
     let comparison = Comparison::new(table, clock, core, &timeouts(&appliance.config));
     let totals = appliance.kernel_check.clone();
-    let kernel = KernelSockets::new(stop);
+    let kernel = WithoutOwn(KernelSockets::new(stop));
     let mut check = KernelCheck::new(comparison, kernel, appliance.clock, totals);
     if let Some(Findings { learnt, table_full, .. }) = check.check() {
         info!(adopted = learnt, "the kernel's sessions are known");

@@ -316,6 +316,9 @@ fn deletes(
     assert_eq!((&deleted["left"], &deleted["withdrawn"]), (&json!(0), &json!(1)));
     let removed = event(stream, "removed", seen);
     assert_eq!((&removed["flow"], &removed["before"]), (&json!(flow), &json!("established")));
+    // R7: the kernel holds its socket.
+    echo(client, accepted);
+    event(stream, "learnt", seen);
     let log = lab.log();
     let logged = log.lines().find(|line| line.contains("\"command\":\"sessions_delete\"")).unwrap();
     assert!(
@@ -324,10 +327,9 @@ fn deletes(
     );
     assert!(logged.contains(flow) && logged.contains("pid="), "{logged}");
     assert_eq!(log.matches("sessions_delete").count(), 1, "what is forbidden is not done: {log}");
-
-    // R7: the kernel holds its socket.
-    echo(client, accepted);
-    event(stream, "learnt", seen);
+    let output = ctl(&lab.socket(), &format!("sessions delete 10.82.1.2:1-{SERVICE}"));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("(not_found)"));
     lab.until("it is published again", || lab.published() == 1);
 }
 
@@ -374,7 +376,7 @@ fn others(lab: &mut Lab) {
 
     let stats = lab.json("show_stats", "show stats");
     let requests = &stats["control"]["requests"];
-    assert_eq!(requests["sessions_delete"], 2);
+    assert_eq!(requests["sessions_delete"], 3);
     assert_eq!(requests["sessions_watch"], 1);
     assert_eq!(stats["control"]["counters"]["forbidden"], 1);
     lab.text("show stats --all");
@@ -387,14 +389,31 @@ fn others(lab: &mut Lab) {
     // The client's segment after its session was deleted was a stray.
     lab.until("an incident is there", || {
         let limit = Limit::default();
-        let reply = ask(&lab.socket(), &Request::ListIncidents { limit }).unwrap();
+        let reply = ask(&lab.socket(), &Request::IncidentsList { limit }).unwrap();
         reply["incidents"][0]["sessions"]["at_risk"] == 1
     });
-    let incidents = lab.json("list_incidents", "incidents");
+    let incidents = lab.json("incidents_list", "incidents");
     let id = &incidents["incidents"][0]["id"];
-    let incident = lab.json("get_incident", &format!("incidents show {id}"));
+    let incident = lab.json("incidents_show", &format!("incidents show {id}"));
     assert_eq!(incident["sessions"]["at_risk"], 1);
     lab.text(&format!("incidents show {id}"));
+
+    // There are neither checks nor an announcer, so all is well.
+    let health = lab.json("show_health", "show health");
+    assert_eq!(
+        (&health["state"], &health["prefixes"][0]["route"]),
+        (&json!("ready"), &json!("announced"))
+    );
+    lab.text("show health");
+    lab.json("drain", "drain --withdraw --timeout 0s");
+    lab.json("drain", "drain --timeout 0s --wait");
+    let health = lab.json("show_health", "show health");
+    assert_eq!((&health["state"], &health["sessions_left"]), (&json!("drained"), &json!(0)));
+    assert!(lab.text("show health").contains("withdraw the prefixes yourself"));
+    lab.json("undrain", "undrain");
+    lab.until("it is ready again", || {
+        ask(&lab.socket(), &Request::ShowHealth {}).unwrap()["state"] == "ready"
+    });
 
     let refusal =
         holdfast::protocol::ProtocolError::new(holdfast::protocol::ErrorCode::Forbidden, "not you");

@@ -40,10 +40,7 @@ impl Commands {
     }
 
     pub(super) fn sessions_get(&self, flow: &FlowKey) -> Result<SessionEntry, ProtocolError> {
-        self.session(flow).map(|(_, entry)| entry).ok_or_else(|| {
-            let message = format!("{flow} has no entry in the session table of this server");
-            ProtocolError::new(ErrorCode::NotFound, message)
-        })
+        self.session(flow).map(|(_, entry)| entry).ok_or_else(|| not_there(flow))
     }
 
     pub(super) fn sessions_count(&self, filter: &SessionFilter) -> SessionsCountReply {
@@ -82,6 +79,9 @@ impl Commands {
             }
             reply.sessions.push(entry);
         });
+        if let (Some(flow), 0, true) = (filter.flow, reply.left, reply.sessions.is_empty()) {
+            return Err(not_there(&flow));
+        }
         for (flow, version) in withdraw {
             match self.appliance.dht.withdraw(flow, version) {
                 Ok(()) => reply.withdrawn += 1,
@@ -195,6 +195,11 @@ impl Commands {
             version: version.map(|version| version.0),
         }
     }
+}
+
+fn not_there(flow: &FlowKey) -> ProtocolError {
+    let message = format!("{flow} has no such entry in the session table of this server");
+    ProtocolError::new(ErrorCode::NotFound, message)
 }
 
 fn state(kind: Kind) -> &'static str {
