@@ -300,6 +300,7 @@ fn every_part_of_show_stats_is_known_here() {
         "locator",
         "pid",
         "ports",
+        "reload",
         "table",
         "totals",
         "uptime_ms",
