@@ -152,7 +152,9 @@ pub fn run(
         settings: Arc::new(ArcSwap::new(Arc::clone(&shared.settings))),
         kernel_check: Plan::new(config.sessions.kernel_check),
         dht: core.handle(),
+        health: Arc::new(Health::new(&config, started)),
     };
+    let health = Arc::clone(&live.health);
     let (settings, plan) = (Arc::clone(&live.settings), live.kernel_check.clone());
     let appliance = Arc::new(Appliance {
         reload: Reload::new(path, config.clone(), hangup, live),
@@ -165,7 +167,7 @@ pub fn run(
         ports,
         dht: core.handle(),
         incidents: incidents(&config, &shared, tsc_clock),
-        health: Arc::new(Health::new(&config, started)),
+        health,
         control: Arc::default(),
         started,
         clock: tsc_clock,

@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 
 use crate::appliance;
 use crate::config::{Config, LoadError, is_reloaded};
+use crate::health::Health;
 use crate::kernel_check::Plan;
 use crate::lifecycle::Hangup;
 use crate::log;
@@ -41,6 +42,8 @@ pub struct Live {
     pub kernel_check: Plan,
     /// The DHT core: members and bootstrap nodes.
     pub dht: Handle,
+    /// What is announced: the prefixes.
+    pub health: Arc<Health>,
 }
 
 /// The configuration in effect, and what changes it.
@@ -139,7 +142,7 @@ impl Reload {
             return Err(ProtocolError::new(ErrorCode::Conflict, message));
         }
         let (config, changes, prepared) = self.read(&state.config)?;
-        self.apply(state, &config, prepared)?;
+        self.apply(state, &config, prepared, now)?;
         let before = std::mem::replace(&mut state.config, Arc::new(config));
         let confirm = confirm.filter(|_| !changes.is_empty());
         state.unconfirmed = confirm.map(|confirm| Unconfirmed { before, until: now + confirm });
@@ -186,7 +189,7 @@ impl Reload {
         let unconfirmed = state.unconfirmed.as_ref().ok_or_else(nothing_waits)?;
         let (before, after) = (Arc::clone(&unconfirmed.before), Arc::clone(&state.config));
         let prepared = self.prepare(&before).map_err(|unfit| needs_restart(&unfit))?;
-        self.apply(&mut state, &before, prepared)?;
+        self.apply(&mut state, &before, prepared, now)?;
         let changes = after.changes(&before);
         info!("configuration rolled back: {}", listed(&changes));
         state.config = before;
@@ -346,8 +349,9 @@ impl Reload {
         state: &mut State,
         config: &Config,
         prepared: Prepared,
+        now: Instant,
     ) -> Result<(), ProtocolError> {
-        let Live { table, settings, kernel_check, dht } = &self.live;
+        let Live { table, settings, kernel_check, dht, health } = &self.live;
         let [before, after] = [&*state.config, config]
             .map(|config| (config.cluster.members.clone(), config.dht.bootstrap.clone()));
         if before != after {
@@ -362,6 +366,9 @@ impl Reload {
         state.former = Some(settings.swap(Arc::new(prepared.settings)));
         if config.sessions != state.config.sessions {
             kernel_check.change(config.sessions.kernel_check, prepared.timeouts);
+        }
+        if config.prefixes() != state.config.prefixes() {
+            health.set_prefixes(config.prefixes(), now);
         }
         log::set_level(config.node.log);
         Ok(())

@@ -27,6 +27,7 @@ pub const RELOADED: &[&str] = &[
     "admission.per_source_per_second",
     "admission.per_source_burst",
     "admission.negative_ttl",
+    "announce.prefixes",
     "dht.bootstrap",
     "cluster.members",
 ];

@@ -62,6 +62,7 @@ impl Bench {
             settings: Arc::new(ArcSwap::from_pointee(settings)),
             kernel_check: Plan::new(config.sessions.kernel_check),
             dht: core.handle(),
+            health: Arc::new(Health::new(&config, Instant::now())),
         };
         Bench {
             reload: Reload::new(path, config, Hangup::default(), live),
@@ -185,6 +186,14 @@ fn services_come_and_go_in_the_table_and_for_the_workers() {
         let services = &bench.settings().classifier.services;
         assert_eq!(services.contains(socket.ip(), socket.port()), serves);
     }
+    let prefixes = || {
+        let prefixes = bench.reload.live.health.report(0, bench.start).prefixes;
+        prefixes.iter().map(|known| known.prefix.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(prefixes(), ["192.168.0.1/32", "192.168.0.2/32"]);
+    bench.write("[sessions]", "[announce]\nprefixes = [\"192.168.0.0/24\"]\n[sessions]");
+    assert_eq!(keys(&bench.reload().unwrap()), ["announce.prefixes", "service"]);
+    assert_eq!(prefixes(), ["192.168.0.0/24"]);
     bench.write("", "");
     bench.reload().unwrap();
     assert!(bench.serves("192.168.0.1:80") && !bench.serves("192.168.0.2:80"));
