@@ -1,13 +1,16 @@
 //! Puts a server's appliance together and keeps it running: ports, workers, DHT core, control
 //! socket. Never touches a packet.
 
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
 use holdfast_dataplane::admission::AdmissionLimits;
+use holdfast_dataplane::capture::{Observations, Observer};
 use holdfast_dataplane::classify::Classifier;
 use holdfast_dataplane::encap;
 use holdfast_dataplane::idle::IdleStrategy;
@@ -33,14 +36,15 @@ use tracing::{info, warn};
 use crate::commands::Commands;
 use crate::config::{self, ClusterKey, Config, Encapsulation, Idle, Secret};
 use crate::health::{Health, HealthThread};
-use crate::kernel_check::{CheckThread, KernelCheck, Totals};
+use crate::kernel_check::{CheckThread, KernelCheck, Plan, Totals};
 use crate::kernel_sockets::{KernelSockets, WithoutOwn};
 use crate::ledger::{self, Incidents, LedgerThread, Limits, Moment, Place, Sources};
-use crate::lifecycle::Shutdown;
+use crate::lifecycle::{Hangup, Shutdown};
 use crate::load::Samples;
 use crate::metrics::Readings;
 use crate::metrics::http::MetricsServer;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
+use crate::reload::{Live, Reload};
 use crate::socket::{ControlCounters, ControlSocket, Permissions, Stream};
 use crate::systemd;
 use crate::watchdog::Watch;
@@ -62,14 +66,18 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// What the control socket shows of a running appliance.
 #[derive(Debug)]
 pub struct Appliance {
-    /// What it was told.
+    /// What it was told at its start. Keys that a reload changes are in [`Appliance::reload`].
     pub config: Config,
+    /// What it is told by now, and how that changes.
+    pub reload: Reload,
     /// The session table.
     pub table: Arc<SessionTable>,
     /// What comparing it with the kernel's sockets found.
     pub kernel_check: Totals,
     /// Each worker's counters, in the order of the configuration.
     pub counters: Vec<Arc<WorkerCounters>>,
+    /// What workers observe of packets while somebody traces or captures: one at a time.
+    pub observations: Mutex<Observations>,
     /// The same as they were in the last seconds.
     pub samples: Samples,
     /// The uplink's and the host port's DPDK ports.
@@ -108,11 +116,17 @@ impl Appliance {
     }
 }
 
-/// Runs the appliance until `shutdown` is requested.
+/// Runs the appliance with `config`, from the file at `path`, until `shutdown` is requested. The
+/// file is read again at each `hangup`.
 ///
 /// # Errors
 /// When it cannot start, or a part of it cannot go on.
-pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
+pub fn run(
+    config: Config,
+    path: PathBuf,
+    shutdown: &Shutdown,
+    hangup: Hangup,
+) -> anyhow::Result<()> {
     let eal = Eal::init(&ports::eal_arguments(&config)?).context("starting DPDK")?;
     info!("{} started", dpdk::version());
 
@@ -131,17 +145,29 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         (0..workers).map(|_| stray_reports(STRAY_REPORTS)).unzip();
 
     let counters: Vec<_> = (0..workers).map(|_| Arc::default()).collect();
+    let (observers, observations) = Observations::of_workers(workers);
     let started = Instant::now();
+    let live = Live {
+        table: Arc::clone(&shared.table),
+        settings: Arc::new(ArcSwap::new(Arc::clone(&shared.settings))),
+        kernel_check: Plan::new(config.sessions.kernel_check),
+        dht: core.handle(),
+        health: Arc::new(Health::new(&config, started)),
+    };
+    let health = Arc::clone(&live.health);
+    let (settings, plan) = (Arc::clone(&live.settings), live.kernel_check.clone());
     let appliance = Arc::new(Appliance {
+        reload: Reload::new(path, config.clone(), hangup, live),
         table: Arc::clone(&shared.table),
         closing: Arc::clone(&shared.closing),
         kernel_check: Totals::default(),
         samples: Samples::start(&counters, started),
         counters,
+        observations: Mutex::new(observations),
         ports,
         dht: core.handle(),
         incidents: incidents(&config, &shared, tsc_clock),
-        health: Arc::new(Health::new(&config, started)),
+        health,
         control: Arc::default(),
         started,
         clock: tsc_clock,
@@ -156,11 +182,13 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         ledger: None,
         stop: Arc::default(),
     };
-    let ends = worker_ends.into_iter().zip(reporters).collect();
-    let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, ends)
+    let told = reporters.into_iter().zip(observers);
+    let ends = worker_ends.into_iter().zip(told).collect();
+    let shared = (&shared, &settings);
+    let outcome = start_workers(&mut threads, &eal, &appliance, shared, queues, ends)
         .and_then(|()| start_ledger(&mut threads, &appliance, reports))
         .and_then(|()| start_health(&mut threads, &appliance))
-        .and_then(|()| start_kernel_check(&mut threads, &appliance, &shared, check_end))
+        .and_then(|()| start_kernel_check(&mut threads, &appliance, shared.0, check_end, plan))
         .and_then(|()| serve(&appliance, &threads, shutdown));
     info!("stopping");
     systemd::stopping();
@@ -213,13 +241,13 @@ fn start_workers(
     threads: &mut Threads,
     eal: &Eal,
     appliance: &Appliance,
-    shared: &Shared,
+    (shared, settings): (&Shared, &Arc<ArcSwap<Settings>>),
     queues: Vec<QueuePairs>,
-    ends: Vec<(WorkerEnd, StrayReporter)>,
+    ends: Vec<(WorkerEnd, (StrayReporter, Observer))>,
 ) -> anyhow::Result<()> {
     let count = ends.len();
-    for (index, (queues, (end, reporter))) in queues.into_iter().zip(ends).enumerate() {
-        let worker = Worker::new(
+    for (index, (queues, (end, (reporter, observer)))) in queues.into_iter().zip(ends).enumerate() {
+        let mut worker = Worker::new(
             shared.clone(),
             (index, count),
             Arc::clone(&appliance.counters[index]),
@@ -228,9 +256,10 @@ fn start_workers(
             queues.host_port,
         )
         .reporting_to(reporter);
+        worker.set_observer(observer);
         let (eal, stop, clock) = (eal.clone(), Arc::clone(&threads.stop), appliance.clock);
-        let cpu = appliance.config.workers.cores[index];
-        let run = move || work(&eal, cpu, worker, clock, &stop);
+        let (cpu, settings) = (appliance.config.workers.cores[index], Arc::clone(settings));
+        let run = move || work(&eal, cpu, worker, clock, &settings, &stop);
         threads.workers.push(spawn(&format!("worker {index}"), run)?);
     }
     Ok(())
@@ -293,11 +322,11 @@ fn start_kernel_check(
     appliance: &Appliance,
     shared: &Shared,
     core: WorkerEnd,
+    plan: Plan,
 ) -> anyhow::Result<()> {
     let stop = Arc::<AtomicBool>::default();
     let check = adopt_kernel_sessions(appliance, shared, core, Arc::clone(&stop));
-    let interval = appliance.config.sessions.kernel_check;
-    let thread = CheckThread::start(check, interval, stop).context("starting the kernel check")?;
+    let thread = CheckThread::start(check, plan, stop).context("starting the kernel check")?;
     threads.kernel_check = Some(thread);
     Ok(())
 }
@@ -358,8 +387,9 @@ fn settle(appliance: &Appliance) {
     }
 }
 
-/// Waits for the end; meanwhile passes the uplink's carrier on, samples what the workers do and
-/// feeds the service manager's watchdog. An error when a thread ended before.
+/// Waits for the end; meanwhile passes the uplink's carrier on, samples what the workers do,
+/// reloads the configuration when that is due and feeds the service manager's watchdog. An error
+/// when a thread ended before.
 fn supervise(
     appliance: &Appliance,
     shutdown: &Shutdown,
@@ -376,6 +406,7 @@ fn supervise(
         }
         let now = Instant::now();
         appliance.samples.take(&appliance.counters, now);
+        appliance.reload.look(now);
         watch.look(appliance.turns(), now, || appliance.status());
         if threads.workers.iter().any(JoinHandle::is_finished) {
             bail!("a worker ended by itself");
@@ -414,17 +445,19 @@ fn work(
     cpu: u16,
     worker: Worker<DpdkPort, DpdkPort>,
     clock: TscClock,
+    settings: &ArcSwap<Settings>,
     stop: &AtomicBool,
 ) -> anyhow::Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(usize::from(cpu));
     sched_setaffinity(None, &cpus).with_context(|| format!("pinning a worker to core {cpu}"))?;
     let _registration = eal.register_thread().context("registering a worker with DPDK")?;
-    worker.run(clock, stop);
+    worker.run(clock, settings, stop);
     Ok(())
 }
 
-fn timeouts(config: &Config) -> Timeouts {
+/// How long entries of the session table may be idle.
+pub(crate) fn timeouts(config: &Config) -> Timeouts {
     let milliseconds = |duration: Duration| duration.as_millis().try_into().unwrap_or(u64::MAX);
     Timeouts {
         half_open_ms: milliseconds(config.sessions.half_open_timeout),
@@ -434,11 +467,12 @@ fn timeouts(config: &Config) -> Timeouts {
     }
 }
 
-fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<Shared> {
+/// What the workers are told. `services` are those of `config`.
+pub(crate) fn settings(config: &Config, services: Services, uplink_mtu: usize) -> Settings {
     let microseconds = |duration: Duration| duration.as_micros().try_into().unwrap_or(u64::MAX);
-    let settings = Settings {
+    Settings {
         classifier: Classifier {
-            services: Services::new(config.service_sockets())?,
+            services,
             locator: config.node.locator,
             tunnel_port: config.tunnel.port,
             encapsulation: match config.tunnel.encapsulation {
@@ -448,7 +482,7 @@ fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<S
             },
         },
         members: config.cluster.members.clone(),
-        uplink_mtu: ports.uplink_mtu()?,
+        uplink_mtu,
         half_open_max: config.sessions.half_open_max as u64,
         inbound_only: config.host_port.inbound_only,
         parking: ParkingLimits {
@@ -468,8 +502,12 @@ fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<S
             Idle::Busy => IdleStrategy::Busy,
             Idle::Adaptive => IdleStrategy::Adaptive,
         },
-    };
-    let services = settings.classifier.services.clone();
+    }
+}
+
+fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<Shared> {
+    let services = Services::new(config.service_sockets())?;
+    let settings = settings(config, services.clone(), ports.uplink_mtu()?);
     let hash_key = HashKey(random_words()?);
     let table = SessionTable::new(services, config.sessions.capacity, &timeouts(config), hash_key)
         .context("allocating the session table: lower sessions.capacity")?;
@@ -506,7 +544,8 @@ fn all_rings(
     (0..count).map(|_| rings(resolves, ANNOUNCEMENTS, Arc::clone(doorbell))).unzip()
 }
 
-fn dht_config(config: &Config) -> (holdfast_dht::Config, Keys) {
+/// What the DHT core is told, and the keys that it seals with.
+pub(crate) fn dht_config(config: &Config) -> (holdfast_dht::Config, Keys) {
     let secret = |secret: &Secret| auth::Secret(secret.0);
     let key = |key: &ClusterKey| auth::ClusterKey { id: key.id, secret: secret(&key.secret) };
     let keys = config.cluster.keys.as_ref().map_or_else(Keys::insecure, |keys| Keys {

@@ -29,9 +29,12 @@ pub mod load;
 pub mod log;
 #[cfg(feature = "daemon")]
 pub mod metrics;
+pub mod pcapng;
 #[cfg(feature = "daemon")]
 pub mod ports;
 pub mod protocol;
+#[cfg(feature = "daemon")]
+pub mod reload;
 pub mod show;
 pub mod socket;
 #[cfg(feature = "daemon")]

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::{ArcSwap, Cache};
 use arrayvec::ArrayVec;
 use holdfast_dpdk::tsc;
 use holdfast_handoff::{
@@ -19,6 +20,7 @@ use holdfast_net::{FlowKey, Headers, Packet};
 use ipnet::IpNet;
 
 use crate::admission::{Admission, AdmissionLimits, Refusal, TokenBucket, source_prefix};
+use crate::capture::{Observer, Origin};
 use crate::classify::{self, Classifier, FromHost, FromUplink, Inside, Segment};
 use crate::encap::{self, EncapError, Tunnel};
 use crate::fragments::{Fragments, LIMITS};
@@ -37,6 +39,7 @@ use crate::stats::{Counter, Gauge, WorkerCounters};
 use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
 
+mod capture;
 mod fragments;
 mod strays;
 
@@ -82,34 +85,35 @@ const SYN_ACK_MS: u64 = 900;
 /// Looks at an entry that another worker keeps changing, before the update is given up.
 const ATTEMPTS: usize = 4;
 
-/// What all workers of a server have in common and never changes while they run.
-#[derive(Debug)]
+/// What all workers of a server are told. Never changes; others may take its place
+/// ([`Worker::set_settings`]), in which only what says so differs.
+#[derive(Debug, Clone)]
 pub struct Settings {
-    /// Our locator, our services, our tunnels' port.
+    /// Our locator, our services, our tunnels' port. Its services may differ.
     pub classifier: Classifier,
     /// Prefixes of the members' locators, of our locator's family: who may tunnel to us and be
-    /// tunnelled to (R6).
+    /// tunnelled to (R6). May differ.
     pub members: Vec<IpNet>,
     /// The uplink's MTU: bytes of IP packet in a frame.
     pub uplink_mtu: usize,
     /// Half-open sessions that are published; those above wait for their handshake (R3).
-    /// Inbound-only, those that are kept at all.
+    /// Inbound-only, those that are kept at all. May differ.
     pub half_open_max: u64,
     /// What the host sends does not come by: sessions follow from what clients send, and their
     /// ends from what the kernel holds ([`crate::kernel`]).
     pub inbound_only: bool,
-    /// Limits of the parking, per worker.
+    /// Limits of the parking, per worker. May differ, but for `packets_max`.
     pub parking: ParkingLimits,
-    /// Limits on lookups, per worker.
+    /// Limits on lookups, per worker. May differ.
     pub admission: AdmissionLimits,
-    /// What to do when there is nothing to do.
+    /// What to do when there is nothing to do. May differ.
     pub idle: IdleStrategy,
 }
 
 /// What workers share.
 #[derive(Debug, Clone)]
 pub struct Shared {
-    /// What never changes.
+    /// What holds for the turn.
     pub settings: Arc<Settings>,
     /// The session table.
     pub table: Arc<SessionTable>,
@@ -133,6 +137,8 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     to_host: ArrayVec<U::Frame, OUT_MAX>,
     parking: Parking<U::Frame>,
     fragments: Fragments<U::Frame, Fate>,
+    /// Observes packets while somebody traces or captures.
+    observer: Observer,
     admission: Admission,
     sweep: Sweep,
     /// The tunnels to owners, by their numbers, made when they are first used.
@@ -177,6 +183,8 @@ enum Reading {
     Refuse(Counter),
 }
 
+/// Frames that came at once.
+type Burst<U> = ArrayVec<<U as Port>::Frame, BURST>;
 /// Locators of the members that tunnelled some of a burst.
 type Senders = ArrayVec<IpAddr, BURST>;
 
@@ -214,6 +222,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             to_host: ArrayVec::new(),
             parking: Parking::new(shared.settings.parking),
             fragments: Fragments::new(LIMITS),
+            observer: Observer::unread(),
             admission: Admission::new(shared.settings.admission),
             sweep: Sweep::new(&shared.table, index, count),
             tunnels: vec![None; OwnerId::COUNT].into(),
@@ -232,11 +241,25 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         self
     }
 
-    /// Turns until `stop` is set. All workers share `clock`.
-    pub fn run(mut self, clock: TscClock, stop: &AtomicBool) {
+    /// Gives the worker an observer that somebody reads.
+    pub fn set_observer(&mut self, observer: Observer) {
+        self.observer = observer;
+    }
+
+    /// Turns until `stop` is set. All workers share `clock`, and before each turn look whether
+    /// there are other `settings`: whoever puts them there keeps the former ones until all workers
+    /// have turned, so that none has to free them.
+    pub fn run(mut self, clock: TscClock, settings: &ArcSwap<Settings>, stop: &AtomicBool) {
+        let mut settings = Cache::new(settings);
         let mut idle = Idle::new(self.shared.settings.idle);
         let mut began = tsc();
         while !stop.load(Ordering::Relaxed) {
+            // One load and one comparison, unless they are others.
+            let latest = settings.load();
+            if !Arc::ptr_eq(latest, &self.shared.settings) {
+                self.set_settings(latest);
+                idle = Idle::new(latest.idle);
+            }
             let busy = self.turn(clock.at(began));
             idle.after_turn(busy);
             let ended = tsc();
@@ -244,6 +267,14 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             self.counters.add(cycles, ended.saturating_sub(began));
             began = ended;
         }
+    }
+
+    /// Goes on with other settings. What is parked, admitted or being looked up stays.
+    #[cold]
+    pub fn set_settings(&mut self, settings: &Arc<Settings>) {
+        self.parking.set_limits(settings.parking);
+        self.admission.set_limits(settings.admission);
+        self.shared.settings = Arc::clone(settings);
     }
 
     /// One turn: a burst from each port, what the DHT core answered, housekeeping when it is
@@ -261,16 +292,26 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         busy
     }
 
-    /// A burst from the network: classify all, ask for the table's lines in groups, then look up,
-    /// decide and act one by one, when memory has answered.
+    /// A burst from the network, if there is one.
     fn poll_uplink(&mut self, now: Now) -> bool {
-        let mut burst = ArrayVec::<_, BURST>::new();
+        let mut burst = Burst::<U>::new();
         self.uplink.receive(&mut burst);
         if burst.is_empty() {
             return false;
         }
         self.counters.add(Counter::UplinkReceived, burst.len() as u64);
+        if self.observer.is_armed() {
+            self.observed(&mut burst, Origin::Uplink, now);
+        } else {
+            self.uplink_burst(&mut burst, now);
+        }
+        true
+    }
 
+    /// A burst from the network's way: classify all, ask for the table's lines in groups, then look up,
+    /// decide and act one by one, when memory has answered.
+    #[inline(always)]
+    fn uplink_burst(&mut self, burst: &mut Burst<U>, now: Now) {
         let mut senders = Senders::new();
         let mut readings = ArrayVec::<Reading, BURST>::new();
         for group in burst.chunks_mut(GROUP) {
@@ -294,7 +335,6 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 Reading::Refuse(counter) => self.count(*counter),
             }
         }
-        true
     }
 
     #[inline(always)]
@@ -738,15 +778,25 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         asked
     }
 
-    /// A burst from the host: it all goes out, and we learn from what services send.
+    /// A burst from the host, if there is one.
     fn poll_host(&mut self, now: Now) -> bool {
-        let mut burst = ArrayVec::<_, BURST>::new();
+        let mut burst = Burst::<U>::new();
         self.host.receive(&mut burst);
         if burst.is_empty() {
             return false;
         }
         self.counters.add(Counter::HostReceived, burst.len() as u64);
+        if self.observer.is_armed() {
+            self.observed(&mut burst, Origin::Host, now);
+        } else {
+            self.host_burst(&mut burst, now);
+        }
+        true
+    }
 
+    /// A burst from the host's way: it all goes out, and we learn from what services send.
+    #[inline(always)]
+    fn host_burst(&mut self, burst: &mut Burst<U>, now: Now) {
         let mut segments = ArrayVec::<_, BURST>::new();
         for (index, frame) in burst.iter_mut().enumerate() {
             let read = self.shared.settings.classifier.read_host(frame.data());
@@ -774,7 +824,6 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 self.send_uplink(frame);
             }
         }
-        true
     }
 
     /// R11: the client's segments are to fit a tunnel, should their session move.
@@ -1089,13 +1138,15 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let (parked, sent_before) = (waiting.frames.len(), self.counters.get(Counter::TunnelSent));
         let mut ends = false;
         for frame in waiting.frames.drain(..) {
+            self.begin_observation(Origin::Waited, &frame, now);
+            let mut first_fragment = None;
             let headers = match self.shared.settings.classifier.read_uplink(frame.data()) {
                 FromUplink::Segment(segment) | FromUplink::IcmpError(segment) => {
                     ends |= segment.flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) != 0;
                     segment.headers
                 }
                 FromUplink::Fragment(fragment) => {
-                    self.settle_released(&fragment, verdict, at, now);
+                    first_fragment = Some(fragment);
                     fragment.headers
                 }
                 _ => {
@@ -1111,7 +1162,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             let arrival = Arrival { at, flags: TcpFlags(0), headers, way: Way::Direct };
             self.act(verdict, frame, &arrival, now);
+            if let Some(fragment) = first_fragment {
+                self.settle_released(&fragment, verdict, at, now);
+            }
         }
+        self.end_observation();
         let sent = self.counters.get(Counter::TunnelSent) - sent_before;
         self.report_released(*flow, &waiting, fate, (parked as u64, sent), now);
         if ends
@@ -1239,16 +1294,22 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             parking::Due::Expired(flow) => {
                 if let Some(waiting) = self.parking.release(&flow) {
-                    self.counters.add(Counter::ParkExpired, waiting.frames.len() as u64);
+                    for frame in &waiting.frames {
+                        self.begin_observation(Origin::Waited, frame, now);
+                        self.count(Counter::ParkExpired);
+                    }
+                    self.end_observation();
                     self.report_expired(flow, &waiting, now);
                 }
             }
         }
     }
 
-    /// R8: an entry whose time has come leaves the table, and its record the DHT.
+    /// R8: an entry whose time has come, or whose service is none any more, leaves the table, and
+    /// its record the DHT.
     fn session_due(&mut self, due: expiry::Due, now: Tick) {
-        let (expiry::Due::Expire(entry) | expiry::Due::Publish(entry)) = due;
+        let (expiry::Due::Expire(entry) | expiry::Due::Retire(entry) | expiry::Due::Publish(entry)) =
+            due;
         let Some(listed) = self.shared.table.listed(&entry, now) else {
             return;
         };
@@ -1260,7 +1321,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             return;
         }
+        let is_retired = matches!(due, expiry::Due::Retire(_));
         let counter = match entry.kind() {
+            _ if is_retired => Counter::EntryRetired,
             Kind::Redirect(_) => Counter::RedirectExpired,
             Kind::Local(state) if state.is_lingering() => Counter::SessionClosed,
             Kind::Local(_) => Counter::SessionExpired,
@@ -1270,7 +1333,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
         let version = self.shared.table.version(&entry);
         // First out of the table, which refuses if the session lives after all.
-        if !self.shared.table.remove_idle(&entry) {
+        let table = &self.shared.table;
+        let has_gone = if is_retired { table.remove(&entry) } else { table.remove_idle(&entry) };
+        if !has_gone {
             return;
         }
         self.count(counter);

@@ -8,7 +8,9 @@ mod health;
 mod incidents;
 mod limits;
 mod lookups;
+mod packets;
 mod peers;
+mod reload;
 mod routing;
 mod sessions;
 pub(crate) mod stats;
@@ -78,6 +80,18 @@ impl Commands {
                 Reply::Health(Box::new(self.drain(timeout, mode, persist)?))
             }
             Request::Undrain {} => Reply::Health(Box::new(self.undrain()?)),
+            Request::Trace { flow, for_ms: time, count } => {
+                Reply::Stream(self.trace(flow, StreamBounds { time, count }, stream)?)
+            }
+            Request::Capture { filter, snaplen, bytes, for_ms: time, count } => {
+                let bounds = StreamBounds { time, count };
+                Reply::Stream(self.capture(&filter, snaplen, bytes, bounds, stream)?)
+            }
+            Request::Reload { dry_run, confirm_ms } => {
+                Reply::Reload(self.reload(dry_run, confirm_ms)?)
+            }
+            Request::ReloadConfirm {} => Reply::Reload(self.reload_confirm()?),
+            Request::ReloadRollBack {} => Reply::Reload(self.reload_roll_back()?),
         })
     }
 

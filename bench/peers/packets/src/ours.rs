@@ -278,7 +278,7 @@ pub fn shared(table: &Ours, tunnel: Tunnel, family: Family) -> Result<Shared> {
     let v6 = has_v6_locators(tunnel, family);
     let settings = Settings {
         classifier: Classifier {
-            services: table.0.services().clone(),
+            services: Services::clone(&table.0.services()),
             locator: if v6 { LOCAL_V6.into() } else { LOCAL.into() },
             tunnel_port: TUNNEL_PORT,
             encapsulation,
