@@ -40,7 +40,7 @@ def follow(here, base, link):
     if parts.scheme or parts.netloc:
         return None if parts.scheme in ("https", "http", "mailto") else f"{here}: {link}: what kind of link is that?"
     target = (base.parent / unquote(parts.path)).resolve() if parts.path else base
-    if target.suffix == ".md" and target.is_relative_to(repository / "docs"):
+    if target.suffix == ".md" and target.name != "SUMMARY.md" and target.is_relative_to(repository / "docs"):
         target = book / target.relative_to(repository / "docs").with_suffix(".html")
     if target.name in MADE and target.parent == book:
         return None
