@@ -211,15 +211,17 @@ fn start_workers(
 ) -> anyhow::Result<()> {
     let count = ends.len();
     for (index, (queues, (end, reporter))) in queues.into_iter().zip(ends).enumerate() {
-        let worker = Worker::new(
-            shared.clone(),
-            (index, count),
-            Arc::clone(&appliance.counters[index]),
-            end,
-            queues.uplink,
-            queues.host_port,
-        )
-        .reporting_to(reporter);
+        let (shared, place) = (shared.clone(), (index, count));
+        let counters = Arc::clone(&appliance.counters[index]);
+        let worker = match (queues.host_port, &appliance.ports.switch) {
+            (Some(host), _) => Worker::new(shared, place, counters, end, queues.uplink, host),
+            (None, Some(switch)) => {
+                let switch = switch.clone();
+                Worker::through_switch(shared, place, counters, end, queues.uplink, switch)
+            }
+            (None, None) => bail!("worker {index} has no way to the host"),
+        };
+        let worker = worker.reporting_to(reporter);
         let (eal, stop, clock) = (eal.clone(), Arc::clone(&threads.stop), appliance.clock);
         let cpu = appliance.config.workers.cores[index];
         let run = move || work(&eal, cpu, worker, clock, &stop);

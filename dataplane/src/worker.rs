@@ -34,13 +34,17 @@ use crate::session::table::{Entry, Insert, Located, SessionTable};
 use crate::session::word::Kind;
 use crate::session::{Session, State};
 use crate::stats::{Counter, Gauge, WorkerCounters};
+use crate::switch::{HostPort, Switch};
 use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
 
 mod fragments;
 mod strays;
+mod switch;
 
 use fragments::Fate;
+use switch::NEIGHBOUR_ANSWERS_BURST;
+pub use switch::NEIGHBOUR_ANSWERS_PER_SECOND;
 
 /// Frames that wait to be sent out of one port, at most.
 pub const OUT_MAX: usize = 4 * BURST;
@@ -128,7 +132,7 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     /// The way to the ledger of incidents, if there is one.
     reporter: Option<StrayReporter>,
     uplink: U,
-    host: H,
+    host: HostPort<H>,
     to_uplink: ArrayVec<U::Frame, OUT_MAX>,
     to_host: ArrayVec<U::Frame, OUT_MAX>,
     parking: Parking<U::Frame>,
@@ -141,6 +145,7 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     dead_owners: ArrayVec<(OwnerId, usize), DEAD_OWNERS_MAX>,
     too_big_answers: TokenBucket,
     not_mine_to_all: TokenBucket,
+    neighbour_answers: TokenBucket,
     housekeeping_next: Now,
 }
 
@@ -194,15 +199,39 @@ enum Verdict {
 }
 
 impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
-    /// Worker `index` of `count`.
+    /// Worker `index` of `count`, with a port to the host.
     #[must_use]
     pub fn new(
+        shared: Shared,
+        place: (usize, usize),
+        counters: Arc<WorkerCounters>,
+        core: WorkerEnd,
+        uplink: U,
+        host: H,
+    ) -> Worker<U, H> {
+        Worker::with_host(shared, place, counters, core, uplink, HostPort::Port(host))
+    }
+
+    /// The same with the host behind the NIC's switch; `shared` says inbound-only then.
+    #[must_use]
+    pub fn through_switch(
+        shared: Shared,
+        place: (usize, usize),
+        counters: Arc<WorkerCounters>,
+        core: WorkerEnd,
+        uplink: U,
+        switch: Switch,
+    ) -> Worker<U, H> {
+        Worker::with_host(shared, place, counters, core, uplink, HostPort::Switch(switch))
+    }
+
+    fn with_host(
         shared: Shared,
         (index, count): (usize, usize),
         counters: Arc<WorkerCounters>,
         core: WorkerEnd,
         uplink: U,
-        host: H,
+        host: HostPort<H>,
     ) -> Worker<U, H> {
         Worker {
             counters,
@@ -220,6 +249,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             dead_owners: ArrayVec::new(),
             too_big_answers: TokenBucket::full(TOO_BIG_BURST),
             not_mine_to_all: TokenBucket::full(NOT_MINE_TO_ALL_BURST),
+            neighbour_answers: TokenBucket::full(NEIGHBOUR_ANSWERS_BURST),
             housekeeping_next: Now::default(),
             shared,
         }
@@ -270,6 +300,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             return false;
         }
         self.counters.add(Counter::UplinkReceived, burst.len() as u64);
+        if matches!(self.host, HostPort::Switch(_)) {
+            self.sort_out(&mut burst, now);
+        }
 
         let mut senders = Senders::new();
         let mut readings = ArrayVec::<Reading, BURST>::new();
@@ -739,8 +772,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
 
     /// A burst from the host: it all goes out, and we learn from what services send.
     fn poll_host(&mut self, now: Now) -> bool {
+        let HostPort::Port(host) = &mut self.host else {
+            return false;
+        };
         let mut burst = ArrayVec::<_, BURST>::new();
-        self.host.receive(&mut burst);
+        host.receive(&mut burst);
         if burst.is_empty() {
             return false;
         }
@@ -1383,7 +1419,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             self.uplink.transmit(&mut self.to_uplink);
         }
         if host > 0 {
-            self.host.transmit(&mut self.to_host);
+            self.host.transmit(&mut self.to_host, &mut self.uplink);
         }
         let (uplink, host) = (uplink - self.to_uplink.len(), host - self.to_host.len());
         self.counters.add(Counter::UplinkSent, uplink as u64);
