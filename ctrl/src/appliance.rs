@@ -1,13 +1,14 @@
 //! Puts a server's appliance together and keeps it running: ports, workers, DHT core, control
 //! socket. Never touches a packet.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use holdfast_dataplane::admission::AdmissionLimits;
+use holdfast_dataplane::capture::{Observations, Observer};
 use holdfast_dataplane::classify::Classifier;
 use holdfast_dataplane::encap;
 use holdfast_dataplane::idle::IdleStrategy;
@@ -32,8 +33,9 @@ use tracing::{info, warn};
 
 use crate::commands::Commands;
 use crate::config::{self, ClusterKey, Config, Encapsulation, Idle, Secret};
+use crate::health::{Health, HealthThread};
 use crate::kernel_check::{CheckThread, KernelCheck, Totals};
-use crate::kernel_sockets::KernelSockets;
+use crate::kernel_sockets::{KernelSockets, WithoutOwn};
 use crate::ledger::{self, Incidents, LedgerThread, Limits, Moment, Place, Sources};
 use crate::lifecycle::Shutdown;
 use crate::load::Samples;
@@ -69,6 +71,10 @@ pub struct Appliance {
     pub kernel_check: Totals,
     /// Each worker's counters, in the order of the configuration.
     pub counters: Vec<Arc<WorkerCounters>>,
+    /// What workers observe of packets while somebody traces or captures: one at a time.
+    pub observations: Mutex<Observations>,
+    /// What tells services' packets from others.
+    pub classifier: Classifier,
     /// The same as they were in the last seconds.
     pub samples: Samples,
     /// The uplink's and the host port's DPDK ports.
@@ -79,6 +85,8 @@ pub struct Appliance {
     pub dht: Handle,
     /// What bursts of strays did to sessions.
     pub incidents: Incidents,
+    /// Whether the server takes traffic.
+    pub health: Arc<Health>,
     /// What the control socket counts.
     pub control: Arc<ControlCounters>,
     /// When it started.
@@ -128,6 +136,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         (0..workers).map(|_| stray_reports(STRAY_REPORTS)).unzip();
 
     let counters: Vec<_> = (0..workers).map(|_| Arc::default()).collect();
+    let (observers, observations) = Observations::of_workers(workers);
     let started = Instant::now();
     let appliance = Arc::new(Appliance {
         table: Arc::clone(&shared.table),
@@ -135,9 +144,12 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         kernel_check: Totals::default(),
         samples: Samples::start(&counters, started),
         counters,
+        observations: Mutex::new(observations),
+        classifier: shared.settings.classifier.clone(),
         ports,
         dht: core.handle(),
         incidents: incidents(&config, &shared, tsc_clock),
+        health: Arc::new(Health::new(&config, started)),
         control: Arc::default(),
         started,
         clock: tsc_clock,
@@ -147,13 +159,16 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     let mut threads = Threads {
         dht: spawn("dht", move || core.run(core_ends))?,
         workers: Vec::new(),
+        health: None,
         kernel_check: None,
         ledger: None,
         stop: Arc::default(),
     };
-    let ends = worker_ends.into_iter().zip(reporters).collect();
+    let told = reporters.into_iter().zip(observers);
+    let ends = worker_ends.into_iter().zip(told).collect();
     let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, ends)
         .and_then(|()| start_ledger(&mut threads, &appliance, reports))
+        .and_then(|()| start_health(&mut threads, &appliance))
         .and_then(|()| start_kernel_check(&mut threads, &appliance, &shared, check_end))
         .and_then(|()| serve(&appliance, &threads, shutdown));
     info!("stopping");
@@ -165,6 +180,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
 struct Threads {
     dht: JoinHandle<Result<(), holdfast_dht::Error>>,
     workers: Vec<JoinHandle<anyhow::Result<()>>>,
+    health: Option<HealthThread>,
     kernel_check: Option<CheckThread>,
     ledger: Option<LedgerThread>,
     /// Ends the workers.
@@ -176,6 +192,7 @@ impl Threads {
     /// the workers carry that from the host port to the network.
     fn stop(self, dht: &Handle) -> anyhow::Result<()> {
         dht.stop();
+        drop(self.health);
         if let Some(check) = self.kernel_check {
             check.stop();
         }
@@ -207,10 +224,10 @@ fn start_workers(
     appliance: &Appliance,
     shared: &Shared,
     queues: Vec<QueuePairs>,
-    ends: Vec<(WorkerEnd, StrayReporter)>,
+    ends: Vec<(WorkerEnd, (StrayReporter, Observer))>,
 ) -> anyhow::Result<()> {
     let count = ends.len();
-    for (index, (queues, (end, reporter))) in queues.into_iter().zip(ends).enumerate() {
+    for (index, (queues, (end, (reporter, observer)))) in queues.into_iter().zip(ends).enumerate() {
         let (shared, place) = (shared.clone(), (index, count));
         let counters = Arc::clone(&appliance.counters[index]);
         let worker = match (queues.host_port, &appliance.ports.switch) {
@@ -221,12 +238,21 @@ fn start_workers(
             }
             (None, None) => bail!("worker {index} has no way to the host"),
         };
-        let worker = worker.reporting_to(reporter);
+        let mut worker = worker.reporting_to(reporter);
+        worker.set_observer(observer);
         let (eal, stop, clock) = (eal.clone(), Arc::clone(&threads.stop), appliance.clock);
         let cpu = appliance.config.workers.cores[index];
         let run = move || work(&eal, cpu, worker, clock, &stop);
         threads.workers.push(spawn(&format!("worker {index}"), run)?);
     }
+    Ok(())
+}
+
+fn start_health(threads: &mut Threads, appliance: &Arc<Appliance>) -> anyhow::Result<()> {
+    let (health, server) = (Arc::clone(&appliance.health), Arc::clone(appliance));
+    let restart_within = appliance.config.dht.restart_within;
+    let thread = HealthThread::start(health, server, restart_within);
+    threads.health = Some(thread.context("starting the health checks")?);
     Ok(())
 }
 
@@ -374,6 +400,9 @@ fn supervise(
         }
         if threads.ledger.as_ref().is_some_and(LedgerThread::is_finished) {
             bail!("the ledger ended by itself");
+        }
+        if threads.health.as_ref().is_some_and(HealthThread::is_finished) {
+            bail!("the health checks ended by themselves");
         }
     }
     Ok(())
@@ -526,11 +555,11 @@ fn adopt_kernel_sessions(
     shared: &Shared,
     core: WorkerEnd,
     stop: Arc<AtomicBool>,
-) -> KernelCheck<KernelSockets> {
+) -> KernelCheck<WithoutOwn<KernelSockets>> {
     let (table, clock) = (Arc::clone(&shared.table), Arc::clone(&shared.clock));
     let comparison = Comparison::new(table, clock, core, &timeouts(&appliance.config));
     let totals = appliance.kernel_check.clone();
-    let kernel = KernelSockets::new(stop);
+    let kernel = WithoutOwn(KernelSockets::new(stop));
     let mut check = KernelCheck::new(comparison, kernel, appliance.clock, totals);
     if let Some(Findings { learnt, table_full, .. }) = check.check() {
         info!(adopted = learnt, "the kernel's sessions are known");

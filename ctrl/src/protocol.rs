@@ -6,9 +6,11 @@
 
 mod config;
 mod explain;
+mod health;
 mod incidents;
 mod limits;
 mod lookups;
+mod packets;
 mod peers;
 mod routing;
 pub mod schema;
@@ -29,9 +31,11 @@ use thiserror::Error;
 
 pub use config::*;
 pub use explain::*;
+pub use health::*;
 pub use incidents::*;
 pub use limits::*;
 pub use lookups::*;
+pub use packets::*;
 pub use peers::*;
 pub use routing::*;
 pub use sessions::*;
@@ -65,8 +69,13 @@ pub const COMMANDS: &[(&str, Access)] = &[
     ("sessions_watch", Access::Read),
     ("explain", Access::Read),
     ("lookup", Access::Read),
-    ("list_incidents", Access::Read),
-    ("get_incident", Access::Read),
+    ("incidents_list", Access::Read),
+    ("incidents_show", Access::Read),
+    ("show_health", Access::Read),
+    ("drain", Access::Change),
+    ("undrain", Access::Change),
+    ("trace", Access::Read),
+    ("capture", Access::Change),
 ];
 
 /// Who may give a command.
@@ -74,7 +83,7 @@ pub const COMMANDS: &[(&str, Access)] = &[
 pub enum Access {
     /// It only reads: whoever may open the socket.
     Read,
-    /// It changes something: root and the daemon's own user.
+    /// It changes something, or shows what clients send: root and the daemon's own user.
     Change,
 }
 
@@ -170,15 +179,62 @@ pub enum Request {
         flow: FlowKey,
     },
     /// What bursts of strays did to sessions. Answered by [`IncidentsReply`].
-    ListIncidents {
+    IncidentsList {
         /// Most entries to list, 1 to [`LIMIT_MAX`].
         #[serde(default)]
         limit: Limit,
     },
     /// All of one of them. Answered by [`Incident`].
-    GetIncident {
+    IncidentsShow {
         /// Its id.
         id: u64,
+    },
+    /// Checks, prefixes and drain. Answered by [`HealthReply`].
+    ShowHealth {},
+    /// Takes the server out of traffic. Answered by [`HealthReply`], before it is.
+    Drain {
+        /// How long sessions may go on.
+        #[serde(default, rename = "timeout_ms")]
+        timeout: DrainTimeout,
+        /// How new sessions are sent elsewhere.
+        #[serde(default)]
+        mode: DrainMode,
+        /// Whether the order outlives the daemon.
+        #[serde(default)]
+        persist: bool,
+    },
+    /// Takes the order to drain back. Answered by [`HealthReply`].
+    Undrain {},
+    /// What becomes of every packet of a flow. Answered by a stream of [`PacketItem`]s.
+    Trace {
+        /// The flow.
+        #[serde(with = "flow_text")]
+        #[schemars(with = "String")]
+        flow: FlowKey,
+        /// How long.
+        #[serde(default = "packets::packets_time")]
+        for_ms: StreamTime,
+        /// Most packets.
+        #[serde(default = "packets::trace_count")]
+        count: StreamCount,
+    },
+    /// Packets with their frames. Answered by a stream of [`PacketItem`]s.
+    Capture {
+        /// Which packets.
+        #[serde(default)]
+        filter: CaptureFilter,
+        /// Bytes of each frame.
+        #[serde(default)]
+        snaplen: Snaplen,
+        /// Most bytes of frames in all.
+        #[serde(default)]
+        bytes: CaptureBytes,
+        /// How long.
+        #[serde(default = "packets::packets_time")]
+        for_ms: StreamTime,
+        /// Most packets.
+        #[serde(default = "packets::capture_count")]
+        count: StreamCount,
     },
 }
 
@@ -202,8 +258,13 @@ impl Request {
             Request::SessionsWatch { .. } => "sessions_watch",
             Request::Explain { .. } => "explain",
             Request::Lookup { .. } => "lookup",
-            Request::ListIncidents { .. } => "list_incidents",
-            Request::GetIncident { .. } => "get_incident",
+            Request::IncidentsList { .. } => "incidents_list",
+            Request::IncidentsShow { .. } => "incidents_show",
+            Request::ShowHealth {} => "show_health",
+            Request::Drain { .. } => "drain",
+            Request::Undrain {} => "undrain",
+            Request::Trace { .. } => "trace",
+            Request::Capture { .. } => "capture",
         }
     }
 
@@ -231,9 +292,9 @@ pub enum Reply {
     Version(VersionReply),
     /// To [`Request::Lookup`].
     Lookup(LookupReply),
-    /// To [`Request::ListIncidents`].
+    /// To [`Request::IncidentsList`].
     Incidents(IncidentsReply),
-    /// To [`Request::GetIncident`].
+    /// To [`Request::IncidentsShow`].
     Incident(Box<Incident>),
     /// To [`Request::ShowRouting`].
     Routing(RoutingReply),
@@ -251,6 +312,8 @@ pub enum Reply {
     SessionsDelete(SessionsDeleteReply),
     /// To [`Request::Explain`].
     Explain(Box<ExplainReply>),
+    /// To [`Request::ShowHealth`], [`Request::Drain`] and [`Request::Undrain`].
+    Health(Box<HealthReply>),
     /// The last line of a stream.
     Stream(StreamReply),
 }

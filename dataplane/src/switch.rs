@@ -361,13 +361,9 @@ impl<H: Port> HostPort<H> {
         frames: &mut ArrayVec<H::Frame, N>,
         uplink: &mut impl Port<Frame = H::Frame>,
     ) {
-        use crate::frame::Frame;
         match self {
             HostPort::Port(port) => port.transmit(frames),
-            HostPort::Switch(switch) => {
-                frames.iter_mut().for_each(|frame| switch.address(frame.data_mut()));
-                uplink.transmit(frames);
-            }
+            HostPort::Switch(_) => uplink.transmit(frames),
         }
     }
 }

@@ -4,9 +4,11 @@
 
 mod config;
 mod explain;
+mod health;
 mod incidents;
 mod limits;
 mod lookups;
+mod packets;
 mod peers;
 mod routing;
 mod sessions;
@@ -70,8 +72,20 @@ impl Commands {
             }
             Request::Explain { flow } => Reply::Explain(Box::new(self.explain(flow)?)),
             Request::Lookup { flow } => Reply::Lookup(self.lookup(flow)?),
-            Request::ListIncidents { limit } => Reply::Incidents(self.incidents(limit.get())),
-            Request::GetIncident { id } => Reply::Incident(self.incident(id)?),
+            Request::IncidentsList { limit } => Reply::Incidents(self.incidents(limit.get())),
+            Request::IncidentsShow { id } => Reply::Incident(self.incident(id)?),
+            Request::ShowHealth {} => Reply::Health(Box::new(self.health())),
+            Request::Drain { timeout, mode, persist } => {
+                Reply::Health(Box::new(self.drain(timeout, mode, persist)?))
+            }
+            Request::Undrain {} => Reply::Health(Box::new(self.undrain()?)),
+            Request::Trace { flow, for_ms: time, count } => {
+                Reply::Stream(self.trace(flow, StreamBounds { time, count }, stream)?)
+            }
+            Request::Capture { filter, snaplen, bytes, for_ms: time, count } => {
+                let bounds = StreamBounds { time, count };
+                Reply::Stream(self.capture(&filter, snaplen, bytes, bounds, stream)?)
+            }
         })
     }
 

@@ -3,9 +3,11 @@
 
 mod config;
 mod explain;
+mod health;
 mod incidents;
 mod limits;
 mod lookups;
+mod packets;
 mod peers;
 mod routing;
 mod sessions;
@@ -18,9 +20,11 @@ use humantime_serde::re::humantime::format_rfc3339_millis;
 
 pub use config::config;
 pub use explain::explain;
+pub use health::{drained, draining, health};
 pub use incidents::{incident, incidents};
 pub use limits::limits;
 pub use lookups::{lookup, lookups};
+pub use packets::{CaptureReport, end_of_capture, packet, packet_comment, packets_head};
 pub use peers::peers;
 pub use routing::routing;
 pub use sessions::{session, session_change, sessions, sessions_count, sessions_delete};
@@ -131,9 +135,15 @@ fn wrapped(head: &str, text: &str) -> String {
 /// A line that says how a stream ended.
 #[must_use]
 pub fn stream_end(reply: &StreamReply) -> String {
+    format!("{} shown{}\n", reply.items, ended(reply))
+}
+
+/// What was missed of a stream, and why it ended.
+fn ended(reply: &StreamReply) -> String {
     let why = match reply.ended {
         StreamEnd::Done => "there are no more",
         StreamEnd::Count => "as many as were asked for",
+        StreamEnd::Bytes => "as many bytes as were asked for",
         StreamEnd::Time => "the time is over",
         StreamEnd::Stopped => "the daemon stops",
         StreamEnd::Lost => "the connection is lost",
@@ -142,7 +152,7 @@ pub fn stream_end(reply: &StreamReply) -> String {
         0 => String::new(),
         missed => format!(", {missed} missed"),
     };
-    format!("{} shown{missed}: {why}\n", reply.items)
+    format!("{missed}: {why}")
 }
 
 /// A line in place of items that were missed.

@@ -234,7 +234,7 @@ const TIGHT: u32 = 16;
 const NO_HEADROOM: u32 = 32;
 const JUMBO: u32 = 64;
 const INBOUND_ONLY: u32 = 128;
-const SWITCHED: u32 = 256;
+const SWITCHED: u32 = 512;
 
 // --- the captures ---------------------------------------------------------------------------
 
