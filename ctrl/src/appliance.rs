@@ -371,7 +371,7 @@ fn settle(appliance: &Appliance) {
 }
 
 /// Waits for the end; meanwhile passes the uplink's carrier on, samples what the workers do and
-/// feeds the service manager's watchdog. An error when a thread ended before.
+/// feeds the service manager's watchdog. An error when a thread ended before, or a device is lost.
 fn supervise(
     appliance: &Appliance,
     shutdown: &Shutdown,
@@ -383,10 +383,11 @@ fn supervise(
     let names = names.chain(["the DHT core".to_owned()]);
     let mut watch = Watch::start(names, systemd::watchdog(), Instant::now());
     while !shutdown.wait(SUPERVISION) {
-        if let Some(Err(error)) = carrier.as_mut().map(CarrierRelay::relay) {
+        let now = Instant::now();
+        let is_up = appliance.ports.look(now)?;
+        if let Some(Err(error)) = carrier.as_mut().map(|carrier| carrier.relay(is_up)) {
             warn!("{error:#}");
         }
-        let now = Instant::now();
         appliance.samples.take(&appliance.counters, now);
         watch.look(appliance.turns(), now, || appliance.status());
         if threads.workers.iter().any(JoinHandle::is_finished) {
@@ -461,6 +462,7 @@ fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<S
         },
         members: config.cluster.members.clone(),
         uplink_mtu: ports.uplink_mtu()?,
+        host_mtu: ports.host_mtu()?,
         half_open_max: config.sessions.half_open_max as u64,
         inbound_only: config.host_port.inbound_only,
         parking: ParkingLimits {

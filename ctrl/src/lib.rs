@@ -38,4 +38,5 @@ pub mod socket;
 #[cfg(feature = "daemon")]
 pub mod systemd;
 #[cfg(feature = "daemon")]
+pub mod uplink;
 pub mod watchdog;

@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use crate::admission::{Admission, AdmissionLimits, Refusal, TokenBucket, source_prefix};
 use crate::capture::{Observer, Origin};
 use crate::classify::{self, Classifier, FromHost, FromUplink, Inside, Segment};
-use crate::encap::{self, EncapError, Tunnel};
+use crate::encap::{self, EncapError, LINK_HEADER_MAX, Tunnel};
 use crate::fragments::{Fragments, LIMITS};
 use crate::frame::Frame;
 use crate::idle::{Idle, IdleStrategy};
@@ -98,6 +98,8 @@ pub struct Settings {
     pub members: Vec<IpNet>,
     /// The uplink's MTU: bytes of IP packet in a frame.
     pub uplink_mtu: usize,
+    /// The same of the way to the host: a driver may refuse a longer frame for ever.
+    pub host_mtu: usize,
     /// Half-open sessions that are published; those above wait for their handshake (R3).
     /// Inbound-only, those that are kept at all.
     pub half_open_max: u64,
@@ -836,9 +838,15 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 superseded |= 1 << index;
             }
         }
+        let longest = self.shared.settings.uplink_mtu + LINK_HEADER_MAX;
         for (index, frame) in burst.drain(..).enumerate() {
-            if superseded & (1 << index) == 0 {
+            if superseded & (1 << index) != 0 {
+                continue;
+            }
+            if frame.data().len() <= longest {
                 self.send_uplink(frame);
+            } else {
+                self.count(Counter::UplinkTooBig);
             }
         }
     }
@@ -1367,6 +1375,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn send_host(&mut self, mut frame: U::Frame) {
         if let HostPort::Switch(switch) = &self.host {
             switch.address(frame.data_mut());
+        }
+        if frame.data().len() > self.shared.settings.host_mtu + LINK_HEADER_MAX {
+            return self.count(Counter::HostTooBig);
         }
         if self.to_host.is_full() {
             self.flush();

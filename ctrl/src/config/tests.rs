@@ -445,6 +445,31 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ),
     ("[uplink]", "[uplink]\npromiscuous = 1", "uplink.promiscuous = 1: expected true or false"),
     (
+        "\"eth1\"",
+        "\"0000:3b:02.0\"\nmtu = 1279",
+        "c.toml:7:7: uplink.mtu = 1279: expected a whole number from 1280 to 9702",
+    ),
+    (
+        "\"eth1\"",
+        "\"eth1\"\nmtu = 9000",
+        "c.toml:7:7: uplink.mtu = 9000: eth1 has its own: ip link set eth1 mtu 9000",
+    ),
+    (
+        "\"eth1\"",
+        "\"tap:wire0\"\nmtu = 9000",
+        "c.toml:7:7: uplink.mtu = 9000: expected 1500, which is what the TAP wire0 takes",
+    ),
+    (
+        "\"eth1\"",
+        "\"0000:3b:02.0\"\nmtu = 2023\n[host_port]\ndevice = \"eth1\"",
+        "c.toml:7:7: uplink.mtu = 2023: expected at most 2022: the host port eth1 is AF_XDP's",
+    ),
+    (
+        "\"eth1\"",
+        "\"0000:3b:02.0\"\nmtu = 9000\n[dpdk]\nmemory_mib = 74",
+        "c.toml:9:14: dpdk.memory_mib = 74: expected at least 75, what the mbufs of all workers take",
+    ),
+    (
         "[uplink]",
         "[uplink]\nrx_descriptors = 1000",
         "uplink.rx_descriptors = 1000: expected a power of two",
@@ -593,7 +618,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "",
         "[host_port]\ndevice = \"eth2\"\nmac = \"02:00:00:00:00:01\"",
-        "host_port.mac = \"02:00:00:00:00:01\": expected only with a device \"tap:NAME\" or \"switch\"",
+        "host_port.mac = \"02:00:00:00:00:01\": expected only with a device \"tap:NAME\", \"vhost:NAME\" or \"switch\"",
     ),
     ("\"eth1\"", "\"switch\"", "c.toml:6:10: uplink.device = \"switch\": expected a PCI address"),
     (

@@ -206,6 +206,12 @@ impl World {
         is_service.then(|| FlowKey::tcp(client, service))?
     }
 
+    /// The way to the host takes packets of so many bytes.
+    #[must_use]
+    pub fn host_mtu(&self) -> usize {
+        if self.is_tight { 1280 } else { self.mtu() }
+    }
+
     /// Packets that may be parked.
     #[must_use]
     pub fn parked_max(&self) -> usize {
@@ -263,6 +269,7 @@ impl World {
             },
             members: vec![net(self.locator(), if self.is_v6 { 64 } else { 24 })],
             uplink_mtu: self.mtu(),
+            host_mtu: self.host_mtu(),
             half_open_max: if self.is_tight { 2 } else { 16 },
             inbound_only: self.is_inbound_only,
             parking: ParkingLimits {

@@ -368,6 +368,7 @@ pub fn settings(net: &Net, half_open_max: u64) -> Settings {
         },
         members: vec![member(net.me)],
         uplink_mtu: 1500,
+        host_mtu: 1500,
         half_open_max,
         inbound_only: false,
         parking: ParkingLimits {

@@ -285,6 +285,7 @@ pub fn shared(table: &Ours, tunnel: Tunnel, family: Family) -> Result<Shared> {
         },
         members: vec!["10.0.0.0/24".parse()?, "fd00::/64".parse()?],
         uplink_mtu: 1500,
+        host_mtu: 1500,
         half_open_max: 1 << 20,
         inbound_only: false,
         parking: ParkingLimits {
