@@ -3,6 +3,7 @@
 //! together. `docs/guide/configuration.md` documents every key.
 
 mod announce;
+mod changes;
 mod check;
 mod device;
 mod insight;
@@ -19,6 +20,7 @@ use humantime_serde::re::humantime::format_duration;
 use ipnet::IpNet;
 
 pub use announce::{Announce, Announcer, Lines};
+pub use changes::{RELOADED, is_reloaded};
 pub use check::{CHECKS_MAX, Check, CheckKind};
 pub use device::{Device, DeviceError, MacAddress, MacAddressError};
 pub use insight::{Incidents, Metrics};

@@ -33,6 +33,8 @@ pub mod pcapng;
 #[cfg(feature = "daemon")]
 pub mod ports;
 pub mod protocol;
+#[cfg(feature = "daemon")]
+pub mod reload;
 pub mod show;
 pub mod socket;
 #[cfg(feature = "daemon")]

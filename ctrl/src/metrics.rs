@@ -24,7 +24,7 @@ use crate::appliance::Appliance;
 use crate::commands::Commands;
 use crate::protocol::{
     CheckReport, ControlStats, Counters, Distribution, HealthStats, IncidentStats, LimitEntry,
-    LossReason, PortStats, SessionCounts, StatsReply,
+    LossReason, PortStats, ReloadStats, SessionCounts, StatsReply,
 };
 
 /// The form that metrics are written in.
@@ -132,6 +132,7 @@ impl Collector for Snapshot {
         incidents(&mut to, &stats.incidents)?;
         control(&mut to, &stats.control)?;
         limits(&mut to, &self.limits)?;
+        reload(&mut to, &stats.reload)?;
         self.http.write(&mut to)
     }
 }
@@ -321,6 +322,15 @@ fn limits(to: &mut Writer<'_>, limits: &[LimitEntry]) -> fmt::Result {
     to.gauge("limit_used", help::LIMIT_USED, None, used)?;
     let hits = limits.iter().map(|limit| (labels(limit), limit.hits));
     to.counter("limit_hits", help::LIMIT_HITS, None, hits)
+}
+
+fn reload(to: &mut Writer<'_>, stats: &ReloadStats) -> fmt::Result {
+    for (name, value) in &stats.counters {
+        let help = help::of(help::RELOAD, name);
+        to.counter(&format!("reload_{name}"), help, None, [(vec![], *value)])?;
+    }
+    let waits = stats.gauges.get("unconfirmed_ms").is_some_and(|left_ms| *left_ms > 0);
+    to.gauge("reload_unconfirmed", help::UNCONFIRMED, None, [(vec![], u64::from(waits))])
 }
 
 /// Writes families of metrics.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use holdfast_dataplane::port::DpdkPort;
 use holdfast_dataplane::switch::Switch;
+use holdfast_dataplane::worker::PortLimits;
 use holdfast_dpdk::{self as dpdk, Eal, HeldTap, Mempool, MempoolConfig, Port, PortConfig};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tracing::{info, warn};
@@ -182,15 +183,18 @@ impl Ports {
         Ok(self.link.look(&self.uplink, now))
     }
 
-    /// Bytes of IP packet that the way to the host takes.
+    /// What they carry.
     ///
     /// # Errors
     /// When the kernel does not say.
-    pub fn host_mtu(&self) -> anyhow::Result<usize> {
-        match self.host_port.iter().map(|port| port.info().mtu).min() {
-            Some(smallest) => Ok(smallest.into()),
-            None => self.uplink_mtu(),
-        }
+    pub fn limits(&self) -> anyhow::Result<PortLimits> {
+        let uplink_mtu = self.uplink_mtu()?;
+        let host_mtu = self.host_port.iter().map(|port| port.info().mtu).min();
+        Ok(PortLimits {
+            uplink_mtu,
+            // Behind the NIC's switch it is the uplink's.
+            host_mtu: host_mtu.map_or(uplink_mtu, usize::from),
+        })
     }
 
     /// Bytes of IP packet that the uplink takes. Of an AF_XDP interface the kernel knows, not
@@ -198,7 +202,7 @@ impl Ports {
     ///
     /// # Errors
     /// When the kernel does not say.
-    pub fn uplink_mtu(&self) -> anyhow::Result<usize> {
+    fn uplink_mtu(&self) -> anyhow::Result<usize> {
         match &self.uplink_interface {
             Some(interface) => {
                 let path = interface.join("mtu");

@@ -120,6 +120,7 @@ counters! {
     RstWithheld "rst_withheld" "RSTs of the host dropped because what they answer may be of a later session on the flow, or because the client has been told just before (R12)."
     SessionClosed "session_closed" "Sessions withdrawn after FIN both ways or RST, and a linger (R8)."
     SessionExpired "session_expired" "Sessions withdrawn because they were idle or half-open for too long."
+    EntryRetired "entry_retired" "Entries taken out of the table because their service is none any more; the sessions among them are withdrawn."
     HalfOpenOverLimit "half_open_over_limit" "Half-open sessions above the limit: published only when their handshake completes or, inbound-only, not kept (R3)."
     PublishQueued "publish_queued" "Sessions handed to the DHT core to be published."
     PublishDeferred "publish_deferred" "Publications put off because the ring to the DHT core was full; the sweep repeats them."

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dht as dht;
@@ -62,6 +63,7 @@ impl Commands {
             table: table.map(|(name, value)| (name.to_owned(), value)).into(),
             kernel_check: kernel_check.stats(),
             health: self.health_stats(),
+            reload: self.appliance.reload.stats(Instant::now()),
             control: self.control(),
             dht: dht_stats(&dht.stats().map_err(unavailable)?),
             incidents: self.appliance.incidents.stats(),

@@ -153,6 +153,13 @@ pub const CONTROL: &[(&str, &str)] = &[
     ("clients_now", "Clients of the control socket that are being served."),
     ("streams_now", "Streams under way."),
 ];
+pub const RELOAD: &[(&str, &str)] = &[
+    ("applied", "Reloads of the configuration that were applied."),
+    ("refused", "Reloads of which nothing was applied: an error, or a key that needs a restart."),
+    ("confirmed", "Reloads that were to be confirmed, and were."),
+    ("rolled_back", "Reloads that were rolled back, by command or unconfirmed."),
+];
+pub const UNCONFIRMED: &str = "1 while a reload waits for its confirmation.";
 pub const CONTROL_REQUESTS: &str = "Requests at the control socket, by command.";
 
 pub const LIMIT: &str = "How much there can be of what is bounded.";

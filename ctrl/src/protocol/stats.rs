@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Counters, HealthStats, IncidentStats};
+use super::{Counters, HealthStats, IncidentStats, ReloadStats};
 
 /// Who answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -43,6 +43,9 @@ pub struct StatsReply {
     /// Checks of the services, announcing and drain.
     #[serde(default)]
     pub health: HealthStats,
+    /// Reloads of the configuration.
+    #[serde(default)]
+    pub reload: ReloadStats,
     /// The DHT core.
     pub dht: DhtStats,
     /// The control socket.

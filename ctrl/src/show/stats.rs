@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use crate::protocol::{
-    ControlStats, Counters, Distribution, KernelCheckStats, PortStats, StatsReply, VersionReply,
+    ControlStats, Counters, Distribution, KernelCheckStats, PortStats, ReloadStats, StatsReply,
+    VersionReply,
 };
 
 use super::{NONE, Table, micros, millis, or_none};
@@ -50,6 +51,9 @@ pub fn stats(reply: &StatsReply, all: bool) -> String {
     let ControlStats { gauges, counters, requests } = &reply.control;
     text += &numbers(&of_now(gauges), counters, all, &mut hidden);
     text += &numbers(&Counters::new(), requests, all, &mut hidden);
+    text += "\nRELOADS\n";
+    let ReloadStats { gauges, counters } = &reply.reload;
+    text += &numbers(gauges, counters, all, &mut hidden);
     text += "\nDISTRIBUTIONS\n";
     text += &distributions(&reply.dht.distributions);
     if hidden > 0 {
