@@ -23,6 +23,8 @@ pub struct RxQueue {
     port: Arc<PortInner>,
     port_id: u16,
     queue: u16,
+    /// The device takes 802.1Q tags off.
+    strips: bool,
     _not_sync: PhantomData<Cell<()>>,
 }
 
@@ -38,6 +40,8 @@ pub struct TxQueue {
     port: Arc<PortInner>,
     port_id: u16,
     queue: u16,
+    /// The device puts 802.1Q tags in.
+    inserts: bool,
     _not_sync: PhantomData<Cell<()>>,
 }
 
@@ -45,9 +49,9 @@ impl RxQueue {
     /// # Safety
     /// The port is started with more than `queue` receive queues, and no other `RxQueue`
     /// for this one exists.
-    pub(crate) unsafe fn new(port: Arc<PortInner>, queue: u16) -> RxQueue {
+    pub(crate) unsafe fn new(port: Arc<PortInner>, queue: u16, strips: bool) -> RxQueue {
         let port_id = port.id();
-        RxQueue { port, port_id, queue, _not_sync: PhantomData }
+        RxQueue { port, port_id, queue, strips, _not_sync: PhantomData }
     }
 
     /// The queue's number in its port.
@@ -80,6 +84,9 @@ impl RxQueue {
         let received = usize::from(received);
         // SAFETY: the driver wrote `received` ≤ `room` mbufs that are now ours.
         unsafe { burst.set_len(have + received) };
+        if self.strips {
+            burst[have..].iter_mut().for_each(Mbuf::keep_outer_of_two_tags);
+        }
         received
     }
 }
@@ -88,9 +95,9 @@ impl TxQueue {
     /// # Safety
     /// The port is started with more than `queue` transmit queues, and no other `TxQueue`
     /// for this one exists.
-    pub(crate) unsafe fn new(port: Arc<PortInner>, queue: u16) -> TxQueue {
+    pub(crate) unsafe fn new(port: Arc<PortInner>, queue: u16, inserts: bool) -> TxQueue {
         let port_id = port.id();
-        TxQueue { port, port_id, queue, _not_sync: PhantomData }
+        TxQueue { port, port_id, queue, inserts, _not_sync: PhantomData }
     }
 
     /// The queue's number in its port.
@@ -110,6 +117,9 @@ impl TxQueue {
     #[inline]
     pub fn transmit<const N: usize>(&mut self, burst: &mut ArrayVec<Mbuf, N>) -> usize {
         let have = burst.len();
+        if self.port.may_lack_tags() {
+            burst.iter_mut().for_each(|mbuf| mbuf.give_tag_back(self.inserts));
+        }
         let count = u16::try_from(have).unwrap_or(u16::MAX);
         // `Mbuf` is a transparent, never-null pointer to an `rte_mbuf`.
         let array = burst.as_mut_ptr().cast::<*mut sys::rte_mbuf>();
