@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use holdfast_dpdk_sys as sys;
 
@@ -96,6 +97,8 @@ pub(crate) struct PortInner {
     promiscuous: bool,
     /// What the receive queues allocate from.
     pools: Vec<Mempool>,
+    /// Frames that came in several mbufs.
+    scattered: AtomicU64,
     /// What a ring port's queues are made of.
     rings: Option<Arc<Rings>>,
     /// What the device says of itself, from before its start.
@@ -232,6 +235,7 @@ impl Device {
                 attached,
                 promiscuous: false,
                 pools: Vec::new(),
+                scattered: AtomicU64::new(0),
                 rings: None,
                 listener: None,
                 eal: Arc::clone(&eal.inner),
@@ -327,7 +331,7 @@ impl Port {
             rx_bytes: raw.ibytes,
             tx_bytes: raw.obytes,
             rx_missed: raw.imissed,
-            rx_errors: raw.ierrors,
+            rx_errors: raw.ierrors + self.inner.scattered.load(Ordering::Relaxed),
             tx_errors: raw.oerrors,
             rx_no_mbuf: raw.rx_nombuf,
         })
@@ -409,6 +413,18 @@ impl PortInner {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether the driver may deliver a frame in several mbufs that nobody asked it for: virtio does,
+    /// as its buffers can be merged. All others fill one, or drop.
+    pub(crate) fn scatters(&self) -> bool {
+        raw_info(self.id, &self.name).is_ok_and(|raw| text(raw.driver_name).contains("virtio"))
+    }
+
+    pub(crate) fn count_scattered(&self, frames: usize) {
+        if frames > 0 {
+            self.scattered.fetch_add(frames as u64, Ordering::Relaxed);
+        }
     }
 
     /// Whether any port of this process takes tags off.

@@ -213,7 +213,7 @@ pub struct PortStats {
     pub tx_bytes: u64,
     /// Frames the device dropped because no descriptor was free: too slow a worker.
     pub rx_missed: u64,
-    /// Damaged frames received.
+    /// Damaged frames received, and frames that do not fit an mbuf.
     pub rx_errors: u64,
     /// Frames that could not be transmitted.
     pub tx_errors: u64,

@@ -25,6 +25,8 @@ pub struct RxQueue {
     queue: u16,
     /// The device takes 802.1Q tags off.
     strips: bool,
+    /// The driver may deliver a frame in several mbufs, whoever asks for it or not.
+    scatters: bool,
     _not_sync: PhantomData<Cell<()>>,
 }
 
@@ -50,8 +52,8 @@ impl RxQueue {
     /// The port is started with more than `queue` receive queues, and no other `RxQueue`
     /// for this one exists.
     pub(crate) unsafe fn new(port: Arc<PortInner>, queue: u16, strips: bool) -> RxQueue {
-        let port_id = port.id();
-        RxQueue { port, port_id, queue, strips, _not_sync: PhantomData }
+        let (port_id, scatters) = (port.id(), port.scatters());
+        RxQueue { port, port_id, queue, strips, scatters, _not_sync: PhantomData }
     }
 
     /// The queue's number in its port.
@@ -67,7 +69,7 @@ impl RxQueue {
     }
 
     /// Receives what waits, at most what is free in `burst`, and returns how many frames
-    /// were added to it. Vector drivers want room for a multiple of 4 to 32 frames and
+    /// were added to it. A frame that does not fit an mbuf is dropped, and counts as an error. Vector drivers want room for a multiple of 4 to 32 frames and
     /// deliver nothing into less.
     #[inline]
     pub fn receive<const N: usize>(&mut self, burst: &mut ArrayVec<Mbuf, N>) -> usize {
@@ -81,9 +83,14 @@ impl RxQueue {
         // (`port`), and `&mut self` of a type that is neither Sync nor Clone keeps every
         // other thread out of it.
         let received = unsafe { sys::rte_eth_rx_burst(self.port_id, self.queue, free, room) };
-        let received = usize::from(received);
+        let mut received = usize::from(received);
         // SAFETY: the driver wrote `received` ≤ `room` mbufs that are now ours.
         unsafe { burst.set_len(have + received) };
+        if self.scatters {
+            burst.retain(|mbuf| mbuf.is_contiguous());
+            self.port.count_scattered(have + received - burst.len());
+            received = burst.len() - have;
+        }
         if self.strips {
             burst[have..].iter_mut().for_each(Mbuf::keep_outer_of_two_tags);
         }
