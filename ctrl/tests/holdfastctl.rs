@@ -222,7 +222,7 @@ DISTRIBUTIONS
 lookup_time       0      -       -       -      -      -
 setting_time     15  90 µs  312 µs  1.5 ms  2.0 s  2.0 s
 
-11 counters are 0 and not shown; --all shows them.
+12 counters are 0 and not shown; --all shows them.
 ";
     assert_eq!(text, expected, "\n{text}");
 }
