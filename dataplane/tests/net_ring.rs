@@ -248,6 +248,7 @@ fn play_switched(eal: &Eal, pool: &Mempool, net: &Net) {
         clock: Arc::new(Clock::default()),
         closing: Arc::default(),
     };
+    let latest = ArcSwap::new(Arc::clone(&shared.settings));
     let (ours, kernel, router) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 0x4e], [2, 0, 0, 0, 0, 0xaa]);
     let next_hops = [IpAddr::from([10, 1, 0, 11])].into_iter().collect();
     let switch = Switch { ours, kernel, next_hops };
@@ -276,12 +277,13 @@ fn play_switched(eal: &Eal, pool: &Mempool, net: &Net) {
             let (end, core) = rings(16, 64, Arc::clone(&doorbell));
             cores.push(core);
             let (counters, place) = (Arc::clone(&counters[worker]), (worker, usize::from(WORKERS)));
-            let (shared, switch, stop) = (shared.clone(), switch.clone(), &stop);
+            let (shared, switch) = (shared.clone(), switch.clone());
+            let (latest, stop) = (&latest, &stop);
             scope.spawn(move || {
                 let _registration = eal.register_thread().unwrap();
                 let worker: Worker<DpdkPort, DpdkPort> =
                     Worker::through_switch(shared, place, counters, end, uplink, switch);
-                worker.run(clock, stop);
+                worker.run(clock, latest, stop);
             });
         }
         let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
