@@ -40,4 +40,5 @@ pub mod socket;
 #[cfg(feature = "daemon")]
 pub mod systemd;
 #[cfg(feature = "daemon")]
+pub mod uplink;
 pub mod watchdog;
