@@ -38,5 +38,6 @@ pub mod show;
 pub mod socket;
 #[cfg(feature = "daemon")]
 pub mod systemd;
+pub mod top;
 #[cfg(feature = "daemon")]
 pub mod watchdog;

@@ -8,6 +8,7 @@ mod lookup;
 mod reload;
 mod sessions;
 mod show;
+mod top;
 
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
@@ -53,6 +54,7 @@ enum Verb {
     Drain(drain::Drain),
     Undrain(drain::Undrain),
     Reload(reload::Reload),
+    Top(top::Top),
 }
 
 /// The daemon that is asked, and the form in which its answers are printed.
@@ -120,6 +122,7 @@ impl Cli {
             Verb::Drain(drain) => drain.run(daemon),
             Verb::Undrain(undrain) => undrain.run(daemon),
             Verb::Reload(reload) => reload.run(daemon),
+            Verb::Top(top) => top.run(daemon),
         };
         let Err(failure) = outcome else {
             return ExitCode::SUCCESS;
