@@ -2,14 +2,15 @@
 //! socket. Never touches a packet.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use holdfast_dataplane::admission::AdmissionLimits;
+use holdfast_dataplane::capture::{Observations, Observer};
 use holdfast_dataplane::classify::Classifier;
 use holdfast_dataplane::encap;
 use holdfast_dataplane::idle::IdleStrategy;
@@ -75,6 +76,8 @@ pub struct Appliance {
     pub kernel_check: Totals,
     /// Each worker's counters, in the order of the configuration.
     pub counters: Vec<Arc<WorkerCounters>>,
+    /// What workers observe of packets while somebody traces or captures: one at a time.
+    pub observations: Mutex<Observations>,
     /// The same as they were in the last seconds.
     pub samples: Samples,
     /// The uplink's and the host port's DPDK ports.
@@ -142,6 +145,7 @@ pub fn run(
         (0..workers).map(|_| stray_reports(STRAY_REPORTS)).unzip();
 
     let counters: Vec<_> = (0..workers).map(|_| Arc::default()).collect();
+    let (observers, observations) = Observations::of_workers(workers);
     let started = Instant::now();
     let live = Live {
         table: Arc::clone(&shared.table),
@@ -159,6 +163,7 @@ pub fn run(
         kernel_check: Totals::default(),
         samples: Samples::start(&counters, started),
         counters,
+        observations: Mutex::new(observations),
         ports,
         dht: core.handle(),
         incidents: incidents(&config, &shared, tsc_clock),
@@ -177,7 +182,8 @@ pub fn run(
         ledger: None,
         stop: Arc::default(),
     };
-    let ends = worker_ends.into_iter().zip(reporters).collect();
+    let told = reporters.into_iter().zip(observers);
+    let ends = worker_ends.into_iter().zip(told).collect();
     let shared = (&shared, &settings);
     let outcome = start_workers(&mut threads, &eal, &appliance, shared, queues, ends)
         .and_then(|()| start_ledger(&mut threads, &appliance, reports))
@@ -237,11 +243,11 @@ fn start_workers(
     appliance: &Appliance,
     (shared, settings): (&Shared, &Arc<ArcSwap<Settings>>),
     queues: Vec<QueuePairs>,
-    ends: Vec<(WorkerEnd, StrayReporter)>,
+    ends: Vec<(WorkerEnd, (StrayReporter, Observer))>,
 ) -> anyhow::Result<()> {
     let count = ends.len();
-    for (index, (queues, (end, reporter))) in queues.into_iter().zip(ends).enumerate() {
-        let worker = Worker::new(
+    for (index, (queues, (end, (reporter, observer)))) in queues.into_iter().zip(ends).enumerate() {
+        let mut worker = Worker::new(
             shared.clone(),
             (index, count),
             Arc::clone(&appliance.counters[index]),
@@ -250,6 +256,7 @@ fn start_workers(
             queues.host_port,
         )
         .reporting_to(reporter);
+        worker.set_observer(observer);
         let (eal, stop, clock) = (eal.clone(), Arc::clone(&threads.stop), appliance.clock);
         let (cpu, settings) = (appliance.config.workers.cores[index], Arc::clone(settings));
         let run = move || work(&eal, cpu, worker, clock, &settings, &stop);

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use holdfast_dataplane::classify::Classifier;
 use holdfast_dataplane::service::Services;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
@@ -100,6 +101,12 @@ impl Reload {
     #[must_use]
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.lock().config)
+    }
+
+    /// What the workers tell flows by, as of now.
+    #[must_use]
+    pub fn classifier(&self) -> Classifier {
+        self.live.settings.load().classifier.clone()
     }
 
     /// Reads the file and goes by it; with `confirm` only for so long, unless that is confirmed.

@@ -20,6 +20,7 @@ use holdfast_net::{FlowKey, Headers, Packet};
 use ipnet::IpNet;
 
 use crate::admission::{Admission, AdmissionLimits, Refusal, TokenBucket, source_prefix};
+use crate::capture::{Observer, Origin};
 use crate::classify::{self, Classifier, FromHost, FromUplink, Inside, Segment};
 use crate::encap::{self, EncapError, Tunnel};
 use crate::fragments::{Fragments, LIMITS};
@@ -38,6 +39,7 @@ use crate::stats::{Counter, Gauge, WorkerCounters};
 use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
 
+mod capture;
 mod fragments;
 mod strays;
 
@@ -135,6 +137,8 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     to_host: ArrayVec<U::Frame, OUT_MAX>,
     parking: Parking<U::Frame>,
     fragments: Fragments<U::Frame, Fate>,
+    /// Observes packets while somebody traces or captures.
+    observer: Observer,
     admission: Admission,
     sweep: Sweep,
     /// The tunnels to owners, by their numbers, made when they are first used.
@@ -179,6 +183,8 @@ enum Reading {
     Refuse(Counter),
 }
 
+/// Frames that came at once.
+type Burst<U> = ArrayVec<<U as Port>::Frame, BURST>;
 /// Locators of the members that tunnelled some of a burst.
 type Senders = ArrayVec<IpAddr, BURST>;
 
@@ -216,6 +222,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             to_host: ArrayVec::new(),
             parking: Parking::new(shared.settings.parking),
             fragments: Fragments::new(LIMITS),
+            observer: Observer::unread(),
             admission: Admission::new(shared.settings.admission),
             sweep: Sweep::new(&shared.table, index, count),
             tunnels: vec![None; OwnerId::COUNT].into(),
@@ -232,6 +239,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     pub fn reporting_to(mut self, reporter: StrayReporter) -> Worker<U, H> {
         self.reporter = Some(reporter);
         self
+    }
+
+    /// Gives the worker an observer that somebody reads.
+    pub fn set_observer(&mut self, observer: Observer) {
+        self.observer = observer;
     }
 
     /// Turns until `stop` is set. All workers share `clock`, and before each turn look whether
@@ -280,16 +292,26 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         busy
     }
 
-    /// A burst from the network: classify all, ask for the table's lines in groups, then look up,
-    /// decide and act one by one, when memory has answered.
+    /// A burst from the network, if there is one.
     fn poll_uplink(&mut self, now: Now) -> bool {
-        let mut burst = ArrayVec::<_, BURST>::new();
+        let mut burst = Burst::<U>::new();
         self.uplink.receive(&mut burst);
         if burst.is_empty() {
             return false;
         }
         self.counters.add(Counter::UplinkReceived, burst.len() as u64);
+        if self.observer.is_armed() {
+            self.observed(&mut burst, Origin::Uplink, now);
+        } else {
+            self.uplink_burst(&mut burst, now);
+        }
+        true
+    }
 
+    /// A burst from the network's way: classify all, ask for the table's lines in groups, then look up,
+    /// decide and act one by one, when memory has answered.
+    #[inline(always)]
+    fn uplink_burst(&mut self, burst: &mut Burst<U>, now: Now) {
         let mut senders = Senders::new();
         let mut readings = ArrayVec::<Reading, BURST>::new();
         for group in burst.chunks_mut(GROUP) {
@@ -313,7 +335,6 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 Reading::Refuse(counter) => self.count(*counter),
             }
         }
-        true
     }
 
     #[inline(always)]
@@ -757,15 +778,25 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         asked
     }
 
-    /// A burst from the host: it all goes out, and we learn from what services send.
+    /// A burst from the host, if there is one.
     fn poll_host(&mut self, now: Now) -> bool {
-        let mut burst = ArrayVec::<_, BURST>::new();
+        let mut burst = Burst::<U>::new();
         self.host.receive(&mut burst);
         if burst.is_empty() {
             return false;
         }
         self.counters.add(Counter::HostReceived, burst.len() as u64);
+        if self.observer.is_armed() {
+            self.observed(&mut burst, Origin::Host, now);
+        } else {
+            self.host_burst(&mut burst, now);
+        }
+        true
+    }
 
+    /// A burst from the host's way: it all goes out, and we learn from what services send.
+    #[inline(always)]
+    fn host_burst(&mut self, burst: &mut Burst<U>, now: Now) {
         let mut segments = ArrayVec::<_, BURST>::new();
         for (index, frame) in burst.iter_mut().enumerate() {
             let read = self.shared.settings.classifier.read_host(frame.data());
@@ -793,7 +824,6 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 self.send_uplink(frame);
             }
         }
-        true
     }
 
     /// R11: the client's segments are to fit a tunnel, should their session move.
@@ -1108,13 +1138,15 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let (parked, sent_before) = (waiting.frames.len(), self.counters.get(Counter::TunnelSent));
         let mut ends = false;
         for frame in waiting.frames.drain(..) {
+            self.begin_observation(Origin::Waited, &frame, now);
+            let mut first_fragment = None;
             let headers = match self.shared.settings.classifier.read_uplink(frame.data()) {
                 FromUplink::Segment(segment) | FromUplink::IcmpError(segment) => {
                     ends |= segment.flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) != 0;
                     segment.headers
                 }
                 FromUplink::Fragment(fragment) => {
-                    self.settle_released(&fragment, verdict, at, now);
+                    first_fragment = Some(fragment);
                     fragment.headers
                 }
                 _ => {
@@ -1130,7 +1162,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             let arrival = Arrival { at, flags: TcpFlags(0), headers, way: Way::Direct };
             self.act(verdict, frame, &arrival, now);
+            if let Some(fragment) = first_fragment {
+                self.settle_released(&fragment, verdict, at, now);
+            }
         }
+        self.end_observation();
         let sent = self.counters.get(Counter::TunnelSent) - sent_before;
         self.report_released(*flow, &waiting, fate, (parked as u64, sent), now);
         if ends
@@ -1258,7 +1294,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             parking::Due::Expired(flow) => {
                 if let Some(waiting) = self.parking.release(&flow) {
-                    self.counters.add(Counter::ParkExpired, waiting.frames.len() as u64);
+                    for frame in &waiting.frames {
+                        self.begin_observation(Origin::Waited, frame, now);
+                        self.count(Counter::ParkExpired);
+                    }
+                    self.end_observation();
                     self.report_expired(flow, &waiting, now);
                 }
             }

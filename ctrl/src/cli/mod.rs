@@ -1,6 +1,7 @@
 //! The command line of holdfastctl; a file for each group of commands. Never knows more than the
 //! daemon answers.
 
+mod capture;
 mod drain;
 mod explain;
 mod incidents;
@@ -9,6 +10,7 @@ mod reload;
 mod sessions;
 mod show;
 mod top;
+mod trace;
 
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
@@ -53,6 +55,8 @@ enum Verb {
     Explain(explain::Explain),
     Drain(drain::Drain),
     Undrain(drain::Undrain),
+    Trace(trace::Trace),
+    Capture(capture::Capture),
     Reload(reload::Reload),
     Top(top::Top),
 }
@@ -82,6 +86,14 @@ pub enum Failure {
     /// It cannot be printed.
     #[error(transparent)]
     Print(#[from] io::Error),
+    /// A file cannot be written.
+    #[error("cannot write {}: {error}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// The command line asks for what is not done so.
     #[error("{0}")]
     Usage(String),
@@ -99,8 +111,15 @@ impl Failure {
     /// A reader that has seen enough (`| head`) is no failure.
     fn exit_code(&self) -> u8 {
         match self {
-            Failure::Print(error) if error.kind() == ErrorKind::BrokenPipe => 0,
-            Failure::Ask(AskError::Answer(_)) | Failure::Print(_) | Failure::Undrained => 1,
+            Failure::Print(error) | Failure::Write { error, .. }
+                if error.kind() == ErrorKind::BrokenPipe =>
+            {
+                0
+            }
+            Failure::Ask(AskError::Answer(_))
+            | Failure::Print(_)
+            | Failure::Write { .. }
+            | Failure::Undrained => 1,
             Failure::Usage(_) => 2,
             Failure::Ask(AskError::Unreachable { .. }) => 3,
             Failure::SessionsLeft(_) => 4,
@@ -121,6 +140,8 @@ impl Cli {
             Verb::Explain(explain) => explain.run(daemon),
             Verb::Drain(drain) => drain.run(daemon),
             Verb::Undrain(undrain) => undrain.run(daemon),
+            Verb::Trace(trace) => trace.run(daemon),
+            Verb::Capture(capture) => capture.run(daemon),
             Verb::Reload(reload) => reload.run(daemon),
             Verb::Top(top) => top.run(daemon),
         };

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use holdfast_dataplane::capture::{self, Accountant, Observations, Observer, Wanted};
 use holdfast_dataplane::fragments;
 use holdfast_dataplane::frame::{Frame, HEADROOM};
 use holdfast_dataplane::session::expiry::Timeouts;
@@ -109,7 +110,16 @@ struct Foretold {
     before: [u64; OF_OTHERS.len()],
 }
 
-struct Bench {
+/// What is observed of all packets, and said of them.
+struct Watch<'a> {
+    capture: capture::Capture<'a>,
+    accountant: Accountant,
+    /// Packets observed, by where they came from, and those that waited.
+    origins: [u64; 3],
+    missed: u64,
+}
+
+struct Bench<'a> {
     world: World,
     worker: Worker<MemPort, MemPort>,
     core: CoreEnd,
@@ -130,6 +140,7 @@ struct Bench {
     /// Of those, frames that nothing but a full port may drop, from the uplink and from the host.
     dropped_by_ports: [u64; 2],
     sent: [u64; 2],
+    watch: Option<Watch<'a>>,
     /// What the worker asked and was not answered.
     questions: Vec<FlowKey>,
     flows: Vec<FlowKey>,
@@ -148,7 +159,14 @@ struct Bench {
 /// Sends a capture's frames through a worker, and tells what it counted.
 pub fn run(bytes: &[u8]) -> Tally {
     let capture = Capture::read(bytes);
-    let mut bench = Bench::new(World::new(capture.shape));
+    let world = World::new(capture.shape);
+    let (mut observers, mut observations) = Observations::with_rings(1, world.observed_bytes());
+    let mut bench = Bench::new(world);
+    if world.is_observed
+        && let Some(observer) = observers.pop()
+    {
+        bench.observe(observer, &mut observations);
+    }
     let mut before_us = capture.records.first().map_or(0, |record| record.at_us);
     for record in capture.records.iter().take(RECORDS_MAX) {
         if record.at_us > before_us {
@@ -170,8 +188,8 @@ fn order(frame: &[u8]) -> Option<(Order, usize, usize)> {
     is_order.then_some((order, usize::from(which), usize::from(whom)))
 }
 
-impl Bench {
-    fn new(world: World) -> Bench {
+impl<'a> Bench<'a> {
+    fn new(world: World) -> Bench<'a> {
         let doorbell = DOORBELL.with(|(_, doorbell)| Arc::clone(doorbell));
         let (worker_end, core) = rings(world.ring(), world.ring(), doorbell);
         let settings = world.settings();
@@ -210,6 +228,7 @@ impl Bench {
             dropped: 0,
             dropped_by_ports: [0; 2],
             sent: [0; 2],
+            watch: None,
             questions: Vec::new(),
             flows: Vec::new(),
             entered: BTreeSet::new(),
@@ -218,6 +237,35 @@ impl Bench {
             versions: BTreeMap::new(),
             owners: BTreeMap::new(),
         }
+    }
+
+    /// Has everything observed from now on.
+    fn observe(&mut self, observer: Observer, observations: &'a mut Observations) {
+        self.worker.set_observer(observer);
+        self.watch = Some(Watch {
+            capture: observations.start(&Wanted::default()),
+            accountant: Accountant::new(self.world.settings().classifier),
+            origins: [0; 3],
+            missed: 0,
+        });
+    }
+
+    /// Every packet that came was observed once, and something can be said of it.
+    fn check_observations(&mut self) {
+        let Some(Watch { capture, accountant, origins, missed }) = &mut self.watch else {
+            return;
+        };
+        while let Some((_, observation)) = capture.next_observation() {
+            let account = accountant.account(&observation);
+            let is_lost = account.verdict == capture::Verdict::Dropped && account.reason.is_none();
+            assert!(!is_lost, "nobody counted {observation:?}");
+            origins[observation.origin as usize] += 1;
+        }
+        *missed += capture.missed();
+        let [uplink, host, _] = *origins;
+        let came = [Counter::UplinkReceived, Counter::HostReceived].map(|c| self.counters.get(c));
+        let is_all = uplink <= came[0] && host <= came[1];
+        assert!(is_all && uplink + host + *missed >= came[0] + came[1], "{origins:?} of {came:?}");
     }
 
     /// A frame comes from the network, from the host or, as an order, from the core.
@@ -399,6 +447,7 @@ impl Bench {
         let foretold = self.foretell();
         loop {
             self.worker.turn(self.now);
+            self.check_observations();
             self.look(Side::Uplink);
             self.look(Side::Host);
             let left = [&self.uplink, &self.host].map(|port| port.0.borrow().to_worker.len());

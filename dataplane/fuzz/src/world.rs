@@ -40,7 +40,12 @@ pub struct World {
     pub is_jumbo: bool,
     /// Bit 7: what the host sends does not come by.
     pub is_inbound_only: bool,
+    /// Bit 8: somebody captures everything.
+    pub is_observed: bool,
 }
+
+/// The bit of [`World::is_observed`].
+pub const OBSERVED_BIT: u32 = 8;
 
 /// The source address of frames that the host sends. All others but the core's come from the
 /// uplink.
@@ -138,6 +143,7 @@ impl World {
             is_without_headroom: bit(5),
             is_jumbo: bit(6),
             is_inbound_only: bit(7),
+            is_observed: bit(OBSERVED_BIT),
         }
     }
 
@@ -204,6 +210,17 @@ impl World {
     #[must_use]
     pub fn capacity(&self) -> usize {
         if self.is_tight { 4 } else { 64 }
+    }
+
+    /// Bytes of the ring of what is observed: there is room for what a turn brings, but for tight
+    /// worlds.
+    #[must_use]
+    pub fn observed_bytes(&self) -> usize {
+        match (self.is_observed, self.is_tight) {
+            (false, _) => 0,
+            (true, true) => 4096,
+            (true, false) => 1 << 20,
+        }
     }
 
     /// Messages that each ring to the core takes.
