@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// 2026-04-10 14:03:07 UTC.
 const NOW_US: u64 = 1_775_829_787_000_000;
 
-const GUIDE: &str = include_str!("../../docs/guide/top.md");
+const GUIDE: &str = include_str!("../../docs/commands/top.md");
 
 fn at(us: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_micros(us)

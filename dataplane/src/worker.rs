@@ -525,7 +525,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// R5, R12: whether a flow has been nobody's for a second, as far as is known here. Begins to
+    /// R5, R12: whether a flow has been nobody's for two seconds, as far as is known here. Begins to
     /// count when asked, and anew after `again_ms`.
     fn is_sure(&self, flow: &FlowKey, again_ms: u64, now: Now) -> bool {
         let table = &self.shared.table;
@@ -540,7 +540,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// R5, R12: whether a RST of the host answers a segment of a flow of which nothing has been
-    /// known for less than a second. What comes of it next is looked up again.
+    /// known for less than two seconds. What comes of it next is looked up again.
     #[inline(never)]
     fn is_doubted(&self, at: &Located, now: Now) -> bool {
         let table = &self.shared.table;
