@@ -272,6 +272,7 @@ fn troubled(seconds: u64) -> Round {
         peer("2001:db8:1234:5678:9abc:def0:1234:5679", "away", 22),
     ];
     round.stats.ports[0].link_up = false;
+    round.stats.ports[0].rx_missed = 99 * seconds;
     round.stats.reload =
         ReloadStats { counters: Counters::new(), gauges: counters(&[("unconfirmed_ms", 43_000)]) };
     round.stats.table.insert("local".to_owned(), 999_912);
@@ -338,7 +339,7 @@ fn all_is_on_one_screen() {
     let screen = screen([busy(0), busy(1)]);
     let text = drawn(&screen, 80, 24);
     expect("overview-80x24", &text);
-    assert!(GUIDE.contains(&format!("```text\n{text}```")), "the guide shows it");
+    assert!(GUIDE.contains(&format!("top --once\n{text}```")), "the guide shows it");
     expect("overview-120x40", &drawn(&screen, 120, 40));
     expect("overview-60x15", &drawn(&screen, 60, 15));
 }
@@ -404,7 +405,10 @@ fn sessions_are_listed_with_the_focus_and_long_flows_give_way() {
     expect("sessions-filter-80x24", &drawn(&screen, 80, 24));
     press(&mut screen, "\n");
     let text = drawn(&screen, 80, 24);
-    assert!(text.contains("1-2 of 2 of 41288") && text.contains("/ filter: REDIRECTED"), "{text}");
+    assert!(
+        text.contains("1-2 of 2, 41288 in all") && text.contains("/ filter: REDIRECTED"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -694,7 +698,8 @@ fn what_it_cannot_do_is_said() {
 struct Live {
     process: Child,
     master: File,
-    seen: Arc<Mutex<Vec<u8>>>,
+    /// What is on it.
+    screen: Arc<Mutex<vt100::Parser>>,
     /// The terminal's other end, and how it was.
     slave: File,
     before: Termios,
@@ -719,26 +724,29 @@ impl Live {
             .stderr(end())
             .spawn()
             .unwrap();
-        let seen = Arc::<Mutex<Vec<u8>>>::default();
-        let (mut output, all) = (master.try_clone().unwrap(), Arc::clone(&seen));
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(24, 80, 0)));
+        let (mut output, seen) = (master.try_clone().unwrap(), Arc::clone(&screen));
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(length @ 1..) = output.read(&mut bytes) {
-                all.lock().unwrap().extend_from_slice(&bytes[..length]);
+                seen.lock().unwrap().process(&bytes[..length]);
             }
         });
-        Live { process, master, seen, slave, before }
+        Live { process, master, screen, slave, before }
     }
 
-    /// Waits until this is drawn after all that was seen until now.
+    /// Waits until this is on it.
     fn until(&self, text: &str) {
+        self.until_screen(text, |screen| screen.contents().contains(text));
+    }
+
+    fn until_screen(&self, what: &str, is_so: impl Fn(&vt100::Screen) -> bool) {
         let end = Instant::now() + PATIENCE;
-        while !String::from_utf8_lossy(&self.seen.lock().unwrap()).contains(text) {
-            let seen = String::from_utf8_lossy(&self.seen.lock().unwrap()).into_owned();
-            assert!(Instant::now() < end, "no {text:?} in {seen:?}");
+        while !is_so(self.screen.lock().unwrap().screen()) {
+            let seen = self.screen.lock().unwrap().screen().contents();
+            assert!(Instant::now() < end, "not so: {what}:\n{seen}");
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.seen.lock().unwrap().clear();
     }
 
     fn press(&mut self, keys: &str) {
@@ -747,7 +755,6 @@ impl Live {
 
     /// It ends well, and the terminal is as it was.
     fn ends(mut self) {
-        self.until("\u{1b}[?1049l");
         let end = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.process.try_wait().unwrap() {
@@ -759,6 +766,9 @@ impl Live {
         assert!(status.success(), "{status}");
         let after = tcgetattr(&self.slave).unwrap();
         assert_eq!(after, self.before);
+        self.until_screen("it is as it was", |screen| {
+            !screen.alternate_screen() && !screen.hide_cursor() && screen.contents().is_empty()
+        });
     }
 }
 
@@ -779,7 +789,11 @@ fn on_a_terminal_keys_do_what_they_say_and_q_leaves_it_as_it_was() {
     live.press("?");
     live.until("any key closes this");
     live.press(" ");
-    live.until("core 10");
+    live.until_screen("all but the help", |screen| {
+        let text = screen.contents();
+        text.contains("core 10") && !text.contains("any key") && screen.alternate_screen()
+    });
+    assert!(live.screen.lock().unwrap().screen().contents().starts_with("holdfastd 0.1.0 at"));
     live.press("\t\t");
     live.until("[2001:db8::1]:4242");
     assert!(daemon.sessions_asked() > 0);
@@ -787,7 +801,7 @@ fn on_a_terminal_keys_do_what_they_say_and_q_leaves_it_as_it_was() {
     live.until("only with the focus");
     // The arrow keys' codes begin with that of escape: here is one alone.
     live.press("/dead\r");
-    live.until("filter: dead");
+    live.until("/ filter: dead");
     live.press("\u{1b}");
     live.until("core 3");
     assert_eq!(daemon.clients(), 1);

@@ -61,20 +61,29 @@ fn follow(mut screen: Screen, mut terminal: DefaultTerminal, stop: &AtomicBool) 
     std::thread::Builder::new()
         .name("poll".to_owned())
         .spawn(move || poll(connection, wanted, &orders, &answers))?;
+    let mut drawn: Option<Instant> = None;
     while !stop.load(Ordering::Relaxed) {
-        terminal.draw(|frame| {
-            render(&screen, SystemTime::now(), frame.area(), frame.buffer_mut());
-        })?;
-        if event::poll(TURN)?
-            && let Some(key) = meant(event::read()?)
-            && screen.press(key)
-        {
-            break;
+        // The age of what is shown changes by itself.
+        if drawn.is_none_or(|at| at.elapsed() >= PAUSE) {
+            terminal.draw(|frame| {
+                render(&screen, SystemTime::now(), frame.area(), frame.buffer_mut());
+            })?;
+            drawn = Some(Instant::now());
+        }
+        if event::poll(TURN)? {
+            // Of another size, too, it is drawn anew.
+            drawn = None;
+            if meant(event::read()?).is_some_and(|key| screen.press(key)) {
+                break;
+            }
         }
         match from_poller.try_recv() {
             // What was asked before the pause does not come in it.
             Ok(_) if screen.is_paused => {}
-            Ok(answered) => screen.take(answered),
+            Ok(answered) => {
+                screen.take(answered);
+                drawn = None;
+            }
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => break,
         }

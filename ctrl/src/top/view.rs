@@ -23,18 +23,18 @@ const HEIGHT_AMPLE: u16 = 32;
 const NAME_WIDTH: usize = 11;
 
 const HELP: &str = "\
-q            quit             space, p    pause, go on
-tab, ← →     next table       enter       it alone, or all
-↑ ↓ pgup pgdn home end        its rows
-s            sort it by its next column
-r            the other way round
-/            show the rows with a text in them
-esc          all rows and tables again
+q          quit              space, p  pause, go on
+tab, ← →   next table        enter     it alone, or all
+↑ ↓        its other rows; also page up and down,
+           home and end
+s, r       sort it by its next column; turn it round
+/          show rows with a text in them
+esc        all rows and all tables
 
-Rates are those of the last second, times those of the last
-ten. BUSY is the share of turns that found packets, PER BURST
-packets in such a turn, CYCLES those spent on a packet.
-LOST sessions were reset or dropped.";
+Rates are of the last second, times of the last ten.
+BUSY: share of turns that found packets. PER BURST:
+packets in such a turn. CYCLES: spent on a packet.
+LOST: sessions that were reset or dropped.";
 
 /// A frame as plain text.
 #[must_use]
@@ -199,6 +199,9 @@ fn health(round: &Round) -> Vec<Item> {
         _ => Tone::Uneasy,
     };
     let mut items = vec![(health.state.to_string(), tone)];
+    for port in round.stats.ports.iter().filter(|port| !port.link_up) {
+        items.push((format!("{} DOWN", port.role), Tone::Bad));
+    }
     let is_told = |route: &str| health.prefixes.iter().filter(|p| p.route == route).count();
     let (count, kind) = (health.prefixes.len(), &health.announcer.kind);
     items.push(plain(match kind.as_str() {
@@ -209,9 +212,6 @@ fn health(round: &Round) -> Vec<Item> {
         let left = millis(drain.timeout_ms.saturating_sub(drain.since_ms));
         let text = format!("drain by {}, {left} to go", drain.mode);
         items.push((text, Tone::Uneasy));
-    }
-    for port in round.stats.ports.iter().filter(|port| !port.link_up) {
-        items.push((format!("{} DOWN", port.role), Tone::Bad));
     }
     let left_ms = round.stats.reload.gauges.get("unconfirmed_ms").copied().unwrap_or_default();
     if left_ms > 0 {
@@ -240,20 +240,19 @@ fn packets(screen: &Screen, round: &Round) -> Vec<Item> {
     let dropped = workers.map(|workers| workers.iter().map(|worker| worker.drops).sum::<u64>());
     let by_device = of(|port| port.rx_missed + port.rx_errors + port.rx_no_mbuf + port.tx_errors);
     let bits = |bytes: Option<f64>, name| rate(bytes.map(|bytes| 8.0 * bytes), name);
-    let uneasy = |(text, _): Item, is: bool| (text, if is { Tone::Uneasy } else { Tone::Plain });
-    vec![
-        rate(of(|port| port.rx_packets), "in"),
-        rate(of(|port| port.tx_packets), "out"),
-        rate(total("tunnel_sent"), "tunnelled"),
-        rate(total("tunnel_received"), "from tunnels"),
-        uneasy(
-            rate(dropped.map(|dropped| dropped as f64), "dropped"),
-            dropped.is_some_and(|dropped| dropped > 0),
-        ),
-        uneasy(rate(by_device, "lost by the device"), by_device.is_some_and(|lost| lost > 0.0)),
-        bits(of(|port| port.rx_bytes), "bit/s in"),
-        bits(of(|port| port.tx_bytes), "bit/s out"),
-    ]
+    let mut items =
+        vec![rate(of(|port| port.rx_packets), "in"), rate(of(|port| port.tx_packets), "out")];
+    let (text, _) = rate(dropped.map(|dropped| dropped as f64), "dropped");
+    let is_dropping = dropped.is_some_and(|dropped| dropped > 0);
+    items.push((text, if is_dropping { Tone::Uneasy } else { Tone::Plain }));
+    if by_device.is_some_and(|lost| lost > 0.0) {
+        items.push((rate(by_device, "lost by the device").0, Tone::Uneasy));
+    }
+    items.push(rate(total("tunnel_sent"), "tunnelled"));
+    items.push(rate(total("tunnel_received"), "from tunnels"));
+    items.push(bits(of(|port| port.rx_bytes), "bit/s in"));
+    items.push(bits(of(|port| port.tx_bytes), "bit/s out"));
+    items
 }
 
 fn gauge(gauges: &crate::protocol::Counters, name: &str) -> u64 {
@@ -438,7 +437,7 @@ fn heads(
         let first = if shown == 0 { 0 } else { offset + 1 };
         heads[0] += &format!(" {first}-{} of {count}", offset + shown);
         if all > count as u64 {
-            heads[0] += &format!(" of {all}");
+            heads[0] += &format!(", {all} in all");
         }
     }
     heads
