@@ -215,11 +215,8 @@ pub fn short(number: f64) -> String {
     const UNITS: [(f64, &str); 4] = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
     // What would be rounded up to the unit is of it.
     let Some((unit, name)) = UNITS.into_iter().find(|(unit, _)| number >= unit * 0.9995) else {
-        return if number == 0.0 || number >= 9.95 {
-            format!("{number:.0}")
-        } else {
-            format!("{number:.1}")
-        };
+        let decimals = usize::from(number < 9.95 && number.fract() != 0.0);
+        return format!("{number:.decimals$}");
     };
     let number = number / unit;
     let decimals = if number < 9.995 { 2 } else { usize::from(number < 99.95) };
@@ -356,6 +353,7 @@ mod tests {
         let rows = [
             (0.0, "0"),
             (0.44, "0.4"),
+            (3.0, "3"),
             (9.94, "9.9"),
             (9.95, "10"),
             (312.4, "312"),

@@ -119,7 +119,9 @@ fn head(screen: &Screen, now: SystemTime, width: usize) -> Vec<Line<'static>> {
     );
     let pause = if screen.is_paused { "PAUSED  " } else { "" };
     let when = format!("{pause}{}", clock(round.at));
-    let gap = width.saturating_sub(who.chars().count() + when.chars().count()).max(GAP);
+    let left = width.saturating_sub(when.chars().count());
+    let who = cut(&who, left.saturating_sub(GAP));
+    let gap = left.saturating_sub(who.chars().count());
     let line = Line::from(vec![
         Span::styled(who, BOLD),
         Span::raw(" ".repeat(gap)),
