@@ -39,6 +39,7 @@ pub mod show;
 pub mod socket;
 #[cfg(feature = "daemon")]
 pub mod systemd;
+pub mod top;
 #[cfg(feature = "daemon")]
 pub mod uplink;
 pub mod watchdog;
