@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 
 use arrayvec::ArrayVec;
 use holdfast_dpdk::{
-    Device, Eal, Error, HEADROOM, Mbuf, Mempool, MempoolConfig, Port, PortConfig, RxQueue, TxQueue,
-    ring_pair,
+    Device, Eal, Error, HEADROOM, Mbuf, Mempool, MempoolConfig, Offloads, Port, PortConfig, Refusal,
+    RxQueue, TxQueue, ring_pair,
 };
 
 static EAL: OnceLock<Eal> = OnceLock::new();
@@ -408,6 +408,17 @@ fn a_started_port_tells_how() {
     assert!(!port.link().unwrap().up);
     port.set_link(true).unwrap();
     assert!(port.link().unwrap().up);
+}
+
+#[test]
+fn a_device_that_does_not_tell_of_its_link_says_so() {
+    let pool = pool("no_interrupt", 127);
+    let (device, _far) = ring_pair(eal(), "no_interrupt", 1).unwrap();
+    let config = PortConfig { link_interrupt: true, offloads: true, ..PortConfig::default() };
+    let (port, _rx, _tx) = device.start(&config, &[pool]).unwrap();
+    assert!(port.info().lacks().any(|refusal| *refusal == Refusal::LinkInterrupt));
+    assert_eq!(port.info().offloads, Offloads::default());
+    assert_eq!((port.link_changes(), port.loss()), (0, None));
 }
 
 #[test]
