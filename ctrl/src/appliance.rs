@@ -23,7 +23,7 @@ use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::time::TscClock;
-use holdfast_dataplane::worker::{Settings, Shared, Worker};
+use holdfast_dataplane::worker::{PortLimits, Settings, Shared, Worker};
 use holdfast_dht::{Handle, Keys, Service, auth};
 use holdfast_dpdk::{self as dpdk, Eal};
 use holdfast_handoff::{
@@ -247,15 +247,17 @@ fn start_workers(
 ) -> anyhow::Result<()> {
     let count = ends.len();
     for (index, (queues, (end, (reporter, observer)))) in queues.into_iter().zip(ends).enumerate() {
-        let mut worker = Worker::new(
-            shared.clone(),
-            (index, count),
-            Arc::clone(&appliance.counters[index]),
-            end,
-            queues.uplink,
-            queues.host_port,
-        )
-        .reporting_to(reporter);
+        let (shared, place) = (shared.clone(), (index, count));
+        let counters = Arc::clone(&appliance.counters[index]);
+        let worker = match (queues.host_port, &appliance.ports.switch) {
+            (Some(host), _) => Worker::new(shared, place, counters, end, queues.uplink, host),
+            (None, Some(switch)) => {
+                let switch = switch.clone();
+                Worker::through_switch(shared, place, counters, end, queues.uplink, switch)
+            }
+            (None, None) => bail!("worker {index} has no way to the host"),
+        };
+        let mut worker = worker.reporting_to(reporter);
         worker.set_observer(observer);
         let (eal, stop, clock) = (eal.clone(), Arc::clone(&threads.stop), appliance.clock);
         let (cpu, settings) = (appliance.config.workers.cores[index], Arc::clone(settings));
@@ -389,7 +391,7 @@ fn settle(appliance: &Appliance) {
 
 /// Waits for the end; meanwhile passes the uplink's carrier on, samples what the workers do,
 /// reloads the configuration when that is due and feeds the service manager's watchdog. An error
-/// when a thread ended before.
+/// when a thread ended before, or a device is lost.
 fn supervise(
     appliance: &Appliance,
     shutdown: &Shutdown,
@@ -401,10 +403,11 @@ fn supervise(
     let names = names.chain(["the DHT core".to_owned()]);
     let mut watch = Watch::start(names, systemd::watchdog(), Instant::now());
     while !shutdown.wait(SUPERVISION) {
-        if let Some(Err(error)) = carrier.as_mut().map(CarrierRelay::relay) {
+        let now = Instant::now();
+        let is_up = appliance.ports.look(now)?;
+        if let Some(Err(error)) = carrier.as_mut().map(|carrier| carrier.relay(is_up)) {
             warn!("{error:#}");
         }
-        let now = Instant::now();
         appliance.samples.take(&appliance.counters, now);
         appliance.reload.look(now);
         watch.look(appliance.turns(), now, || appliance.status());
@@ -468,7 +471,7 @@ pub(crate) fn timeouts(config: &Config) -> Timeouts {
 }
 
 /// What the workers are told. `services` are those of `config`.
-pub(crate) fn settings(config: &Config, services: Services, uplink_mtu: usize) -> Settings {
+pub(crate) fn settings(config: &Config, services: Services, ports: PortLimits) -> Settings {
     let microseconds = |duration: Duration| duration.as_micros().try_into().unwrap_or(u64::MAX);
     Settings {
         classifier: Classifier {
@@ -482,7 +485,7 @@ pub(crate) fn settings(config: &Config, services: Services, uplink_mtu: usize) -
             },
         },
         members: config.cluster.members.clone(),
-        uplink_mtu,
+        ports,
         half_open_max: config.sessions.half_open_max as u64,
         inbound_only: config.host_port.inbound_only,
         parking: ParkingLimits {
@@ -507,7 +510,7 @@ pub(crate) fn settings(config: &Config, services: Services, uplink_mtu: usize) -
 
 fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<Shared> {
     let services = Services::new(config.service_sockets())?;
-    let settings = settings(config, services.clone(), ports.uplink_mtu()?);
+    let settings = settings(config, services.clone(), ports.limits()?);
     let hash_key = HashKey(random_words()?);
     let table = SessionTable::new(services, config.sessions.capacity, &timeouts(config), hash_key)
         .context("allocating the session table: lower sessions.capacity")?;

@@ -41,4 +41,5 @@ pub mod socket;
 pub mod systemd;
 pub mod top;
 #[cfg(feature = "daemon")]
+pub mod uplink;
 pub mod watchdog;

@@ -182,7 +182,7 @@ type PortCounter = (&'static str, Option<Unit>, &'static str, fn(&PortStats) -> 
 fn ports(to: &mut Writer<'_>, ports: &[PortStats]) -> fmt::Result {
     let labels =
         |port: &PortStats| vec![("port", port.role.clone()), ("device", port.name.clone())];
-    let counters: [PortCounter; 9] = [
+    let counters: [PortCounter; 10] = [
         ("port_receive_packets", None, help::RX_PACKETS, |port| port.rx_packets),
         ("port_receive", Some(Unit::Bytes), help::RX_BYTES, |port| port.rx_bytes),
         ("port_receive_missed_packets", None, help::RX_MISSED, |port| port.rx_missed),
@@ -191,6 +191,7 @@ fn ports(to: &mut Writer<'_>, ports: &[PortStats]) -> fmt::Result {
         ("port_transmit_packets", None, help::TX_PACKETS, |port| port.tx_packets),
         ("port_transmit", Some(Unit::Bytes), help::TX_BYTES, |port| port.tx_bytes),
         ("port_transmit_errors", None, help::TX_ERRORS, |port| port.tx_errors),
+        ("port_link_downs", None, help::LINK_DOWNS, |port| port.link_downs),
         ("port_link_up", None, help::LINK_UP, |port| port.link_up.into()),
     ];
     for (name, unit, help, value) in counters {

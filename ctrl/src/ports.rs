@@ -3,14 +3,18 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use holdfast_dataplane::port::DpdkPort;
+use holdfast_dataplane::switch::Switch;
+use holdfast_dataplane::worker::PortLimits;
 use holdfast_dpdk::{self as dpdk, Eal, HeldTap, Mempool, MempoolConfig, Port, PortConfig};
 use rustix::thread::{CpuSet, sched_getaffinity};
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::config::{Config, Device, HugePages, MacAddress};
+use crate::config::{Config, Device, HugePages, MacAddress, NEXT_HOPS_MAX};
+use crate::uplink::{self, DeviceLost, Link};
 
 /// The EAL's arguments: ours, then the configuration's own.
 ///
@@ -83,10 +87,14 @@ fn free_huge_pages_mib() -> u64 {
 pub struct Ports {
     /// The uplink.
     pub uplink: Vec<Port>,
-    /// The host port.
+    /// The host port; none when it is behind the NIC's switch.
     pub host_port: Vec<Port>,
+    /// The NIC's switch, when the host is behind it.
+    pub switch: Option<Switch>,
     /// Each worker's packet buffers.
     pub mempools: Vec<Mempool>,
+    /// The uplink's link.
+    pub link: Link,
     uplink_interface: Option<PathBuf>,
 }
 
@@ -95,8 +103,8 @@ pub struct Ports {
 pub struct QueuePairs {
     /// Of the uplink.
     pub uplink: DpdkPort,
-    /// Of the host port.
-    pub host_port: DpdkPort,
+    /// Of the host port; none when it is behind the NIC's switch.
+    pub host_port: Option<DpdkPort>,
 }
 
 impl Ports {
@@ -113,40 +121,82 @@ impl Ports {
             rx_descriptors: config.uplink.rx_descriptors,
             tx_descriptors: config.uplink.tx_descriptors,
             promiscuous: config.uplink.promiscuous,
+            all_multicast: config.host_port.device != Device::Switch,
             ..PortConfig::default()
         };
+        let is_interface = matches!(config.uplink.device, Device::Interface(_));
+        // Of an interface of its own the kernel knows best.
+        let link_interrupt = !is_interface;
+        let mtu = config.uplink.mtu_for(&config.uplink.device);
+        let offloads = config.uplink.offloads;
+        let uplink_config = PortConfig { link_interrupt, mtu, offloads, ..port_config };
         let uplink = &config.uplink.device;
-        let (uplink_ports, uplink_queues) = start(eal, uplink, 0, None, &port_config, &pools)
+        let (uplink_ports, uplink_queues) = start(eal, uplink, 0, None, &uplink_config, &pools)
             .with_context(|| format!("starting the uplink {uplink}"))?;
         let host = &config.host_port.device;
-        let (host_ports, host_queues) =
-            start(eal, host, 1, Some(host_mac(config)), &port_config, &pools)
-                .with_context(|| format!("starting the host port {host}"))?;
+        let (switch, (host_ports, host_queues)) = match host {
+            Device::Switch => (Some(switch(config, &uplink_ports)?), (Vec::new(), Vec::new())),
+            _ => {
+                let mtu = config.uplink.mtu_for(host);
+                let port_config = PortConfig { mtu, ..port_config };
+                let started = start(eal, host, 1, Some(host_mac(config)), &port_config, &pools);
+                (None, started.with_context(|| format!("starting the host port {host}"))?)
+            }
+        };
         for (role, ports) in [("uplink", &uplink_ports), ("host port", &host_ports)] {
-            ports.iter().for_each(|port| info!("{role}: {}", port.info()));
+            for port in ports {
+                info!("{role}: {}", port.info());
+                for refusal in &port.info().refused {
+                    warn!("{role}: {} has {refusal}", port.name());
+                }
+            }
         }
         let uplink_interface = match uplink {
             Device::Interface(name) => Some(interface_path(name)),
             _ => None,
         };
-        let queues = uplink_queues.into_iter().zip(host_queues);
-        let queues = queues.map(|(uplink, host_port)| QueuePairs { uplink, host_port });
+        let mut host_queues = host_queues.into_iter();
+        let queues = uplink_queues.into_iter();
+        let queues = queues.map(|uplink| QueuePairs { uplink, host_port: host_queues.next() });
+        let queues = queues.collect();
         let (uplink, host_port) = (uplink_ports, host_ports);
-        let ports = Ports { uplink, host_port, mempools: pools, uplink_interface };
-        Ok((ports, queues.collect()))
+        let carrier = uplink_interface.as_ref().map(|interface| interface.join("carrier"));
+        let link = Link::new(carrier);
+        link.look(&uplink, Instant::now());
+        let mempools = pools;
+        let ports = Ports { uplink, host_port, switch, mempools, link, uplink_interface };
+        Ok((ports, queues))
     }
 
-    /// Whether the uplink's link is up. Of an AF_XDP interface the kernel knows, not DPDK; one that
-    /// is gone or administratively down is not up.
+    /// Whether the uplink's link is up, as of the last look.
     #[must_use]
     pub fn is_uplink_up(&self) -> bool {
-        match &self.uplink_interface {
-            Some(interface) => {
-                let carrier = std::fs::read_to_string(interface.join("carrier"));
-                carrier.unwrap_or_default().trim() == "1"
-            }
-            None => self.uplink.iter().all(|port| port.link().is_ok_and(|link| link.up)),
-        }
+        self.link.is_up()
+    }
+
+    /// Looks at the uplink's link and at all devices. Returns whether the link is up.
+    ///
+    /// # Errors
+    /// [`DeviceLost`] when a device is.
+    pub fn look(&self, now: Instant) -> Result<bool, DeviceLost> {
+        uplink::is_there("uplink", &self.uplink)?;
+        uplink::is_there("host port", &self.host_port)?;
+        Ok(self.link.look(&self.uplink, now))
+    }
+
+    /// What they carry.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn limits(&self) -> anyhow::Result<PortLimits> {
+        let uplink_mtu = self.uplink_mtu()?;
+        let host_mtu = self.host_port.iter().map(|port| port.info().mtu).min();
+        Ok(PortLimits {
+            uplink_mtu,
+            // Behind the NIC's switch it is the uplink's.
+            host_mtu: host_mtu.map_or(uplink_mtu, usize::from),
+            offloads_checksum: self.uplink.iter().all(|port| port.info().offloads.ipv4_checksum),
+        })
     }
 
     /// Bytes of IP packet that the uplink takes. Of an AF_XDP interface the kernel knows, not
@@ -154,7 +204,7 @@ impl Ports {
     ///
     /// # Errors
     /// When the kernel does not say.
-    pub fn uplink_mtu(&self) -> anyhow::Result<usize> {
+    fn uplink_mtu(&self) -> anyhow::Result<usize> {
         match &self.uplink_interface {
             Some(interface) => {
                 let path = interface.join("mtu");
@@ -170,6 +220,34 @@ impl Ports {
     }
 }
 
+/// The stations that the NIC's switch tells apart. Solicitations for our next hops come to multicast
+/// addresses, which the uplink's function is told to receive.
+fn switch(config: &Config, uplink: &[Port]) -> anyhow::Result<Switch> {
+    let ours = uplink.first().context("there is no uplink")?.info().device.mac;
+    let kernel = config.host_port.mac.context("host_port.mac is missing")?;
+    ensure!(
+        ours.0 != kernel.0,
+        "host_port.mac = \"{kernel}\" is the uplink's own address: expected that of the kernel's \
+         function of the same NIC (ip link)"
+    );
+    let next_hops = config.host_port.next_hops.iter().copied().take(NEXT_HOPS_MAX).collect();
+    let switch = Switch { ours: ours.0, kernel: kernel.0, next_hops };
+    let groups: Vec<_> = switch.groups().into_iter().map(dpdk::MacAddress).collect();
+    if !groups.is_empty() {
+        for port in uplink {
+            let Err(refused) = port.set_multicast(&groups) else { continue };
+            if let Err(all_refused) = port.receive_all_multicast() {
+                warn!(
+                    "{refused}; {all_refused}: Neighbour Solicitations for our next hops may not \
+                     come by, and the fabric not find them"
+                );
+            }
+        }
+    }
+    info!("the host is {kernel} behind the NIC's switch; ours is {ours}");
+    Ok(switch)
+}
+
 /// Holds the TAP that is the host port, apart from the daemon: while that is started again, the TAP
 /// keeps its carrier, and a routing daemon behind it notices nothing. Makes the TAP when it is not
 /// there.
@@ -183,36 +261,29 @@ pub fn hold_host_port(config: &Config) -> anyhow::Result<HeldTap> {
     Ok(HeldTap::hold(name, dpdk::MacAddress(host_mac(config).0))?)
 }
 
-/// Passes the uplink's carrier on to the TAP that is the host port: a routing daemon behind it
+/// Passes the uplink's carrier on to the interface that we make for the host port: a routing daemon behind it
 /// sees a failed link at once, and addresses and routes stay where they are.
 #[derive(Debug)]
 pub struct CarrierRelay {
-    uplink: PathBuf,
     host_port: PathBuf,
     up: bool,
 }
 
 impl CarrierRelay {
-    /// A relay for these devices; `None` when they are not both interfaces of the kernel.
+    /// A relay for this configuration; `None` when its host port is no interface that we make.
     #[must_use]
     pub fn new(config: &Config) -> Option<CarrierRelay> {
-        let (Device::Interface(uplink), Device::Tap { name }) =
-            (&config.uplink.device, &config.host_port.device)
-        else {
+        let (Device::Tap { name } | Device::Vhost { name }) = &config.host_port.device else {
             return None;
         };
-        let carrier = |interface: &str| interface_path(interface).join("carrier");
-        Some(CarrierRelay { uplink: carrier(uplink), host_port: carrier(name), up: true })
+        Some(CarrierRelay { host_port: interface_path(name).join("carrier"), up: true })
     }
 
-    /// Looks, and passes a change on.
+    /// Passes a change on: whether the uplink is up.
     ///
     /// # Errors
-    /// When the kernel does not take the TAP's carrier; said once per change.
-    pub fn relay(&mut self) -> anyhow::Result<()> {
-        // An interface that is gone or administratively down has no readable carrier.
-        let carrier = std::fs::read_to_string(&self.uplink).unwrap_or_default();
-        let up = carrier.trim() == "1";
+    /// When the kernel does not take the interface's carrier; said once per change.
+    pub fn relay(&mut self, up: bool) -> anyhow::Result<()> {
         if up == self.up {
             return Ok(());
         }
@@ -220,10 +291,7 @@ impl CarrierRelay {
         self.up = up;
         std::fs::write(&self.host_port, if up { "1" } else { "0" })
             .with_context(|| format!("writing {}", self.host_port.display()))?;
-        info!(
-            "the uplink's link is {0}, and so is the host port's",
-            if up { "up" } else { "down" }
-        );
+        info!("the host port's carrier is {}, as the uplink's", if up { "up" } else { "down" });
         Ok(())
     }
 }
@@ -232,10 +300,11 @@ impl CarrierRelay {
 /// sends without a copy what lies in its own pool.
 fn mempool(eal: &Eal, config: &Config, worker: u16) -> anyhow::Result<Mempool> {
     let mbufs = config.dpdk.mbufs_per_worker;
-    let pool = MempoolConfig { mbufs, ..MempoolConfig::default() };
+    let data_room = config.uplink.mbuf_room();
+    let pool = MempoolConfig { mbufs, data_room, ..MempoolConfig::default() };
     Mempool::new(eal, &format!("worker{worker}"), &pool).with_context(|| {
         format!(
-            "{mbufs} mbufs for each worker (dpdk.mbufs_per_worker) do not fit {} MiB \
+            "{mbufs} mbufs of {data_room} bytes for each worker (dpdk.mbufs_per_worker) do not fit {} MiB \
              (dpdk.memory_mib)",
             config.dpdk.memory_mib
         )

@@ -331,8 +331,8 @@ impl Reload {
         }
         match table.services().followed_by(config.service_sockets()) {
             Ok(services) if unfit.is_empty() => {
-                let uplink_mtu = settings.load().uplink_mtu;
-                let settings = appliance::settings(config, services.clone(), uplink_mtu);
+                let ports = settings.load().ports;
+                let settings = appliance::settings(config, services.clone(), ports);
                 Ok(Prepared { services, settings, timeouts })
             }
             Ok(_) => Err(unfit),

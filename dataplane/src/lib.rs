@@ -22,6 +22,7 @@ pub mod port;
 pub mod service;
 pub mod session;
 pub mod stats;
+pub mod switch;
 pub mod time;
 pub mod too_big;
 pub mod worker;

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use crate::admission::{Admission, AdmissionLimits, Refusal, TokenBucket, source_prefix};
 use crate::capture::{Observer, Origin};
 use crate::classify::{self, Classifier, FromHost, FromUplink, Inside, Segment};
-use crate::encap::{self, EncapError, Tunnel};
+use crate::encap::{self, EncapError, LINK_HEADER_MAX, Tunnel};
 use crate::fragments::{Fragments, LIMITS};
 use crate::frame::Frame;
 use crate::idle::{Idle, IdleStrategy};
@@ -36,14 +36,18 @@ use crate::session::table::{Entry, Insert, Located, SessionTable};
 use crate::session::word::Kind;
 use crate::session::{Session, State};
 use crate::stats::{Counter, Gauge, WorkerCounters};
+use crate::switch::{HostPort, Switch};
 use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
 
 mod capture;
 mod fragments;
 mod strays;
+mod switch;
 
 use fragments::Fate;
+use switch::NEIGHBOUR_ANSWERS_BURST;
+pub use switch::NEIGHBOUR_ANSWERS_PER_SECOND;
 
 /// Frames that wait to be sent out of one port, at most.
 pub const OUT_MAX: usize = 4 * BURST;
@@ -94,8 +98,8 @@ pub struct Settings {
     /// Prefixes of the members' locators, of our locator's family: who may tunnel to us and be
     /// tunnelled to (R6). May differ.
     pub members: Vec<IpNet>,
-    /// The uplink's MTU: bytes of IP packet in a frame.
-    pub uplink_mtu: usize,
+    /// What the ports carry.
+    pub ports: PortLimits,
     /// Half-open sessions that are published; those above wait for their handshake (R3).
     /// Inbound-only, those that are kept at all. May differ.
     pub half_open_max: u64,
@@ -108,6 +112,17 @@ pub struct Settings {
     pub admission: AdmissionLimits,
     /// What to do when there is nothing to do. May differ.
     pub idle: IdleStrategy,
+}
+
+/// What the ports carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortLimits {
+    /// The uplink's MTU: bytes of IP packet in a frame.
+    pub uplink_mtu: usize,
+    /// The MTU of the way to the host: a driver may refuse a longer frame for ever.
+    pub host_mtu: usize,
+    /// The uplink's device fills in the checksums of outer IPv4 headers.
+    pub offloads_checksum: bool,
 }
 
 /// What workers share.
@@ -132,7 +147,7 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     /// The way to the ledger of incidents, if there is one.
     reporter: Option<StrayReporter>,
     uplink: U,
-    host: H,
+    host: HostPort<H>,
     to_uplink: ArrayVec<U::Frame, OUT_MAX>,
     to_host: ArrayVec<U::Frame, OUT_MAX>,
     parking: Parking<U::Frame>,
@@ -147,6 +162,7 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     dead_owners: ArrayVec<(OwnerId, usize), DEAD_OWNERS_MAX>,
     too_big_answers: TokenBucket,
     not_mine_to_all: TokenBucket,
+    neighbour_answers: TokenBucket,
     housekeeping_next: Now,
 }
 
@@ -202,15 +218,39 @@ enum Verdict {
 }
 
 impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
-    /// Worker `index` of `count`.
+    /// Worker `index` of `count`, with a port to the host.
     #[must_use]
     pub fn new(
+        shared: Shared,
+        place: (usize, usize),
+        counters: Arc<WorkerCounters>,
+        core: WorkerEnd,
+        uplink: U,
+        host: H,
+    ) -> Worker<U, H> {
+        Worker::with_host(shared, place, counters, core, uplink, HostPort::Port(host))
+    }
+
+    /// The same with the host behind the NIC's switch; `shared` says inbound-only then.
+    #[must_use]
+    pub fn through_switch(
+        shared: Shared,
+        place: (usize, usize),
+        counters: Arc<WorkerCounters>,
+        core: WorkerEnd,
+        uplink: U,
+        switch: Switch,
+    ) -> Worker<U, H> {
+        Worker::with_host(shared, place, counters, core, uplink, HostPort::Switch(switch))
+    }
+
+    fn with_host(
         shared: Shared,
         (index, count): (usize, usize),
         counters: Arc<WorkerCounters>,
         core: WorkerEnd,
         uplink: U,
-        host: H,
+        host: HostPort<H>,
     ) -> Worker<U, H> {
         Worker {
             counters,
@@ -229,6 +269,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             dead_owners: ArrayVec::new(),
             too_big_answers: TokenBucket::full(TOO_BIG_BURST),
             not_mine_to_all: TokenBucket::full(NOT_MINE_TO_ALL_BURST),
+            neighbour_answers: TokenBucket::full(NEIGHBOUR_ANSWERS_BURST),
             housekeeping_next: Now::default(),
             shared,
         }
@@ -312,6 +353,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// decide and act one by one, when memory has answered.
     #[inline(always)]
     fn uplink_burst(&mut self, burst: &mut Burst<U>, now: Now) {
+        if matches!(self.host, HostPort::Switch(_)) {
+            self.sort_out(burst, now);
+        }
         let mut senders = Senders::new();
         let mut readings = ArrayVec::<Reading, BURST>::new();
         for group in burst.chunks_mut(GROUP) {
@@ -780,8 +824,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
 
     /// A burst from the host, if there is one.
     fn poll_host(&mut self, now: Now) -> bool {
+        let HostPort::Port(host) = &mut self.host else {
+            return false;
+        };
         let mut burst = Burst::<U>::new();
-        self.host.receive(&mut burst);
+        host.receive(&mut burst);
         if burst.is_empty() {
             return false;
         }
@@ -819,9 +866,15 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 superseded |= 1 << index;
             }
         }
+        let longest = self.shared.settings.ports.uplink_mtu + LINK_HEADER_MAX;
         for (index, frame) in burst.drain(..).enumerate() {
-            if superseded & (1 << index) == 0 {
+            if superseded & (1 << index) != 0 {
+                continue;
+            }
+            if frame.data().len() <= longest {
                 self.send_uplink(frame);
+            } else {
+                self.count(Counter::UplinkTooBig);
             }
         }
     }
@@ -829,11 +882,12 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// R11: the client's segments are to fit a tunnel, should their session move.
     #[inline(never)]
     fn clamp_mss(&self, frame: &mut U::Frame) {
-        let Settings { classifier, uplink_mtu, .. } = &*self.shared.settings;
+        let Settings { classifier, ports, .. } = &*self.shared.settings;
         let Ok(Some(packet)) = Packet::from_ethernet(frame.data()) else {
             return;
         };
-        let limit = mss::limit(&packet.network, *uplink_mtu, self.overhead(classifier.locator));
+        let limit =
+            mss::limit(&packet.network, ports.uplink_mtu, self.overhead(classifier.locator));
         if mss::clamp(frame.data_mut(), &packet, limit) {
             self.count(Counter::MssClamped);
         }
@@ -1353,7 +1407,13 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         self.shared.settings.members.iter().any(|prefix| prefix.contains(&locator))
     }
 
-    fn send_host(&mut self, frame: U::Frame) {
+    fn send_host(&mut self, mut frame: U::Frame) {
+        if let HostPort::Switch(switch) = &self.host {
+            switch.address(frame.data_mut());
+        }
+        if frame.data().len() > self.shared.settings.ports.host_mtu + LINK_HEADER_MAX {
+            return self.count(Counter::HostTooBig);
+        }
         if self.to_host.is_full() {
             self.flush();
         }
@@ -1374,7 +1434,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     #[inline(always)]
     fn send_tunnel(&mut self, mut frame: U::Frame, arrival: &Arrival, owner: OwnerId, now: Now) {
         let Arrival { at, headers, .. } = arrival;
-        let mtu = self.shared.settings.uplink_mtu;
+        let mtu = self.shared.settings.ports.uplink_mtu;
         let Some(tunnel) = self.tunnel(owner) else {
             return self.count(Counter::OwnersFull);
         };
@@ -1392,10 +1452,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn tunnel(&mut self, owner: OwnerId) -> Option<&Tunnel> {
         let place = self.tunnels.get_mut(usize::from(owner.0))?;
         if place.is_none() {
-            let Settings { classifier, .. } = &*self.shared.settings;
+            let Settings { classifier, ports, .. } = &*self.shared.settings;
             let Classifier { encapsulation, locator, tunnel_port, .. } = classifier;
             let remote = self.shared.table.owners().locator(owner)?;
-            *place = Some(Tunnel::new(*encapsulation, *locator, remote, *tunnel_port));
+            let tunnel = Tunnel::new(*encapsulation, *locator, remote, *tunnel_port);
+            *place = Some(tunnel.with_checksum_offload(ports.offloads_checksum));
         }
         place.as_ref()
     }
@@ -1423,7 +1484,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn tunnel_mtu(&self, owner: OwnerId) -> usize {
         let Shared { settings, table, .. } = &self.shared;
         let remote = table.owners().locator(owner).unwrap_or(settings.classifier.locator);
-        settings.uplink_mtu.saturating_sub(self.overhead(remote))
+        settings.ports.uplink_mtu.saturating_sub(self.overhead(remote))
     }
 
     /// R11: the tunnel is no black hole. The sender learns what fits, and TCP sends it again.
@@ -1449,7 +1510,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             self.uplink.transmit(&mut self.to_uplink);
         }
         if host > 0 {
-            self.host.transmit(&mut self.to_host);
+            self.host.transmit(&mut self.to_host, &mut self.uplink);
         }
         let (uplink, host) = (uplink - self.to_uplink.len(), host - self.to_host.len());
         self.counters.add(Counter::UplinkSent, uplink as u64);

@@ -11,6 +11,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use holdfast::config::{Config, LoadError};
 use holdfast::lifecycle::{Hangup, Shutdown};
+use holdfast::uplink::DeviceLost;
 use holdfast::{announce, log, ports, systemd};
 use humantime_serde::re::humantime::parse_duration;
 
@@ -25,7 +26,8 @@ pub(crate) struct Command {
 #[derive(Subcommand)]
 enum Verb {
     /// Run the appliance until SIGTERM or SIGINT; SIGHUP has it read its configuration again. Exit
-    /// status 78 when the configuration is not valid.
+    /// status 78 when the configuration is not valid, 74 when a port's device is lost: removed, or
+    /// reset.
     Run {
         /// The configuration file.
         config: PathBuf,
@@ -55,6 +57,8 @@ enum Verb {
 /// Exit status of a daemon whose configuration is not valid (sysexits(3), EX_CONFIG): no restart
 /// mends that.
 const INVALID: u8 = 78;
+/// Exit status of one whose NIC is lost (sysexits(3), EX_IOERR): started again it may be there.
+const LOST: u8 = 74;
 
 fn main() -> ExitCode {
     let verb = Command::parse().verb;
@@ -77,6 +81,9 @@ fn main() -> ExitCode {
                     }
                 }
                 _ => log::fatal(&error),
+            }
+            if error.is::<DeviceLost>() {
+                return ExitCode::from(LOST);
             }
             ExitCode::FAILURE
         }

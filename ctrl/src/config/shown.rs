@@ -155,18 +155,24 @@ fn shown_dpdk(dpdk: &Dpdk) -> Value {
 }
 
 fn shown_uplink(uplink: &Uplink) -> Value {
-    let Uplink { device, rx_descriptors, tx_descriptors, promiscuous } = uplink;
+    let Uplink { device, rx_descriptors, tx_descriptors, promiscuous, mtu, offloads } = uplink;
     json!({
         "device": text(device),
         "rx_descriptors": rx_descriptors,
         "tx_descriptors": tx_descriptors,
         "promiscuous": promiscuous,
+        "mtu": mtu,
+        "offloads": offloads,
     })
 }
 
 fn shown_host_port(host_port: &HostPort) -> Value {
-    let HostPort { device, mac, inbound_only } = host_port;
-    let mut shown = json!({ "device": text(device), "inbound_only": inbound_only });
+    let HostPort { device, mac, next_hops, inbound_only } = host_port;
+    let mut shown = json!({
+        "device": text(device),
+        "next_hops": texts(next_hops),
+        "inbound_only": inbound_only,
+    });
     if let Some(mac) = mac {
         shown["mac"] = text(mac);
     }

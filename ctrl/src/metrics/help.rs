@@ -21,7 +21,9 @@ pub const RX_NO_MBUF: &str = "Packets received for which there was no mbuf.";
 pub const TX_PACKETS: &str = "Packets sent.";
 pub const TX_BYTES: &str = "Bytes sent.";
 pub const TX_ERRORS: &str = "Packets that the device failed to send.";
-pub const LINK_UP: &str = "1 when the link is up. An AF_XDP device always says so.";
+pub const LINK_DOWNS: &str = "How often the uplink's link went down.";
+pub const LINK_UP: &str =
+    "1 when the link is up. Of a host port by AF_XDP its driver always says so.";
 pub const MTU: &str = "Largest IP packet.";
 pub const SPEED: &str = "Speed of the link, if it has one.";
 

@@ -70,7 +70,8 @@ fn of_now(gauges: &Counters) -> Counters {
 
 /// The devices, and what went through them in packets.
 fn ports(ports: &[PortStats]) -> String {
-    let mut devices = Table::new(&["ROLE", "NAME", "DRIVER", "MAC", "LINK", "MTU"], &[5]);
+    let head = ["ROLE", "NAME", "DRIVER", "MAC", "LINK", "DOWNS", "MTU", "LACKS"];
+    let mut devices = Table::new(&head, &[5, 6]);
     let head =
         ["ROLE", "NAME", "RX PACKETS", "MISSED", "ERRORS", "NO MBUF", "TX PACKETS", "ERRORS"];
     let mut packets = Table::new(&head, &[2, 3, 4, 5, 6, 7]);
@@ -81,7 +82,9 @@ fn ports(ports: &[PortStats]) -> String {
             port.driver.clone(),
             port.mac.clone(),
             if port.link_up { "up" } else { "DOWN" }.to_owned(),
+            port.link_downs.to_string(),
             port.mtu.to_string(),
+            if port.lacks.is_empty() { "-".to_owned() } else { port.lacks.join("; ") },
         ]);
         packets.row(vec![
             port.role.clone(),

@@ -66,6 +66,7 @@
 mod cpu;
 mod eal;
 mod error;
+mod events;
 mod mbuf;
 mod memory;
 mod mempool;
@@ -79,11 +80,14 @@ mod thread;
 pub use cpu::{prefetch, tsc};
 pub use eal::{Eal, version};
 pub use error::Error;
+pub use events::Loss;
 pub use mbuf::{HEADROOM, Mbuf};
 pub use memory::{LINE_WORDS, Line, Lines, matching_words};
 pub use mempool::{Mempool, MempoolConfig};
 pub use port::{Device, Port, PortConfig};
-pub use port_info::{Checksums, DeviceInfo, Link, MacAddress, PortInfo, PortStats, Refusal};
+pub use port_info::{
+    Checksums, DeviceInfo, Link, MacAddress, Offloads, PortInfo, PortStats, Refusal, Vlan,
+};
 pub use queue::{RxQueue, TxQueue};
 pub use ring::ring_pair;
 pub use std::hint::spin_loop as pause;

@@ -4,14 +4,18 @@
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use holdfast_dpdk_sys as sys;
 
 use crate::eal::{Eal, EalInner};
 use crate::error::{Error, c_string, check, strerror};
+use crate::events::{Listener, Loss};
 use crate::mbuf::HEADROOM;
 use crate::mempool::Mempool;
-use crate::port_info::{Checksums, DeviceInfo, Link, MacAddress, PortInfo, PortStats, Refusal};
+use crate::port_info::{
+    Checksums, DeviceInfo, Link, MacAddress, Offloads, PortInfo, PortStats, Refusal, Vlan,
+};
 use crate::queue::{RxQueue, TxQueue};
 use crate::ring::Rings;
 
@@ -40,10 +44,16 @@ pub struct PortConfig {
     pub promiscuous: bool,
     /// Receive frames to any multicast address.
     pub all_multicast: bool,
+    /// Have the device say by itself that its link has changed, if it can.
+    pub link_interrupt: bool,
+    /// Have the device do what it offers with 802.1Q tags and IPv4 checksums. A tag that it takes off
+    /// stays with its mbuf, and whatever port sends that puts it back, or has its device do so.
+    pub offloads: bool,
 }
 
 impl Default for PortConfig {
-    /// One queue each way, 1,024 descriptors, RSS, promiscuous and all-multicast.
+    /// One queue each way, 1,024 descriptors, RSS, promiscuous and all-multicast, no link interrupt
+    /// and no offloads.
     fn default() -> Self {
         PortConfig {
             rx_queues: 1,
@@ -54,6 +64,8 @@ impl Default for PortConfig {
             rss: true,
             promiscuous: true,
             all_multicast: true,
+            link_interrupt: false,
+            offloads: false,
         }
     }
 }
@@ -85,8 +97,12 @@ pub(crate) struct PortInner {
     promiscuous: bool,
     /// What the receive queues allocate from.
     pools: Vec<Mempool>,
+    /// Frames that came in several mbufs.
+    scattered: AtomicU64,
     /// What a ring port's queues are made of.
     rings: Option<Arc<Rings>>,
+    /// What the device says of itself, from before its start.
+    listener: Option<Listener>,
     eal: Arc<EalInner>,
 }
 
@@ -219,7 +235,9 @@ impl Device {
                 attached,
                 promiscuous: false,
                 pools: Vec::new(),
+                scattered: AtomicU64::new(0),
                 rings: None,
+                listener: None,
                 eal: Arc::clone(&eal.inner),
             },
         })
@@ -258,11 +276,15 @@ impl Device {
         let info = inner.configure_and_start(device, config)?;
 
         let inner = Arc::new(inner);
+        let vlan = info.offloads.vlan;
+        if vlan.strip {
+            inner.eal.strip_tags();
+        }
         // SAFETY: the port runs with these queues, and this is the one place that makes them.
-        let rx = |queue| unsafe { RxQueue::new(Arc::clone(&inner), queue) };
+        let rx = |queue| unsafe { RxQueue::new(Arc::clone(&inner), queue, vlan.strip) };
         let rx = (0..config.rx_queues).map(rx).collect();
         // SAFETY: as above.
-        let tx = |queue| unsafe { TxQueue::new(Arc::clone(&inner), queue) };
+        let tx = |queue| unsafe { TxQueue::new(Arc::clone(&inner), queue, vlan.insert) };
         let tx = (0..config.tx_queues).map(tx).collect();
         let info = Arc::new(info);
         Ok((Port { inner, info }, rx, tx))
@@ -282,6 +304,18 @@ impl Port {
         &self.info
     }
 
+    /// Why the device is lost, if it is: the port can only be closed then.
+    #[must_use]
+    pub fn loss(&self) -> Option<Loss> {
+        self.inner.listener.as_ref().and_then(|listener| listener.events().loss())
+    }
+
+    /// How often the device said that its link has changed.
+    #[must_use]
+    pub fn link_changes(&self) -> u64 {
+        self.inner.listener.as_ref().map_or(0, |listener| listener.events().link_changes())
+    }
+
     /// Counters since the start.
     ///
     /// # Errors
@@ -297,10 +331,35 @@ impl Port {
             rx_bytes: raw.ibytes,
             tx_bytes: raw.obytes,
             rx_missed: raw.imissed,
-            rx_errors: raw.ierrors,
+            rx_errors: raw.ierrors + self.inner.scattered.load(Ordering::Relaxed),
             tx_errors: raw.oerrors,
             rx_no_mbuf: raw.rx_nombuf,
         })
+    }
+
+    /// Replaces the list of multicast addresses that are received. Without all-multicast mode these
+    /// are the only ones; drivers lose the list when the port stops.
+    ///
+    /// # Errors
+    /// [`Error::Call`] when the driver refuses or cannot.
+    pub fn set_multicast(&self, addresses: &[MacAddress]) -> Result<(), Error> {
+        let mut raw: Vec<_> =
+            addresses.iter().map(|address| sys::rte_ether_addr { addr_bytes: address.0 }).collect();
+        let count = u32::try_from(raw.len()).unwrap_or(u32::MAX);
+        // SAFETY: a valid port and `count` addresses, which DPDK copies.
+        let code =
+            unsafe { sys::rte_eth_dev_set_mc_addr_list(self.inner.id, raw.as_mut_ptr(), count) };
+        check("rte_eth_dev_set_mc_addr_list", &self.inner.name, code)
+    }
+
+    /// Receives frames to any multicast address.
+    ///
+    /// # Errors
+    /// [`Error::Call`] when the driver refuses or cannot.
+    pub fn receive_all_multicast(&self) -> Result<(), Error> {
+        // SAFETY: a valid port.
+        let code = unsafe { sys::rte_eth_allmulticast_enable(self.inner.id) };
+        check("rte_eth_allmulticast_enable", &self.inner.name, code)
     }
 
     /// The link's state now, without waiting for a negotiation to end. `net_af_xdp` says "up"
@@ -356,6 +415,23 @@ impl PortInner {
         &self.name
     }
 
+    /// Whether the driver may deliver a frame in several mbufs that nobody asked it for: virtio does,
+    /// as its buffers can be merged. All others fill one, or drop.
+    pub(crate) fn scatters(&self) -> bool {
+        raw_info(self.id, &self.name).is_ok_and(|raw| text(raw.driver_name).contains("virtio"))
+    }
+
+    pub(crate) fn count_scattered(&self, frames: usize) {
+        if frames > 0 {
+            self.scattered.fetch_add(frames as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether any port of this process takes tags off.
+    pub(crate) fn may_lack_tags(&self) -> bool {
+        self.eal.strips_tags()
+    }
+
     fn check(&self, call: &'static str, code: i32) -> Result<(), Error> {
         check(call, &self.name, code)
     }
@@ -386,6 +462,11 @@ impl PortInner {
                 tcp: tx & sys::HOLDFAST_TX_OFFLOAD_TCP_CKSUM != 0,
                 udp: tx & sys::HOLDFAST_TX_OFFLOAD_UDP_CKSUM != 0,
             },
+            vlan: Vlan {
+                strip: rx & sys::HOLDFAST_RX_OFFLOAD_VLAN_STRIP != 0,
+                insert: tx & sys::HOLDFAST_TX_OFFLOAD_VLAN_INSERT != 0,
+            },
+            link_interrupt: flags(&raw) & sys::HOLDFAST_DEV_INTR_LSC != 0,
         })
     }
 
@@ -412,11 +493,19 @@ impl PortInner {
     ) -> Result<PortInfo, Error> {
         let mut refused = Vec::new();
         let rss = self.rss(config, &mut refused)?;
-        self.configure(config, &rss)?;
+        if config.link_interrupt && !device.link_interrupt {
+            refused.push(Refusal::LinkInterrupt);
+        }
+        let offloads = Offloads {
+            ipv4_checksum: config.offloads && device.tx_checksums.ipv4,
+            vlan: if config.offloads { device.vlan } else { Vlan::default() },
+        };
+        self.configure(config, &rss, offloads)?;
         let (rx_descriptors, tx_descriptors) = self.set_up_queues(config)?;
         if let Some(mtu) = config.mtu {
             self.set_mtu(mtu, &mut refused)?;
         }
+        self.listener = Some(Listener::new(self.id, raw_info(self.id, &self.name)?.device));
         // SAFETY: a configured port whose queues are set up.
         let code = unsafe { sys::rte_eth_dev_start(self.id) };
         self.check("rte_eth_dev_start", code)?;
@@ -430,6 +519,7 @@ impl PortInner {
             tx_descriptors,
             mtu: self.mtu()?,
             rss: rss.functions != 0,
+            offloads,
             refused,
         })
     }
@@ -452,11 +542,26 @@ impl PortInner {
         Ok(Rss { functions, offload })
     }
 
-    fn configure(&mut self, config: &PortConfig, rss: &Rss) -> Result<(), Error> {
+    fn configure(
+        &mut self,
+        config: &PortConfig,
+        rss: &Rss,
+        offloads: Offloads,
+    ) -> Result<(), Error> {
+        let offered = flags(&raw_info(self.id, &self.name)?);
         let mut raw = sys::rte_eth_conf::default();
+        let has = |flag: u32| u32::from(offered & flag != 0);
+        if config.link_interrupt {
+            raw.intr_conf.set_lsc(has(sys::HOLDFAST_DEV_INTR_LSC));
+        }
+        raw.intr_conf.set_rmv(has(sys::HOLDFAST_DEV_INTR_RMV));
         // 0 lets DPDK choose.
         raw.rxmode.mtu = config.mtu.map_or(0, u32::from);
-        raw.rxmode.offloads = rss.offload;
+        let chosen = |is_used: bool, flag: u64| if is_used { flag } else { 0 };
+        raw.rxmode.offloads =
+            rss.offload | chosen(offloads.vlan.strip, sys::HOLDFAST_RX_OFFLOAD_VLAN_STRIP);
+        raw.txmode.offloads = chosen(offloads.ipv4_checksum, sys::HOLDFAST_TX_OFFLOAD_IPV4_CKSUM)
+            | chosen(offloads.vlan.insert, sys::HOLDFAST_TX_OFFLOAD_VLAN_INSERT);
         if rss.functions != 0 {
             raw.rxmode.mq_mode = sys::RTE_ETH_MQ_RX_RSS;
             raw.rx_adv_conf.rss_conf.rss_hf = rss.functions;
@@ -553,6 +658,8 @@ impl Drop for PortInner {
             // SAFETY: queues hold this object, so none is in use.
             unsafe { sys::rte_eth_dev_stop(self.id) };
         }
+        // It says nothing more that anybody hears.
+        drop(self.listener.take());
         if self.state != State::Claimed {
             // SAFETY: a stopped port that nobody uses. Its pools are dropped afterwards.
             unsafe { sys::rte_eth_dev_close(self.id) };
@@ -606,6 +713,15 @@ fn raw_info(id: u16, name: &str) -> Result<sys::rte_eth_dev_info, Error> {
     let code = unsafe { sys::rte_eth_dev_info_get(id, &raw mut raw) };
     check("rte_eth_dev_info_get", name, code)?;
     Ok(raw)
+}
+
+/// `RTE_ETH_DEV_…` flags of a device.
+fn flags(raw: &sys::rte_eth_dev_info) -> u32 {
+    if raw.dev_flags.is_null() {
+        return 0;
+    }
+    // SAFETY: points into DPDK's own data of a valid port.
+    unsafe { *raw.dev_flags }
 }
 
 /// The largest MTU that DPDK accepts for the device. Drivers such as TAP leave `max_mtu` open

@@ -29,6 +29,7 @@ use super::capture::Capture;
 use super::ports::{MemPort, Origin, Side, TracedFrame};
 use super::reader::{self, Reading, Segment};
 use super::sent::{self, Covered};
+use super::switched::{self, KERNEL_MAC, OUR_MAC};
 use super::world::{CORE_ETHERTYPE, CORE_MAC, Form, HOST_MAC, MEMBERS, Order, STRANGER, World};
 
 /// Frames of an input, at most: the others are left out.
@@ -208,8 +209,13 @@ impl<'a> Bench<'a> {
         let counters = Arc::<WorkerCounters>::default();
         let (uplink, host) = (MemPort::default(), MemPort::default());
         let ports = (uplink.clone(), host.clone());
-        let worker =
-            Worker::new(shared, (0, 1), Arc::clone(&counters), worker_end, ports.0, ports.1);
+        let (place, counted) = ((0, 1), Arc::clone(&counters));
+        let worker = match world.switch() {
+            None => Worker::new(shared, place, counted, worker_end, ports.0, ports.1),
+            Some(switch) => {
+                Worker::through_switch(shared, place, counted, worker_end, ports.0, switch)
+            }
+        };
         let (reporter, reports) = stray_reports(world.ring());
         Bench {
             world,
@@ -276,9 +282,12 @@ impl<'a> Bench<'a> {
             self.obey(order, which, whom);
             return self.turn();
         }
-        let is_hosts = frame.get(6..12) == Some(&HOST_MAC);
+        let is_hosts = !self.world.is_switched && frame.get(6..12) == Some(&HOST_MAC);
         let side = if is_hosts { Side::Host } else { Side::Uplink };
         let (reading, spoken) = match side {
+            Side::Uplink if self.world.is_switched && !switched::is_for_us(frame) => {
+                (Reading::Switched, None)
+            }
             Side::Uplink => (self.world.read_uplink(frame), None),
             Side::Host => (Reading::Other, self.world.read_host(frame)),
         };
@@ -616,12 +625,15 @@ impl<'a> Bench<'a> {
     fn look(&mut self, to: Side) {
         let port = if to == Side::Uplink { &self.uplink } else { &self.host };
         let frames = std::mem::take(&mut port.0.borrow_mut().from_worker);
-        self.sent[to as usize] += frames.len() as u64;
-        for frame in frames {
+        for mut frame in frames {
+            let to = self.station(&mut frame).unwrap_or(to);
+            self.sent[to as usize] += 1;
             let origin = &frame.origin;
             origin.sent.set(origin.sent.get() + 1);
             assert!(origin.sent.get() <= 1 + origin.made.get(), "sent twice: {origin:?}");
             assert_ne!(origin.forbidden.get(), Some(to), "sent to the wrong side: {origin:?}");
+            let mtu = if to == Side::Uplink { self.world.mtu() } else { self.world.host_mtu() };
+            assert!(frame.data().len() <= mtu + 18, "longer than may be: {origin:?}");
             match (origin.side, to) {
                 (Side::Host, Side::Uplink) => {
                     let Origin { bytes, spoken, .. } = &**origin;
@@ -634,9 +646,24 @@ impl<'a> Bench<'a> {
         }
     }
 
+    /// Whether a frame to the NIC's switch is for the host, by its addresses; those are then what they
+    /// were when it came.
+    fn station(&self, frame: &mut TracedFrame) -> Option<Side> {
+        let is_hosts =
+            frame.data().starts_with(&KERNEL_MAC) && frame.origin.reading != Reading::Switched;
+        if !self.world.is_switched || !is_hosts {
+            return None;
+        }
+        assert_eq!(frame.data()[6..12], OUR_MAC);
+        let origin = Rc::clone(&frame.origin);
+        frame.data_mut()[..12].copy_from_slice(&origin.bytes[..12]);
+        Some(Side::Host)
+    }
+
     /// A frame that came from the network was given to the host.
     fn look_at_hosts(&self, origin: &Origin, sent: &[u8]) {
         match &origin.reading {
+            Reading::Switched => panic!("what is not for us is the host's: {origin:?}"),
             Reading::Other => assert_eq!(sent, origin.bytes, "was changed"),
             Reading::Fragment(packet, first) => {
                 self.look_at_hosts_fragment(origin, packet, first, sent)
@@ -686,6 +713,7 @@ impl<'a> Bench<'a> {
         let (world, bytes) = (&self.world, &origin.bytes[..]);
         // Among others what came out of a tunnel: it is never tunnelled again (R6).
         let (packet, flow) = match &origin.reading {
+            Reading::Switched => return switched::answer(bytes, sent),
             Reading::Segment(segment) => (&segment.packet, Some(segment)),
             Reading::Fragment(packet, first) => (packet, first.as_ref()),
             _ => panic!("goes back: {origin:?}"),
@@ -759,8 +787,13 @@ impl<'a> Bench<'a> {
         assert!(books.waiting <= WAITING_MAX, "{books:?}");
         assert!(books.fragments <= fragments::WAITING_MAX as u64, "{books:?}");
         let [from_uplink, from_host] = self.dropped_by_ports;
-        assert!(from_uplink <= count(Counter::HostUnsent), "a frame that passes was dropped");
-        assert!(from_host <= count(Counter::UplinkUnsent), "a frame of the host's was dropped");
+        let (host, uplink) = (
+            [Counter::HostUnsent, Counter::HostTooBig],
+            [Counter::UplinkUnsent, Counter::UplinkTooBig],
+        );
+        let most = |ways: [Counter; 2]| ways.map(count).iter().sum::<u64>();
+        assert!(from_uplink <= most(host), "a frame that passes was dropped");
+        assert!(from_host <= most(uplink), "a frame of the host's was dropped");
     }
 
     /// Nothing is kept for ever.

@@ -8,9 +8,12 @@ use holdfast_dataplane::encap::Encapsulation;
 use holdfast_dataplane::idle::IdleStrategy;
 use holdfast_dataplane::parking::ParkingLimits;
 use holdfast_dataplane::service::Services;
-use holdfast_dataplane::worker::Settings;
+use holdfast_dataplane::switch::Switch;
+use holdfast_dataplane::worker::{PortLimits, Settings};
 use holdfast_net::FlowKey;
 use ipnet::IpNet;
+
+use super::switched::{KERNEL_MAC, NEXT_HOPS, OUR_MAC};
 
 /// How strays travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub struct World {
     pub is_inbound_only: bool,
     /// Bit 8: somebody captures everything.
     pub is_observed: bool,
+    /// Bit 9: the host is behind the NIC's switch, and inbound-only.
+    pub is_switched: bool,
 }
 
 /// The bit of [`World::is_observed`].
@@ -142,7 +147,8 @@ impl World {
             is_tight: bit(4),
             is_without_headroom: bit(5),
             is_jumbo: bit(6),
-            is_inbound_only: bit(7),
+            is_inbound_only: bit(7) || bit(9),
+            is_switched: bit(9),
             is_observed: bit(OBSERVED_BIT),
         }
     }
@@ -200,6 +206,12 @@ impl World {
         is_service.then(|| FlowKey::tcp(client, service))?
     }
 
+    /// The way to the host takes packets of so many bytes.
+    #[must_use]
+    pub fn host_mtu(&self) -> usize {
+        if self.is_tight { 1280 } else { self.mtu() }
+    }
+
     /// Packets that may be parked.
     #[must_use]
     pub fn parked_max(&self) -> usize {
@@ -229,6 +241,16 @@ impl World {
         if self.is_core_slow { 2 } else { 1024 }
     }
 
+    /// The NIC's switch.
+    #[must_use]
+    pub fn switch(&self) -> Option<Switch> {
+        self.is_switched.then(|| Switch {
+            ours: OUR_MAC,
+            kernel: KERNEL_MAC,
+            next_hops: NEXT_HOPS.into_iter().collect(),
+        })
+    }
+
     /// The worker's settings.
     #[must_use]
     pub fn settings(&self) -> Settings {
@@ -246,7 +268,11 @@ impl World {
                 },
             },
             members: vec![net(self.locator(), if self.is_v6 { 64 } else { 24 })],
-            uplink_mtu: self.mtu(),
+            ports: PortLimits {
+                uplink_mtu: self.mtu(),
+                host_mtu: self.host_mtu(),
+                offloads_checksum: self.is_jumbo,
+            },
             half_open_max: if self.is_tight { 2 } else { 16 },
             inbound_only: self.is_inbound_only,
             parking: ParkingLimits {

@@ -50,7 +50,7 @@ pub enum Verdict {
     ToUplink,
     /// Into the tunnel to its flow's owner.
     Tunnelled,
-    /// Its sender was told what fits the tunnel.
+    /// Its sender was told what fits the tunnel, or where a next hop of ours is.
     Answered,
     /// It waits until its flow's owner is known.
     Parked,
@@ -304,7 +304,9 @@ fn verdict(observation: &Observation, reason: Option<Counter>) -> Verdict {
         Some(Counter::HostWithheld | Counter::RstWithheld) => Verdict::Withheld,
         Some(_) => Verdict::Dropped,
         None if moved(Counter::TunnelSent) => Verdict::Tunnelled,
-        None if moved(Counter::TooBigAnswered) => Verdict::Answered,
+        None if moved(Counter::TooBigAnswered) || moved(Counter::NeighbourAnswered) => {
+            Verdict::Answered
+        }
         None if went_to(Out::Host) => Verdict::ToHost,
         None if went_to(Out::Uplink) => Verdict::ToUplink,
         None if moved(Counter::Parked) => Verdict::Parked,

@@ -28,9 +28,10 @@ use holdfast_dataplane::session::Session;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
+use holdfast_dataplane::switch::Switch;
 use holdfast_dataplane::time::Now;
 use holdfast_dataplane::too_big::answer as answer_too_big;
-use holdfast_dataplane::worker::{Settings, Shared, Worker};
+use holdfast_dataplane::worker::{PortLimits, Settings, Shared, Worker};
 use holdfast_handoff::{
     Announcement, Answer, Clock, CoreEnd, Doorbell, Resolution, StrayReport, StrayReports, Version,
     rings, stray_reports,
@@ -328,6 +329,8 @@ pub struct Options {
     pub reports: usize,
     pub encapsulation: Encapsulation,
     pub inbound_only: bool,
+    /// The host is behind the NIC's switch; inbound-only, then.
+    pub switch: Option<Switch>,
 }
 
 impl Default for Options {
@@ -340,6 +343,7 @@ impl Default for Options {
             reports: 64,
             encapsulation: Encapsulation::Gue,
             inbound_only: false,
+            switch: None,
         }
     }
 }
@@ -363,7 +367,7 @@ pub fn settings(net: &Net, half_open_max: u64) -> Settings {
             encapsulation: Encapsulation::Gue,
         },
         members: vec![member(net.me)],
-        uplink_mtu: 1500,
+        ports: PortLimits { uplink_mtu: 1500, host_mtu: 1500, offloads_checksum: false },
         half_open_max,
         inbound_only: false,
         parking: ParkingLimits {
@@ -397,7 +401,7 @@ impl Bench {
         let (comparison_end, comparison_core) = rings(1, options.announcements, doorbell);
         let mut settings = settings(&net, options.half_open_max);
         settings.classifier.encapsulation = options.encapsulation;
-        settings.inbound_only = options.inbound_only;
+        settings.inbound_only = options.inbound_only || options.switch.is_some();
         let services = settings.classifier.services.clone();
         let table =
             SessionTable::new(services, options.capacity, &TIMEOUTS, HashKey([3, 4])).unwrap();
@@ -414,14 +418,13 @@ impl Bench {
         };
         let counters = Arc::<WorkerCounters>::default();
         let (uplink, host) = (MemPort::default(), MemPort::default());
-        let mut worker = Worker::new(
-            shared.clone(),
-            (0, 1),
-            Arc::clone(&counters),
-            worker_end,
-            uplink.clone(),
-            host.clone(),
-        );
+        let (counted, near) = (Arc::clone(&counters), uplink.clone());
+        let mut worker = match options.switch.clone() {
+            None => Worker::new(shared.clone(), (0, 1), counted, worker_end, near, host.clone()),
+            Some(switch) => {
+                Worker::through_switch(shared.clone(), (0, 1), counted, worker_end, near, switch)
+            }
+        };
         let (reporter, reports) = stray_reports(options.reports);
         let mut watch = None;
         if net.is_observed {

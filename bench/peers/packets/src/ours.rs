@@ -17,7 +17,7 @@ use holdfast_dataplane::session::table::{Insert, Located, SessionTable};
 use holdfast_dataplane::session::{Session, State};
 use holdfast_dataplane::stats::WorkerCounters;
 use holdfast_dataplane::time::Tick;
-use holdfast_dataplane::worker::{Settings, Shared, Worker};
+use holdfast_dataplane::worker::{PortLimits, Settings, Shared, Worker};
 use holdfast_handoff::{CoreEnd, Doorbell, Version, rings};
 use holdfast_net::{FlowKey, HashKey};
 
@@ -284,7 +284,7 @@ pub fn shared(table: &Ours, tunnel: Tunnel, family: Family) -> Result<Shared> {
             encapsulation,
         },
         members: vec!["10.0.0.0/24".parse()?, "fd00::/64".parse()?],
-        uplink_mtu: 1500,
+        ports: PortLimits { uplink_mtu: 1500, host_mtu: 1500, offloads_checksum: false },
         half_open_max: 1 << 20,
         inbound_only: false,
         parking: ParkingLimits {
@@ -302,7 +302,12 @@ pub fn shared(table: &Ours, tunnel: Tunnel, family: Family) -> Result<Shared> {
         },
         idle: IdleStrategy::Busy,
     };
-    Ok(Shared { settings: Arc::new(settings), table: Arc::clone(&table.0), clock: Arc::default(), closing: Arc::default() })
+    Ok(Shared {
+        settings: Arc::new(settings),
+        table: Arc::clone(&table.0),
+        clock: Arc::default(),
+        closing: Arc::default(),
+    })
 }
 
 /// A worker, and the DHT core's end of its rings. Keep the poll: the doorbell rings it.
