@@ -42,4 +42,5 @@ pub mod systemd;
 pub mod top;
 #[cfg(feature = "daemon")]
 pub mod uplink;
+#[cfg(feature = "daemon")]
 pub mod watchdog;
