@@ -1,0 +1,137 @@
+# shellcheck shell=bash
+# The cases: each opens sessions at server1, lets something happen, and judges. All run in one start
+# of the machines. The sessions' server is server1; what moves arrives at server2.
+
+CASES=()
+declare -A CASE_TEXT=() CASE_HOST_PORT=()
+
+# add_case NAME HOST_PORT TEXT: the function case_NAME, with - as _, is what happens.
+add_case() {
+    CASES+=("$1")
+    CASE_HOST_PORT[$1]=$2
+    CASE_TEXT[$1]=$3
+}
+
+FAULTS=()
+fault() {
+    FAULTS+=("$*")
+    say "  fault: $*"
+}
+
+# --- what can happen --------------------------------------------------------------------
+
+add_case tap tap "host port TAP: sessions move to the other server and back"
+case_tap() { move_and_back; }
+
+move_and_back() {
+    load_start
+    load_tell mark
+    send_service_to server2
+    sleep 5
+    send_service_to server1
+    sleep 2
+}
+
+add_case link tap "the uplink of the sessions' server loses its link, and has it again"
+case_link() {
+    load_start
+    load_tell mark
+    set_link server1 off
+    expect_link server1 false
+    send_service_to server2
+    sleep 2
+    set_link server1 on
+    expect_link server1 true
+    sleep 3
+}
+
+# set_link SERVER on|off: at both ends, as when a cable is pulled.
+set_link() {
+    tell_monitor "$1" "set_link uplink $2"
+    tell_monitor router "set_link $1 $2"
+}
+
+# The daemon follows the link: true or false in its statistics.
+expect_link() {
+    local tries is
+    for ((tries = 0; tries < 20; tries++)); do
+        is=$(statistics "$1" | jq '.ports[] | select(.role == "uplink").link_up')
+        [[ $is != "$2" ]] || return 0
+        sleep 0.3
+    done
+    fault "$1's daemon says after 6 s that link_up is $is, not $2"
+}
+
+add_case killed tap "the daemon of the sessions' server is killed, and takes its VF again"
+case_killed() {
+    load_start
+    load_tell mark
+    send_service_to server2
+    sleep 1
+    in_machine server1 5 'kill -KILL $(cat /run/holdfastd.pid)'
+    expect_restart server1
+    sleep 3
+}
+
+# The daemon that runs is another one than at the case's start, and its log says why.
+expect_restart() { # SERVER [REASON]
+    local pid tries
+    pid=$(jq .pid "$CASE_DIR/$1-before.json")
+    for ((tries = 0; tries < 40; tries++)); do
+        [[ $(statistics "$1" | jq .pid) =~ ^("$pid"|)$ ]] || return 0
+        sleep 0.5
+    done
+    fault "the daemon of $1 was not started again within 20 s"
+}
+
+# --- running and judging --------------------------------------------------------------------
+
+# statistics SERVER: nothing, when the daemon does not answer.
+statistics() { in_machine "$1" 10 'holdfastctl --json show stats 2>/dev/null' || true; }
+
+run_case() { # NAME
+    local start server rows
+    CASE_DIR=$OUT_DIR/cases/$1
+    rm -rf "$CASE_DIR"
+    mkdir -p "$CASE_DIR"
+    start=$(now_us)
+    say "$1: ${CASE_TEXT[$1]}"
+    use_host_port "${CASE_HOST_PORT[$1]}"
+    send_service_to server1
+    for server in "${SERVERS[@]}"; do statistics "$server" >"$CASE_DIR/$server-before.json"; done
+    FAULTS=()
+    "case_${1//-/_}"
+    load_end
+    for server in "${SERVERS[@]}"; do statistics "$server" >"$CASE_DIR/$server-after.json"; done
+    judge "$1" "$(seconds_since "$start")" >"$CASE_DIR/row.json"
+    jq -r '"  \(.sessions) sessions, \(.reset) reset, \(.corrupted) corrupted, \(.redirected) redirected, longest stall \(.stalled_max_ms) ms; \(.seconds) s: \(if .pass then "passed" else "FAILED" end)",
+        (.faults[] | "  \(.)")' "$CASE_DIR/row.json" >&2
+}
+
+judge() { # NAME SECONDS
+    jq -n --arg name "$1" --argjson seconds "$2" -f "$MACHINE_SCRIPTS/judge.jq" \
+        --slurpfile loads <(cat "$CASE_DIR"/load-*.json) \
+        --slurpfile before "$CASE_DIR/server2-before.json" --slurpfile after "$CASE_DIR/server2-after.json" \
+        --args "${FAULTS[@]}"
+}
+
+# use_host_port KIND: daemons with another kind of host port are stopped, and started anew.
+HOST_PORT=''
+use_host_port() {
+    [[ $HOST_PORT != "$1" ]] || return 0
+    [[ -z $HOST_PORT ]] || on_servers stop_daemon
+    on_servers start_daemon "$1"
+    HOST_PORT=$1
+    wait_for_peers
+}
+
+wait_for_peers() {
+    local server tries
+    for server in "${SERVERS[@]}"; do
+        for ((tries = 0; tries < 60; tries++)); do
+            [[ $(statistics "$server" | jq '.dht.gauges | .joined == 1 and .peers == 1') != true ]] || continue 2
+            sleep 0.5
+        done
+        die "$server does not find the other one: holdfastctl show peers"
+    done
+}
