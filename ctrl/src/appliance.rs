@@ -32,8 +32,9 @@ use tracing::{info, warn};
 
 use crate::commands::Commands;
 use crate::config::{self, ClusterKey, Config, Encapsulation, Idle, Secret};
+use crate::health::{Health, HealthThread};
 use crate::kernel_check::{CheckThread, KernelCheck, Totals};
-use crate::kernel_sockets::KernelSockets;
+use crate::kernel_sockets::{KernelSockets, WithoutOwn};
 use crate::ledger::{self, Incidents, LedgerThread, Limits, Moment, Place, Sources};
 use crate::lifecycle::Shutdown;
 use crate::load::Samples;
@@ -79,6 +80,8 @@ pub struct Appliance {
     pub dht: Handle,
     /// What bursts of strays did to sessions.
     pub incidents: Incidents,
+    /// Whether the server takes traffic.
+    pub health: Arc<Health>,
     /// What the control socket counts.
     pub control: Arc<ControlCounters>,
     /// When it started.
@@ -138,6 +141,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         ports,
         dht: core.handle(),
         incidents: incidents(&config, &shared, tsc_clock),
+        health: Arc::new(Health::new(&config, started)),
         control: Arc::default(),
         started,
         clock: tsc_clock,
@@ -147,6 +151,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     let mut threads = Threads {
         dht: spawn("dht", move || core.run(core_ends))?,
         workers: Vec::new(),
+        health: None,
         kernel_check: None,
         ledger: None,
         stop: Arc::default(),
@@ -154,6 +159,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     let ends = worker_ends.into_iter().zip(reporters).collect();
     let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, ends)
         .and_then(|()| start_ledger(&mut threads, &appliance, reports))
+        .and_then(|()| start_health(&mut threads, &appliance))
         .and_then(|()| start_kernel_check(&mut threads, &appliance, &shared, check_end))
         .and_then(|()| serve(&appliance, &threads, shutdown));
     info!("stopping");
@@ -165,6 +171,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
 struct Threads {
     dht: JoinHandle<Result<(), holdfast_dht::Error>>,
     workers: Vec<JoinHandle<anyhow::Result<()>>>,
+    health: Option<HealthThread>,
     kernel_check: Option<CheckThread>,
     ledger: Option<LedgerThread>,
     /// Ends the workers.
@@ -176,6 +183,7 @@ impl Threads {
     /// the workers carry that from the host port to the network.
     fn stop(self, dht: &Handle) -> anyhow::Result<()> {
         dht.stop();
+        drop(self.health);
         if let Some(check) = self.kernel_check {
             check.stop();
         }
@@ -225,6 +233,14 @@ fn start_workers(
         let run = move || work(&eal, cpu, worker, clock, &stop);
         threads.workers.push(spawn(&format!("worker {index}"), run)?);
     }
+    Ok(())
+}
+
+fn start_health(threads: &mut Threads, appliance: &Arc<Appliance>) -> anyhow::Result<()> {
+    let (health, server) = (Arc::clone(&appliance.health), Arc::clone(appliance));
+    let restart_within = appliance.config.dht.restart_within;
+    let thread = HealthThread::start(health, server, restart_within);
+    threads.health = Some(thread.context("starting the health checks")?);
     Ok(())
 }
 
@@ -372,6 +388,9 @@ fn supervise(
         }
         if threads.ledger.as_ref().is_some_and(LedgerThread::is_finished) {
             bail!("the ledger ended by itself");
+        }
+        if threads.health.as_ref().is_some_and(HealthThread::is_finished) {
+            bail!("the health checks ended by themselves");
         }
     }
     Ok(())
@@ -524,11 +543,11 @@ fn adopt_kernel_sessions(
     shared: &Shared,
     core: WorkerEnd,
     stop: Arc<AtomicBool>,
-) -> KernelCheck<KernelSockets> {
+) -> KernelCheck<WithoutOwn<KernelSockets>> {
     let (table, clock) = (Arc::clone(&shared.table), Arc::clone(&shared.clock));
     let comparison = Comparison::new(table, clock, core, &timeouts(&appliance.config));
     let totals = appliance.kernel_check.clone();
-    let kernel = KernelSockets::new(stop);
+    let kernel = WithoutOwn(KernelSockets::new(stop));
     let mut check = KernelCheck::new(comparison, kernel, appliance.clock, totals);
     if let Some(Findings { learnt, table_full, .. }) = check.check() {
         info!(adopted = learnt, "the kernel's sessions are known");

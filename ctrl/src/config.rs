@@ -2,6 +2,8 @@
 //! Never guesses: an unknown key or a value out of range is an error, and all errors are reported
 //! together. `docs/guide/configuration.md` documents every key.
 
+mod announce;
+mod check;
 mod device;
 mod insight;
 mod key_file;
@@ -16,6 +18,8 @@ use holdfast_net::headers::GUE_PORT;
 use humantime_serde::re::humantime::format_duration;
 use ipnet::IpNet;
 
+pub use announce::{Announce, Announcer, Lines};
+pub use check::{CHECKS_MAX, Check, CheckKind};
 pub use device::{Device, DeviceError, MacAddress, MacAddressError};
 pub use insight::{Incidents, Metrics};
 pub use key_file::{ClusterKey, ClusterKeys, KeyFileError, Secret};
@@ -89,6 +93,10 @@ pub struct Config {
     pub incidents: Incidents,
     /// Where metrics can be read.
     pub metrics: Metrics,
+    /// How the services are checked; none means that they are up.
+    pub checks: Vec<Check>,
+    /// How the services' prefixes are announced.
+    pub announce: Announce,
     /// What works but is probably not meant; one sentence each.
     pub warnings: Vec<String>,
 }
@@ -449,12 +457,18 @@ impl Config {
             Encapsulation::Gue => format!("gue, UDP port {}", self.tunnel.port),
             other => other.name().to_owned(),
         };
+        let checks =
+            list(&mut self.checks.iter().map(|c| format!("{} {}", c.kind.name(), c.target)));
+        let checks = if checks.is_empty() { "none".to_owned() } else { checks };
+        let announcer = self.announce.announcer.name();
+        let prefixes = list(&mut self.prefixes().iter().map(ToString::to_string));
         let inbound_only = if self.host_port.inbound_only { ", inbound only" } else { "" };
         format!(
             "  locator    {}\n  uplink     {}\n  host port  {}{inbound_only}\n  workers    {} on cores {cores}\n  \
              services   {services}\n  sessions   {}\n  tunnel     {tunnel}\n  \
              dht        {}, joins {bootstrap}, {} replicas among {}, lease {}\n  members    {members}\n  \
-             keys       {keys}\n  control    {}\n",
+             keys       {keys}\n  checks     {checks}\n  announcer  {announcer}, {prefixes}\n  \
+             control    {}\n",
             self.node.locator,
             self.uplink.device,
             self.host_port.device,
@@ -509,6 +523,8 @@ fn sections(reader: &mut Reader<'_>) -> Config {
         cluster: cluster(reader),
         incidents: insight::incidents(reader),
         metrics: insight::metrics(reader),
+        checks: check::checks(reader),
+        announce: announce::announce(reader),
         warnings: Vec::new(),
         node,
     }
@@ -832,6 +848,8 @@ fn check(reader: &mut Reader<'_>, config: &Config) {
     check_kernel_check(reader, config);
     check_dht(reader, config);
     check_cluster(reader, config);
+    check::check_checks(reader, config);
+    announce::check_announce(reader, config);
 }
 
 fn check_dpdk(reader: &mut Reader<'_>, config: &Config) {
@@ -1115,4 +1133,4 @@ fn warnings(config: &Config) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -53,6 +53,13 @@ impl Totals {
         }
     }
 
+    /// Whether a check was made, or failed.
+    #[must_use]
+    pub fn has_run(&self) -> bool {
+        let sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.checks + sums.failures > 0
+    }
+
     /// The same for `show stats`.
     #[must_use]
     pub fn stats(&self) -> KernelCheckStats {

@@ -125,6 +125,27 @@ impl Kernel for KernelSockets {
     }
 }
 
+/// A kernel without the sessions that a server has with itself, as by the checks of its services:
+/// they never leave it, and are nobody's to look for.
+#[derive(Debug)]
+pub struct WithoutOwn<K>(pub K);
+
+impl<K: Kernel> Kernel for WithoutOwn<K> {
+    type Error = K::Error;
+
+    fn list(&mut self, see: &mut dyn FnMut(HeldSession)) -> Result<(), K::Error> {
+        self.0.list(&mut |session| {
+            if session.flow.client().ip() != session.flow.service().ip() {
+                see(session);
+            }
+        })
+    }
+
+    fn holds(&mut self, flow: &FlowKey) -> Result<Held, K::Error> {
+        self.0.holds(flow)
+    }
+}
+
 fn open() -> anyhow::Result<Socket> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
@@ -234,6 +255,31 @@ mod tests {
             assert!(Instant::now() < end, "{seen:?}, not {expected:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    #[test]
+    fn r7_sessions_of_a_server_with_itself_are_nobodys() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let service = listener.local_addr().unwrap();
+        let client = |source: [u8; 4]| {
+            use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+            let client = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+            bind(&client, &SocketAddr::from((source, 0))).unwrap();
+            connect(&client, &service).unwrap();
+            TcpStream::from(client)
+        };
+        let (own, other) = (client([127, 0, 0, 1]), client([127, 0, 0, 2]));
+        let mut kernel = WithoutOwn(KernelSockets::new(Arc::default()));
+        let flow = FlowKey::tcp(other.local_addr().unwrap(), service).unwrap();
+        until(vec![flow], || {
+            let mut seen = Vec::new();
+            let see = &mut |held: HeldSession| seen.push(held.flow);
+            kernel.list(see).unwrap();
+            seen.retain(|flow| flow.service() == service);
+            seen
+        });
+        assert_eq!(kernel.holds(&flow).unwrap(), Held::Session(State::Established));
+        drop((own, other));
     }
 
     /// Both families, and IPv4 through a socket of IPv6, against the kernel of this machine.

@@ -29,9 +29,14 @@ pub use thread::{Incidents, LedgerThread, Sources, causes_of_peers};
 pub const FLOWS_MAX: usize = 65_536;
 /// An incident that lasts for longer is closed, and the next one opens with the next burst.
 const LONGEST_US: u64 = 3_600_000_000;
-/// What happened earlier than this before an incident's first stray is no cause of it: a routing
-/// protocol may take as long to notice a silent neighbour (the hold time of BGP, RFC 4271).
-const CAUSE_BEFORE_US: u64 = 180_000_000;
+/// What happened earlier than this before an incident's first stray is no cause of it: routes have
+/// long followed. A server that died is found out by its neighbours when the hold time of BGP is over
+/// (RFC 4271), in three minutes at the latest by default.
+const CAUSE_BEFORE_US: u64 = 30_000_000;
+const DEATH_BEFORE_US: u64 = 180_000_000;
+/// For so long after a client has ended a session that had a redirect, its strays are the last of it:
+/// nothing is at risk.
+const ENDED_US: u64 = 30_000_000;
 /// Causes that an incident names.
 const CAUSES_MAX: usize = 32;
 /// Two causes alike that are closer than this are one.
@@ -97,7 +102,7 @@ enum Standing {
 }
 
 impl Standing {
-    /// What a report says; `None`: the flow's strays were answered with a RST.
+    /// What a report says; `None` when it is not about strays that were parked or dropped.
     fn of(fate: StrayFate) -> Option<Standing> {
         Some(match fate {
             StrayFate::Tunnelled { owner } => Standing::Saved(owner),
@@ -109,7 +114,7 @@ impl Standing {
                 let (reason, owner) = reason(loss);
                 Standing::Dropped(reason, owner)
             }
-            StrayFate::Reset => return None,
+            StrayFate::Reset | StrayFate::Ended => return None,
         })
     }
 
@@ -199,6 +204,7 @@ struct Sums {
     incidents: u64,
     sessions_outside: u64,
     untracked: u64,
+    after_end: u64,
     sessions: SessionCounts,
     losses: Losses,
     forward: Times,
@@ -233,6 +239,8 @@ pub struct Ledger {
     limits: Limits,
     find: FindPlace,
     flows: HashMap<FlowKey, Followed>,
+    /// Redirected sessions that their clients have ended, and when.
+    ended: HashMap<FlowKey, u64>,
     /// When strays of the last new flows came, at most `limits.flows`; not while one is open.
     recent: VecDeque<u64>,
     open: Option<Open>,
@@ -264,6 +272,7 @@ impl Ledger {
             limits,
             find,
             flows: HashMap::new(),
+            ended: HashMap::new(),
             recent: VecDeque::new(),
             open: None,
             next_id,
@@ -274,6 +283,7 @@ impl Ledger {
                 incidents: 0,
                 sessions_outside: 0,
                 untracked: 0,
+                after_end: 0,
                 sessions: SessionCounts::default(),
                 losses: Losses::default(),
                 forward: Times::new(),
@@ -287,8 +297,12 @@ impl Ledger {
     pub fn take(&mut self, report: &StrayReport) {
         let at_us = report.came_us.saturating_add(report.waited_us);
         let Some(standing) = Standing::of(report.fate) else {
-            return self.resets[0].push((report.flow, at_us));
+            return self.take_passing(report);
         };
+        if self.has_ended(report) {
+            self.sums.after_end += 1;
+            return;
+        }
         if let Some(lookup_us) = report.lookup_us {
             self.sums.lookup.record(lookup_us);
         }
@@ -326,6 +340,24 @@ impl Ledger {
             None if is_new => self.follow(report.came_us),
             _ => {}
         }
+    }
+
+    /// Takes a report on something that passed.
+    fn take_passing(&mut self, report: &StrayReport) {
+        let StrayReport { flow, came_us, fate, .. } = *report;
+        if fate == StrayFate::Reset {
+            self.resets[0].push((flow, came_us));
+        } else if self.ended.len() < FLOWS_MAX || self.ended.contains_key(&flow) {
+            self.ended.insert(flow, came_us);
+        } else {
+            self.sums.untracked += 1;
+        }
+    }
+
+    /// Whether strays came of a session that its client had ended just before.
+    fn has_ended(&self, report: &StrayReport) -> bool {
+        let since_us = |ended_us: &u64| report.came_us.checked_sub(*ended_us);
+        self.ended.get(&report.flow).and_then(since_us).is_some_and(|since| since < ENDED_US)
     }
 
     /// A flow is new: with enough of them an incident opens.
@@ -385,8 +417,12 @@ impl Ledger {
             self.reset(&flow, at_us);
         }
         self.resets.swap(0, 1);
-        if self.open.is_none() && now.us >= self.swept_us.saturating_add(SWEEP_PAUSE_US) {
-            self.swept_us = now.us;
+        if now.us < self.swept_us.saturating_add(SWEEP_PAUSE_US) {
+            return;
+        }
+        self.swept_us = now.us;
+        self.ended.retain(|_, ended_us| now.us < ended_us.saturating_add(ENDED_US));
+        if self.open.is_none() {
             let quiet_us = self.limits.quiet_us;
             let is_over = |followed: &Followed| now.us >= followed.last_us.saturating_add(quiet_us);
             let over: Vec<_> = self.flows.extract_if(|_, flow| is_over(flow)).collect();
@@ -425,9 +461,14 @@ impl Ledger {
             return;
         };
         open.causes_next_us = now.us.saturating_add(CAUSES_PAUSE_US);
-        let since_unix_us = now.unix_at(open.began_us).saturating_sub(CAUSE_BEFORE_US);
+        let began_unix_us = now.unix_at(open.began_us);
         for cause in causes {
-            let is_recent = cause.at_unix_us.is_none_or(|at| at >= since_unix_us);
+            let before_us = match cause.kind {
+                CauseKind::PeerDied => DEATH_BEFORE_US,
+                _ => CAUSE_BEFORE_US,
+            };
+            let is_recent =
+                cause.at_unix_us.is_none_or(|at| at.saturating_add(before_us) >= began_unix_us);
             let is_known = open.causes.iter().any(|known| is_same(known, cause));
             if is_recent && !is_known && open.causes.len() < CAUSES_MAX {
                 open.causes.push(*cause);
@@ -539,14 +580,21 @@ impl Ledger {
         }
     }
 
+    /// Flows that are followed, and reports on flows above those that can be.
+    #[must_use]
+    pub fn usage(&self) -> (usize, u64) {
+        (self.flows.len(), self.sums.untracked)
+    }
+
     /// What was counted since the start.
     #[must_use]
     pub fn stats(&self) -> IncidentStats {
-        let Sums { incidents, sessions_outside, untracked, sessions, losses, .. } = &self.sums;
+        let Sums { incidents, sessions_outside, untracked, after_end, .. } = &self.sums;
         let counters = [
             ("incidents", *incidents),
             ("sessions_outside", *sessions_outside),
             ("reports_untracked", *untracked),
+            ("reports_after_end", *after_end),
         ];
         let open = self.open.as_ref().map(|open| {
             let mut counts = SessionCounts::default();
@@ -556,8 +604,8 @@ impl Ledger {
         });
         IncidentStats {
             counters: counters.map(|(name, value)| (name.to_owned(), value)).into(),
-            sessions: *sessions,
-            losses: losses.all(),
+            sessions: self.sums.sessions,
+            losses: self.sums.losses.all(),
             open,
             forward_time_us: distribution(&self.sums.forward),
             lookup_time_us: distribution(&self.sums.lookup),

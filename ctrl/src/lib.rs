@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "daemon")]
+pub mod announce;
+#[cfg(feature = "daemon")]
 pub mod appliance;
 pub mod cli;
 pub mod client;
@@ -10,6 +12,10 @@ pub mod client;
 pub mod commands;
 pub mod config;
 pub mod doctor;
+#[cfg(feature = "daemon")]
+pub mod drain;
+#[cfg(feature = "daemon")]
+pub mod health;
 #[cfg(feature = "daemon")]
 pub mod kernel_check;
 #[cfg(feature = "daemon")]

@@ -23,8 +23,8 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::appliance::Appliance;
 use crate::commands::Commands;
 use crate::protocol::{
-    ControlStats, Counters, Distribution, IncidentStats, LossReason, PortStats, SessionCounts,
-    StatsReply,
+    CheckReport, ControlStats, Counters, Distribution, HealthStats, IncidentStats, LimitEntry,
+    LossReason, PortStats, SessionCounts, StatsReply,
 };
 
 /// The form that metrics are written in.
@@ -59,6 +59,8 @@ const BOUNDS_US: [u64; 17] = [
 pub struct Snapshot {
     /// The answer of `show stats`.
     pub stats: StatsReply,
+    /// The answer of `show limits`.
+    pub limits: Vec<LimitEntry>,
     /// Cycles of the time stamp counter in a second.
     pub tsc_hz: u64,
     /// What the HTTP server did.
@@ -100,7 +102,8 @@ impl Readings {
 impl http::Source for Readings {
     fn metrics(&self, format: Format, counts: http::Counts) -> Result<String, http::Unavailable> {
         let stats = self.commands.stats().map_err(|error| error.message)?;
-        let snapshot = Snapshot { stats, tsc_hz: self.tsc_hz, http: counts };
+        let limits = self.commands.limits().map_err(|error| error.message)?.limits;
+        let snapshot = Snapshot { stats, limits, tsc_hz: self.tsc_hz, http: counts };
         snapshot.write(format).map_err(|error| error.to_string())
     }
 
@@ -124,9 +127,11 @@ impl Collector for Snapshot {
             to.gauge_by_name("table", name, help::TABLE, *value)?;
         }
         kernel_check(&mut to, &stats.kernel_check.counters, &stats.kernel_check.gauges)?;
+        health(&mut to, &stats.health)?;
         dht_core(&mut to, stats)?;
         incidents(&mut to, &stats.incidents)?;
         control(&mut to, &stats.control)?;
+        limits(&mut to, &self.limits)?;
         self.http.write(&mut to)
     }
 }
@@ -215,6 +220,29 @@ fn kernel_check(to: &mut Writer<'_>, counters: &Counters, gauges: &Counters) -> 
     Ok(())
 }
 
+fn health(to: &mut Writer<'_>, stats: &HealthStats) -> fmt::Result {
+    // Those of the checks are there by service.
+    let counters = stats.counters.iter().filter(|(name, _)| !name.starts_with("health_"));
+    for (name, value) in counters {
+        let help = help::of(help::HEALTH, name);
+        to.counter(&format!("health_{name}"), help, None, [(vec![], *value)])?;
+    }
+    for (name, value) in &stats.gauges {
+        to.gauge_by_name("health", name, help::HEALTH, *value)?;
+    }
+    let labels = |check: &CheckReport| {
+        vec![("service", check.service.to_string()), ("kind", check.kind.clone())]
+    };
+    let up = stats.checks.iter().map(|check| (labels(check), u64::from(check.up == Some(true))));
+    to.gauge("check_up", help::CHECK_UP, None, up)?;
+    let checks = stats.checks.iter().map(|check| (labels(check), check.checks));
+    to.counter("checks", help::CHECKS, None, checks)?;
+    let failures = stats.checks.iter().map(|check| (labels(check), check.failures));
+    to.counter("check_failures", help::CHECK_FAILURES, None, failures)?;
+    let changes = stats.checks.iter().map(|check| (labels(check), check.changes));
+    to.counter("check_changes", help::CHECK_CHANGES, None, changes)
+}
+
 fn dht_core(to: &mut Writer<'_>, stats: &StatsReply) -> fmt::Result {
     for counter in dht::Counter::ALL {
         let value = stats.dht.counters.get(counter.name()).copied().unwrap_or(0);
@@ -276,6 +304,22 @@ fn control(to: &mut Writer<'_>, stats: &ControlStats) -> fmt::Result {
     let requests = stats.requests.iter();
     let requests = requests.map(|(name, value)| (vec![("command", name.clone())], *value));
     to.counter("control_requests", help::CONTROL_REQUESTS, None, requests)
+}
+
+fn limits(to: &mut Writer<'_>, limits: &[LimitEntry]) -> fmt::Result {
+    let labels = |limit: &LimitEntry| {
+        vec![
+            ("limit", limit.name.clone()),
+            ("scope", limit.scope.to_string()),
+            ("unit", limit.unit.clone()),
+        ]
+    };
+    let values = limits.iter().map(|limit| (labels(limit), limit.value));
+    to.gauge("limit", help::LIMIT, None, values)?;
+    let used = limits.iter().filter_map(|limit| Some((labels(limit), limit.used?)));
+    to.gauge("limit_used", help::LIMIT_USED, None, used)?;
+    let hits = limits.iter().map(|limit| (labels(limit), limit.hits));
+    to.counter("limit_hits", help::LIMIT_HITS, None, hits)
 }
 
 /// Writes families of metrics.

@@ -6,6 +6,7 @@
 
 mod config;
 mod explain;
+mod health;
 mod incidents;
 mod limits;
 mod lookups;
@@ -29,6 +30,7 @@ use thiserror::Error;
 
 pub use config::*;
 pub use explain::*;
+pub use health::*;
 pub use incidents::*;
 pub use limits::*;
 pub use lookups::*;
@@ -65,8 +67,11 @@ pub const COMMANDS: &[(&str, Access)] = &[
     ("sessions_watch", Access::Read),
     ("explain", Access::Read),
     ("lookup", Access::Read),
-    ("list_incidents", Access::Read),
-    ("get_incident", Access::Read),
+    ("incidents_list", Access::Read),
+    ("incidents_show", Access::Read),
+    ("show_health", Access::Read),
+    ("drain", Access::Change),
+    ("undrain", Access::Change),
 ];
 
 /// Who may give a command.
@@ -170,16 +175,32 @@ pub enum Request {
         flow: FlowKey,
     },
     /// What bursts of strays did to sessions. Answered by [`IncidentsReply`].
-    ListIncidents {
+    IncidentsList {
         /// Most entries to list, 1 to [`LIMIT_MAX`].
         #[serde(default)]
         limit: Limit,
     },
     /// All of one of them. Answered by [`Incident`].
-    GetIncident {
+    IncidentsShow {
         /// Its id.
         id: u64,
     },
+    /// Checks, prefixes and drain. Answered by [`HealthReply`].
+    ShowHealth {},
+    /// Takes the server out of traffic. Answered by [`HealthReply`], before it is.
+    Drain {
+        /// How long sessions may go on.
+        #[serde(default, rename = "timeout_ms")]
+        timeout: DrainTimeout,
+        /// How new sessions are sent elsewhere.
+        #[serde(default)]
+        mode: DrainMode,
+        /// Whether the order outlives the daemon.
+        #[serde(default)]
+        persist: bool,
+    },
+    /// Takes the order to drain back. Answered by [`HealthReply`].
+    Undrain {},
 }
 
 impl Request {
@@ -202,8 +223,11 @@ impl Request {
             Request::SessionsWatch { .. } => "sessions_watch",
             Request::Explain { .. } => "explain",
             Request::Lookup { .. } => "lookup",
-            Request::ListIncidents { .. } => "list_incidents",
-            Request::GetIncident { .. } => "get_incident",
+            Request::IncidentsList { .. } => "incidents_list",
+            Request::IncidentsShow { .. } => "incidents_show",
+            Request::ShowHealth {} => "show_health",
+            Request::Drain { .. } => "drain",
+            Request::Undrain {} => "undrain",
         }
     }
 
@@ -231,9 +255,9 @@ pub enum Reply {
     Version(VersionReply),
     /// To [`Request::Lookup`].
     Lookup(LookupReply),
-    /// To [`Request::ListIncidents`].
+    /// To [`Request::IncidentsList`].
     Incidents(IncidentsReply),
-    /// To [`Request::GetIncident`].
+    /// To [`Request::IncidentsShow`].
     Incident(Box<Incident>),
     /// To [`Request::ShowRouting`].
     Routing(RoutingReply),
@@ -251,6 +275,8 @@ pub enum Reply {
     SessionsDelete(SessionsDeleteReply),
     /// To [`Request::Explain`].
     Explain(Box<ExplainReply>),
+    /// To [`Request::ShowHealth`], [`Request::Drain`] and [`Request::Undrain`].
+    Health(Box<HealthReply>),
     /// The last line of a stream.
     Stream(StreamReply),
 }

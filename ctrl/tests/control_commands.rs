@@ -389,14 +389,31 @@ fn others(lab: &mut Lab) {
     // The client's segment after its session was deleted was a stray.
     lab.until("an incident is there", || {
         let limit = Limit::default();
-        let reply = ask(&lab.socket(), &Request::ListIncidents { limit }).unwrap();
+        let reply = ask(&lab.socket(), &Request::IncidentsList { limit }).unwrap();
         reply["incidents"][0]["sessions"]["at_risk"] == 1
     });
-    let incidents = lab.json("list_incidents", "incidents");
+    let incidents = lab.json("incidents_list", "incidents");
     let id = &incidents["incidents"][0]["id"];
-    let incident = lab.json("get_incident", &format!("incidents show {id}"));
+    let incident = lab.json("incidents_show", &format!("incidents show {id}"));
     assert_eq!(incident["sessions"]["at_risk"], 1);
     lab.text(&format!("incidents show {id}"));
+
+    // There are neither checks nor an announcer, so all is well.
+    let health = lab.json("show_health", "show health");
+    assert_eq!(
+        (&health["state"], &health["prefixes"][0]["route"]),
+        (&json!("ready"), &json!("announced"))
+    );
+    lab.text("show health");
+    lab.json("drain", "drain --withdraw --timeout 0s");
+    lab.json("drain", "drain --timeout 0s --wait");
+    let health = lab.json("show_health", "show health");
+    assert_eq!((&health["state"], &health["sessions_left"]), (&json!("drained"), &json!(0)));
+    assert!(lab.text("show health").contains("withdraw the prefixes yourself"));
+    lab.json("undrain", "undrain");
+    lab.until("it is ready again", || {
+        ask(&lab.socket(), &Request::ShowHealth {}).unwrap()["state"] == "ready"
+    });
 
     let refusal =
         holdfast::protocol::ProtocolError::new(holdfast::protocol::ErrorCode::Forbidden, "not you");

@@ -11,13 +11,14 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use holdfast::protocol::{
-    COMMANDS, Cause, CauseKind, ConfigReply, ControlStats, Counters, DhtStats, Distribution,
-    ErrorCode, ExplainMember, ExplainReply, ExplainStep, Incident, IncidentState, IncidentStats,
+    AnnouncerReport, COMMANDS, Cause, CauseKind, CheckReport, ConfigReply, ControlStats, Counters,
+    DhtStats, Distribution, DrainMode, DrainReport, ErrorCode, ExplainMember, ExplainReply,
+    ExplainStep, HealthReply, HealthState, HealthStats, Incident, IncidentState, IncidentStats,
     IncidentSummary, IncidentsReply, JournalEntry, KernelCheckStats, KernelHolds, LimitEntry,
     LimitScope, LimitsReply, LoadPeriod, LookupOutcome, LookupReply, LookupReport, LookupsReply,
-    LossReason, LostSession, OwnerCount, Peer, PeersReply, PortStats, ProtocolError, ReplicaAnswer,
-    Reply, Request, RoutingBucket, RoutingReply, SessionChange, SessionCounts, SessionEntry,
-    SessionEvent, SessionFilter, SessionKind, SessionState, SessionsCountReply,
+    LossReason, LostSession, OwnerCount, Peer, PeersReply, PortStats, PrefixReport, ProtocolError,
+    ReplicaAnswer, Reply, Request, RoutingBucket, RoutingReply, SessionChange, SessionCounts,
+    SessionEntry, SessionEvent, SessionFilter, SessionKind, SessionState, SessionsCountReply,
     SessionsDeleteReply, SessionsReply, StatsReply, StreamBounds, Verdict, VersionReply,
     WorkerLoad, WorkerStats, WorkersReply, answer_line, request_line,
 };
@@ -136,6 +137,11 @@ fn stats(workers: u32) -> StatsReply {
             counters: counters(&[("checks", 7), ("ended", 0)]),
             gauges: counters(&[("held", 0)]),
         },
+        health: HealthStats {
+            counters: counters(&[("transitions", 3), ("announcer_failures", 0)]),
+            gauges: counters(&[("sessions_left", 412)]),
+            checks: Vec::new(),
+        },
         dht: DhtStats {
             counters: counters(&[("lookups", 9), ("stores_refused", 0)]),
             gauges: counters(&[("peers", 3), ("records", 0)]),
@@ -179,6 +185,10 @@ KERNEL CHECK
 held    0
 checks  7
 
+HEALTH
+sessions_left  412
+transitions      3
+
 WORKERS
 hits  21
 
@@ -201,7 +211,7 @@ DISTRIBUTIONS
 lookup_time       0      -       -       -      -      -
 setting_time     15  90 µs  312 µs  1.5 ms  2.0 s  2.0 s
 
-10 counters are 0 and not shown; --all shows them.
+11 counters are 0 and not shown; --all shows them.
 ";
     assert_eq!(text, expected, "\n{text}");
 }
@@ -794,8 +804,47 @@ fn json_is_the_ok_object_on_one_line() {
     assert_eq!(back, stats(1));
 }
 
+fn health_reply() -> HealthReply {
+    HealthReply {
+        state: HealthState::Draining,
+        sessions_left: 412,
+        awaited: Vec::new(),
+        prefixes: vec![PrefixReport {
+            prefix: "192.168.0.1/32".parse().unwrap(),
+            state: HealthState::Draining,
+            since_ms: 41_200,
+            route: "graceful_shutdown".to_owned(),
+            because: vec!["192.168.0.1:80: no connection within 1s".to_owned()],
+        }],
+        checks: vec![CheckReport {
+            service: "192.168.0.1:80".parse().unwrap(),
+            target: "192.168.0.1:8080".parse().unwrap(),
+            kind: "http".to_owned(),
+            up: Some(false),
+            since_ms: Some(11_520_000),
+            checks: 5760,
+            failures: 23,
+            changes: 1,
+            duration_us: 412,
+            trouble: Some("no connection within 1s".to_owned()),
+        }],
+        drain: Some(DrainReport {
+            mode: DrainMode::Withdraw,
+            since_ms: 2_000,
+            timeout_ms: 600_000,
+            persist: false,
+        }),
+        announcer: AnnouncerReport {
+            kind: "frr".to_owned(),
+            trouble: None,
+            state_file_trouble: None,
+        },
+    }
+}
+
 /// What answers each command, and how it is asked for.
 fn answers() -> Vec<(&'static str, Reply, String)> {
+    let health = || Reply::Health(Box::new(health_reply()));
     let of_flow = |verb: &str| format!("{verb} {}", flow());
     let list = SessionsReply {
         sessions: vec![session(SessionKind::Local), session(SessionKind::Redirect)],
@@ -830,8 +879,11 @@ fn answers() -> Vec<(&'static str, Reply, String)> {
         ("sessions_delete", Reply::SessionsDelete(deleted()), of_flow("sessions delete")),
         ("explain", Reply::Explain(Box::new(explained())), of_flow("explain")),
         ("lookup", Reply::Lookup(lookup_reply()), of_flow("lookup")),
-        ("list_incidents", Reply::Incidents(incidents), "incidents".to_owned()),
-        ("get_incident", Reply::Incident(Box::new(incident())), "incidents show 12".to_owned()),
+        ("incidents_list", Reply::Incidents(incidents), "incidents".to_owned()),
+        ("incidents_show", Reply::Incident(Box::new(incident())), "incidents show 12".to_owned()),
+        ("show_health", health(), "show health".to_owned()),
+        ("drain", health(), "drain".to_owned()),
+        ("undrain", health(), "undrain".to_owned()),
     ]
 }
 
@@ -896,7 +948,7 @@ fn json_of_every_command_is_as_the_schema_says() {
 fn text_fits_100_columns() {
     for (command, reply, arguments) in answers() {
         // A line with a flow, or with an incident's causes, is as long as these.
-        if ["list_incidents", "sessions_list", "sessions_get"].contains(&command) {
+        if ["incidents_list", "sessions_list", "sessions_get"].contains(&command) {
             continue;
         }
         let text = shown(reply, &arguments);
@@ -1144,7 +1196,7 @@ ID  BEGAN (UTC)               LASTED  STATE    SESSIONS  SAVED  KEPT  RESET  DRO
         assert_eq!(text, expected, "\n{text}");
     }
     let limit = 100.try_into().unwrap();
-    let asked = vec![Request::ListIncidents { limit }; 3];
+    let asked = vec![Request::IncidentsList { limit }; 3];
     assert_eq!(*daemon.asked.lock().unwrap(), asked);
 }
 
@@ -1154,7 +1206,7 @@ fn an_incident_as_json_is_the_daemons_own() {
     let output = run(&daemon, "--json incidents show 12");
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(answer, serde_json::to_value(incident()).unwrap());
-    assert_eq!(*daemon.asked.lock().unwrap(), [Request::GetIncident { id: 12 }]);
+    assert_eq!(*daemon.asked.lock().unwrap(), [Request::IncidentsShow { id: 12 }]);
 }
 
 #[test]

@@ -36,6 +36,8 @@ fn a_valid_configuration_is_ok_and_summed_up() {
   dht        10.0.0.1:7000, joins nobody, 3 replicas among 128, lease 1m
   members    10.0.0.0/24
   keys       0 seals
+  checks     none
+  announcer  none, 192.168.0.1/32
   control    /run/holdfast/holdfastd.sock
 ",
         path.display()

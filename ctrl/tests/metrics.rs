@@ -152,7 +152,7 @@ fn the_dashboard_and_the_alerts_use_metrics_that_a_daemon_has() {
     assert_eq!(stats["incidents"]["counters"]["journal_errors"], 0);
     let incidents = ask(
         &daemon.directory.path().join("s"),
-        &Request::ListIncidents { limit: Default::default() },
+        &Request::IncidentsList { limit: Default::default() },
     );
     assert_eq!(incidents.unwrap(), serde_json::json!({"incidents": []}));
     assert!(daemon.directory.path().join("state/incidents.jsonl").exists());

@@ -409,7 +409,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 if arrival.flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) == 0 {
                     self.shared.table.touch(&entry, now.tick());
                 } else {
-                    self.end_redirect(&entry);
+                    self.end_redirect(&arrival.at, &entry, now);
                 }
                 Verdict::Tunnel(owner)
             }
@@ -423,9 +423,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// R12: the client ends its session, and may use its port again at once; the next session's
     /// SYN need not come by here. What follows is looked up again.
     #[inline(never)]
-    fn end_redirect(&self, entry: &Entry) {
+    fn end_redirect(&mut self, at: &Located, entry: &Entry, now: Now) {
         if self.shared.table.remove(entry) {
             self.count(Counter::RedirectEnded);
+            self.report_passing(at, StrayFate::Ended, now);
         }
     }
 
@@ -1117,7 +1118,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             && let Some(entry) = self.shared.table.find(&at)
             && matches!(entry.kind(), Kind::Redirect(_))
         {
-            self.end_redirect(&entry);
+            self.end_redirect(&at, &entry, now);
         }
     }
 

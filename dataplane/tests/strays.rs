@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use holdfast_dataplane::stats::Counter;
 use holdfast_handoff::{Answer, Resolution, StrayFate, StrayLoss, StrayReport};
-use support::{ACK, Bench, Net, Options, RST, SYN, SYN_ACK, nets, owner};
+use support::{ACK, Bench, FIN_ACK, Net, Options, RST, SYN, SYN_ACK, nets, owner};
 
 fn both(dialogue: impl Fn(Net)) {
     nets().into_iter().for_each(dialogue);
@@ -146,6 +146,24 @@ fn resets_of_what_was_no_stray_are_not_reported() {
         bench.open(1000);
         bench.host_sends(&net.host_segment(1000, RST, b""));
         assert_eq!(bench.told(), None, "the end of a session of ours");
+    });
+}
+
+#[test]
+fn the_end_of_a_redirected_session_is_reported() {
+    both(|net| {
+        for last in [FIN_ACK, RST] {
+            let mut bench = Bench::new(net);
+            bench.redirect(1000);
+            assert!(matches!(bench.told().unwrap().fate, StrayFate::Tunnelled { .. }));
+            bench.uplink_brings(&net.client_segment(1000, last, b""));
+            assert_eq!(bench.told(), Some(report(&net, 0, None, 0, StrayFate::Ended)));
+            // A stray may be the end itself.
+            bench.uplink_brings(&net.client_segment(1000, last, b""));
+            bench.core_answers(net.flow(1000), owner(net.other));
+            let fates = [bench.told(), bench.told()].map(|told| told.unwrap().fate);
+            assert_eq!(fates, [StrayFate::Tunnelled { owner: net.other }, StrayFate::Ended]);
+        }
     });
 }
 

@@ -205,7 +205,9 @@ impl Lookup {
     #[must_use]
     pub fn heard(&self) -> Option<Claim> {
         let claims = self.candidates.iter().filter_map(|(_, c)| match c.progress {
-            Progress::Said(Said::Holds(claim) | Said::Deleted(claim)) => Some(claim),
+            Progress::Said(Said::Holds(claim) | Said::Deleted(claim) | Said::Orphaned(claim)) => {
+                Some(claim)
+            }
             _ => None,
         });
         claims.max()

@@ -11,7 +11,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use holdfast::config::{Config, LoadError};
 use holdfast::lifecycle::Shutdown;
-use holdfast::{log, ports, systemd};
+use holdfast::{announce, log, ports, systemd};
+use humantime_serde::re::humantime::parse_duration;
 
 /// Keeps TCP sessions alive when the network moves them to another server.
 #[derive(Parser)]
@@ -35,6 +36,15 @@ enum Verb {
         /// The configuration file.
         config: PathBuf,
     },
+    /// Withdraw what a daemon that stays away has left announced. Does nothing when it is back in
+    /// time.
+    Withdraw {
+        /// The configuration file.
+        config: PathBuf,
+        /// How long to wait for a daemon to be back; dht.restart_within without it.
+        #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+        after: Option<Duration>,
+    },
     /// Check a configuration file; nothing is started. Exit status 0 when it is valid, else 1.
     Check {
         /// The configuration file.
@@ -52,6 +62,7 @@ fn main() -> ExitCode {
     let outcome = match verb {
         Verb::Run { config } => run(&config),
         Verb::Hold { config } => hold(&config),
+        Verb::Withdraw { config, after } => withdraw(&config, after),
         Verb::Check { config } => check(&config),
     };
     match outcome {
@@ -92,6 +103,14 @@ fn hold(path: &Path) -> anyhow::Result<()> {
     systemd::ready(&status);
     while !shutdown.wait(Duration::from_secs(3600)) {}
     systemd::stopping();
+    Ok(())
+}
+
+fn withdraw(path: &Path, after: Option<Duration>) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    log::begin(&config.node);
+    let done = announce::withdraw(&config, after.unwrap_or(config.dht.restart_within))?;
+    tracing::info!("{done}");
     Ok(())
 }
 

@@ -31,7 +31,7 @@ enum Verb {
 impl Incidents {
     pub(super) fn run(&self, daemon: &Daemon) -> Result<(), Failure> {
         match self.verb {
-            Some(Verb::Show { id }) => daemon.show(&Request::GetIncident { id }, show::incident),
+            Some(Verb::Show { id }) => daemon.show(&Request::IncidentsShow { id }, show::incident),
             Some(Verb::List { limit }) => list(daemon, limit),
             None => list(daemon, Limit::default()),
         }
@@ -39,5 +39,5 @@ impl Incidents {
 }
 
 fn list(daemon: &Daemon, limit: Limit) -> Result<(), Failure> {
-    daemon.show(&Request::ListIncidents { limit }, show::incidents)
+    daemon.show(&Request::IncidentsList { limit }, show::incidents)
 }

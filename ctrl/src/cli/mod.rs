@@ -1,6 +1,7 @@
 //! The command line of holdfastctl; a file for each group of commands. Never knows more than the
 //! daemon answers.
 
+mod drain;
 mod explain;
 mod incidents;
 mod lookup;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
@@ -22,7 +24,8 @@ use crate::protocol::{AnswerError, Request, StreamReply};
 use crate::show::{missed, stream_end};
 
 const EXIT_CODES: &str = "Exit status: 0 done, 1 the daemon refused or was not understood, \
-                          2 wrong usage, 3 the daemon cannot be reached.";
+                          2 wrong usage, 3 the daemon cannot be reached, 4 `drain --wait` \
+                          with sessions left.";
 
 /// Asks holdfastd on this server.
 #[derive(Debug, Parser)]
@@ -46,6 +49,8 @@ enum Verb {
     Doctor(Doctor),
     Incidents(incidents::Incidents),
     Explain(explain::Explain),
+    Drain(drain::Drain),
+    Undrain(drain::Undrain),
 }
 
 /// The daemon that is asked, and the form in which its answers are printed.
@@ -76,6 +81,14 @@ pub enum Failure {
     /// The command line asks for what is not done so.
     #[error("{0}")]
     Usage(String),
+    /// The drain that is waited for is not ordered any more.
+    #[error(
+        "the server is not to be drained any more: another undrain, or a restart, came between"
+    )]
+    Undrained,
+    /// The drain's time is over, and there are sessions.
+    #[error("the drain's time is over: {0} sessions are left")]
+    SessionsLeft(u64),
 }
 
 impl Failure {
@@ -83,9 +96,10 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Failure::Print(error) if error.kind() == ErrorKind::BrokenPipe => 0,
-            Failure::Ask(AskError::Answer(_)) | Failure::Print(_) => 1,
+            Failure::Ask(AskError::Answer(_)) | Failure::Print(_) | Failure::Undrained => 1,
             Failure::Usage(_) => 2,
             Failure::Ask(AskError::Unreachable { .. }) => 3,
+            Failure::SessionsLeft(_) => 4,
         }
     }
 }
@@ -101,6 +115,8 @@ impl Cli {
             Verb::Doctor(doctor) => return doctor.run(daemon.json),
             Verb::Incidents(incidents) => incidents.run(daemon),
             Verb::Explain(explain) => explain.run(daemon),
+            Verb::Drain(drain) => drain.run(daemon),
+            Verb::Undrain(undrain) => undrain.run(daemon),
         };
         let Err(failure) = outcome else {
             return ExitCode::SUCCESS;
@@ -135,6 +151,21 @@ impl Daemon {
         let answer = client::ask(&self.socket, request)?;
         let text = if self.json { format!("{answer}\n") } else { text(&understood(answer)?) };
         print(&text)
+    }
+
+    /// Prints a reply: as it is with `--json`, else as `text` puts it.
+    ///
+    /// # Errors
+    /// When it cannot be printed.
+    pub fn print<T: Serialize>(
+        &self,
+        reply: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        match self.json {
+            true => print(&format!("{}\n", serde_json::to_string(reply).map_err(io::Error::from)?)),
+            false => print(&text(reply)),
+        }
     }
 
     /// Says how a stream ended: for people on the standard error, as its items may go to a file.

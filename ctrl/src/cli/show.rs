@@ -9,7 +9,7 @@ use crate::show;
 
 #[derive(Debug, Subcommand)]
 pub enum Show {
-    /// Counters and gauges of ports, workers, session table, DHT and control socket.
+    /// Counters and gauges of ports, workers, session table, health, DHT and control socket.
     Stats {
         /// Show counters that are 0 as well.
         #[arg(long)]
@@ -37,6 +37,8 @@ pub enum Show {
         #[arg(long, value_name = "N", default_value = "100")]
         limit: Limit,
     },
+    /// Checks of the services, what is announced, and drain.
+    Health,
     /// Versions of this program and of the daemon.
     Version,
 }
@@ -58,6 +60,7 @@ impl Show {
             }
             Show::Limits => daemon.show(&Request::ShowLimits {}, show::limits),
             Show::Config => daemon.show(&Request::ShowConfig {}, show::config),
+            Show::Health => daemon.show(&Request::ShowHealth {}, show::health),
             Show::Version => daemon.show(&Request::ShowVersion {}, show::version),
         }
     }

@@ -1,7 +1,9 @@
-//! Answers `list_incidents` and `get_incident`.
+//! Answers `incidents_list` and `incidents_show`.
 
 use super::Commands;
-use crate::protocol::{ErrorCode, Incident, IncidentsReply, ProtocolError};
+use super::limits::entry;
+use crate::ledger::FLOWS_MAX;
+use crate::protocol::{ErrorCode, Incident, IncidentsReply, LimitEntry, LimitScope, ProtocolError};
 
 impl Commands {
     pub(super) fn incidents(&self, limit: usize) -> IncidentsReply {
@@ -14,5 +16,24 @@ impl Commands {
             let message = format!("there is no incident {id}, or it is not kept any more");
             ProtocolError::new(ErrorCode::NotFound, message)
         })
+    }
+
+    /// The ledger's part of `show_limits`.
+    pub(super) fn incident_limits(&self) -> [LimitEntry; 2] {
+        let (followed, kept, untracked) = self.appliance.incidents.usage();
+        let keep = self.appliance.config.incidents.keep as u64;
+        let of = |name, key, value, unit| entry(name, key, LimitScope::Server, value, unit);
+        [
+            LimitEntry {
+                used: Some(followed as u64),
+                hits: untracked,
+                counters: vec!["reports_untracked".to_owned()],
+                ..of("incidents.followed", None, FLOWS_MAX as u64, "flows")
+            },
+            LimitEntry {
+                used: Some(kept as u64),
+                ..of("incidents.kept", Some("incidents.keep"), keep, "incidents")
+            },
+        ]
     }
 }

@@ -19,7 +19,7 @@ use crate::protocol::{ControlStats, LimitEntry, LimitScope, LimitsReply, Protoco
 use crate::socket::{CLIENTS_MAX, ITEMS_PER_S_MAX, REQUESTS_PER_S_MAX, STREAMS_MAX};
 
 impl Commands {
-    pub(super) fn limits(&self) -> Result<LimitsReply, ProtocolError> {
+    pub(crate) fn limits(&self) -> Result<LimitsReply, ProtocolError> {
         let appliance = &self.appliance;
         let dht = &appliance.dht;
         let mut limits = packet_path(&appliance.config, &appliance.counters, &appliance.table);
@@ -30,6 +30,7 @@ impl Commands {
         let of_dht = dht.limits().map_err(unavailable)?;
         limits.extend(of_dht.iter().map(|limit| dht_limit(limit, &counters)));
         limits.extend(control_socket(&appliance.control.stats()));
+        limits.extend(self.incident_limits());
         Ok(LimitsReply { limits })
     }
 
@@ -49,7 +50,13 @@ impl Commands {
     }
 }
 
-fn entry(name: &str, key: Option<&str>, scope: LimitScope, value: u64, unit: &str) -> LimitEntry {
+pub(super) fn entry(
+    name: &str,
+    key: Option<&str>,
+    scope: LimitScope,
+    value: u64,
+    unit: &str,
+) -> LimitEntry {
     LimitEntry {
         name: name.to_owned(),
         key: key.map(str::to_owned),

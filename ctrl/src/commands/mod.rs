@@ -4,6 +4,7 @@
 
 mod config;
 mod explain;
+mod health;
 mod incidents;
 mod limits;
 mod lookups;
@@ -70,8 +71,13 @@ impl Commands {
             }
             Request::Explain { flow } => Reply::Explain(Box::new(self.explain(flow)?)),
             Request::Lookup { flow } => Reply::Lookup(self.lookup(flow)?),
-            Request::ListIncidents { limit } => Reply::Incidents(self.incidents(limit.get())),
-            Request::GetIncident { id } => Reply::Incident(self.incident(id)?),
+            Request::IncidentsList { limit } => Reply::Incidents(self.incidents(limit.get())),
+            Request::IncidentsShow { id } => Reply::Incident(self.incident(id)?),
+            Request::ShowHealth {} => Reply::Health(Box::new(self.health())),
+            Request::Drain { timeout, mode, persist } => {
+                Reply::Health(Box::new(self.drain(timeout, mode, persist)?))
+            }
+            Request::Undrain {} => Reply::Health(Box::new(self.undrain()?)),
         })
     }
 

@@ -60,6 +60,7 @@ impl Commands {
                 .collect::<Result<_, _>>()?,
             table: table.map(|(name, value)| (name.to_owned(), value)).into(),
             kernel_check: kernel_check.stats(),
+            health: self.health_stats(),
             control: self.control(),
             dht: dht_stats(&dht.stats().map_err(unavailable)?),
             incidents: self.appliance.incidents.stats(),
@@ -178,6 +179,8 @@ pub(crate) fn distribution(times: &dht::Distribution) -> Distribution {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     const SPECIFICATION: &str = include_str!("../../../docs/specification/control-protocol.md");
@@ -189,7 +192,10 @@ mod tests {
         let control = crate::socket::ControlCounters::default().stats();
         let checked = check.counters.keys().chain(check.gauges.keys());
         let controlled = control.counters.keys().chain(control.gauges.keys());
-        for name in gauges.keys().chain(checked).chain(controlled) {
+        let config = crate::config::tests::minimal_config();
+        let health = crate::health::Health::new(&config, Instant::now()).stats(0, Instant::now());
+        let health = health.counters.keys().chain(health.gauges.keys());
+        for name in gauges.keys().chain(checked).chain(controlled).chain(health) {
             let row = format!("| `{name}` |");
             let is_there = SPECIFICATION.lines().any(|line| line.starts_with(&row));
             assert!(is_there, "{name} has no row in the specification");

@@ -8,8 +8,9 @@ use humantime_serde::re::humantime::format_duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Admission, Cluster, ClusterKeys, Config, Dht, Dpdk, HostPort, HugePages, Idle, Incidents,
-    Metrics, Node, Parking, Service, Sessions, Tunnel, Uplink, Workers,
+    Admission, Announce, Announcer, Check, CheckKind, Cluster, ClusterKeys, Config, Dht, Dpdk,
+    HostPort, HugePages, Idle, Incidents, Lines, Metrics, Node, Parking, Service, Sessions, Tunnel,
+    Uplink, Workers,
 };
 
 /// A text as the file has it.
@@ -46,6 +47,8 @@ impl Config {
             cluster,
             incidents,
             metrics,
+            checks,
+            announce,
             warnings: _,
         } = self;
         let mut shown = Map::new();
@@ -64,11 +67,60 @@ impl Config {
             ("cluster", shown_cluster(cluster)),
             ("incidents", shown_incidents(incidents)),
             ("metrics", shown_metrics(metrics)),
+            ("announce", shown_announce(announce)),
         ] {
             shown.insert(name.to_owned(), section);
         }
+        // Without one there is no such table.
+        if !checks.is_empty() {
+            shown.insert("check".to_owned(), checks.iter().map(shown_check).collect());
+        }
         shown
     }
+}
+
+fn shown_check(check: &Check) -> Value {
+    let Check { service, target, kind, interval, timeout, rise, fall } = check;
+    let mut shown = json!({
+        "service": text(service),
+        "port": target.port(),
+        "kind": kind.name(),
+        "interval": time(*interval),
+        "timeout": time(*timeout),
+        "rise": rise,
+        "fall": fall,
+    });
+    if let CheckKind::Http { path, status, host } = kind {
+        shown["path"] = text(path);
+        shown["status"] = json!(status);
+        shown["host"] = text(host);
+    }
+    shown
+}
+
+fn shown_announce(announce: &Announce) -> Value {
+    let Announce { announcer, prefixes, timeout, refresh, publish_within, settle, state_directory } =
+        announce;
+    let (command, pipe, bgp_instance) = match announcer {
+        Announcer::None => (&[][..], String::new(), ""),
+        Announcer::Frr { command, bgp_instance } => {
+            (&command[..], String::new(), &bgp_instance[..])
+        }
+        Announcer::ExaBgp(Lines::Pipe(pipe)) => (&[][..], pipe.display().to_string(), ""),
+        Announcer::ExaBgp(Lines::Command(command)) => (&command[..], String::new(), ""),
+    };
+    json!({
+        "announcer": announcer.name(),
+        "prefixes": texts(prefixes),
+        "command": command,
+        "pipe": pipe,
+        "bgp_instance": bgp_instance,
+        "timeout": time(*timeout),
+        "refresh": time(*refresh),
+        "publish_within": time(*publish_within),
+        "settle": time(*settle),
+        "state_directory": text(&state_directory.display()),
+    })
 }
 
 fn shown_node(node: &Node) -> Value {

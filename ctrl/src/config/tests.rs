@@ -33,6 +33,12 @@ fn minimal() -> String {
     MINIMAL.replace(KEY_FILE, path.to_str().unwrap())
 }
 
+/// What the minimal example says, for tests elsewhere.
+#[cfg(feature = "daemon")]
+pub(crate) fn minimal_config() -> Config {
+    Config::parse("minimal.toml", &minimal()).unwrap()
+}
+
 /// The full example with a key file that is there.
 fn full(directory: &tempfile::TempDir) -> String {
     let path = directory.path().join("cluster.key");
@@ -59,6 +65,10 @@ fn the_examples_are_valid_and_the_full_one_shows_the_defaults() {
         Path::new("/var/lib/holdfast/incidents.jsonl")
     );
     assert_eq!(full.metrics.listen.take().unwrap().to_string(), "127.0.0.1:9464");
+    let check = full.checks.remove(0);
+    assert_eq!(check.service, check.target);
+    let host = "www.example.org".to_owned();
+    assert_eq!(check.kind, CheckKind::Http { path: "/".to_owned(), status: 200, host });
     let root = Group { name: "root".to_owned(), id: 0 };
     assert_eq!(full.node.control_group.take(), Some(root));
     full.cluster.key_file.clone_from(&minimal.cluster.key_file);
@@ -70,7 +80,11 @@ fn the_examples_are_valid_and_the_full_one_shows_the_defaults() {
 #[test]
 fn what_is_shown_is_the_configuration() {
     let directory = key_file(&"0f".repeat(32), 0o640);
-    for text in [minimal(), full(&directory)] {
+    let frr = "[announce]\nannouncer = \"frr\"\nbgp_instance = \"65001\"";
+    let pipe = "[announce]\nannouncer = \"exabgp\"\npipe = \"/run/exabgp.in\"";
+    let command = "[announce]\nannouncer = \"exabgp\"\ncommand = [\"tee\", \"-a\", \"/x\"]";
+    let announcing = [frr, pipe, command].map(|announce| minimal() + announce);
+    for text in [minimal(), full(&directory)].into_iter().chain(announcing) {
         let config = Config::parse("c.toml", &text).unwrap();
         let shown = config.shown();
         assert_eq!(shown["cluster"]["keys"], serde_json::json!({"sealing": 0, "opening": null}));
@@ -112,7 +126,8 @@ fn the_full_example_has_every_key() {
 
 #[test]
 fn the_guide_documents_every_key_with_its_default_and_range() {
-    let (_, known) = read("minimal.toml", &minimal()).unwrap();
+    let directory = key_file(&"0f".repeat(32), 0o640);
+    let (_, known) = read("full.toml", &full(&directory)).unwrap();
     let mut documented: BTreeSet<&str> = GUIDE
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
@@ -188,6 +203,69 @@ idle = "busy"
     assert!(summary.contains("3 replicas among 3, lease 1m 30s"), "{summary}");
     assert!(config.cluster.is_member("2001:db8::7".parse().unwrap()));
     assert!(!config.cluster.is_member("2001:db8:7::7".parse().unwrap()));
+}
+
+#[test]
+fn reads_checks_and_who_announces() {
+    let text = minimal()
+        + r#"
+[[service]]
+address = "2001:db8:1::80"
+ports = [443]
+
+[[check]]
+service = "[2001:db8:1::80]:443"
+rise = 1
+interval = "1s"
+
+[[check]]
+service = "192.168.0.1:443"
+port = 8080
+kind = "http"
+path = "/up?all"
+status = 204
+
+[announce]
+announcer = "frr"
+command = ["vtysh", "-N", "leaf"]
+bgp_instance = "65001 vrf red"
+prefixes = ["192.168.0.0/24", "2001:db8:1::/64"]
+"#;
+    let config = Config::parse("c.toml", &text).unwrap();
+    let [tcp, http] = &config.checks[..] else { panic!("{:?}", config.checks) };
+    assert_eq!((tcp.target, &tcp.kind), (tcp.service, &CheckKind::Tcp));
+    assert_eq!((tcp.rise, tcp.fall, tcp.timeout), (1, 3, Duration::from_secs(1)));
+    assert_eq!(http.service, "192.168.0.1:443".parse().unwrap());
+    assert_eq!(http.target, "192.168.0.1:8080".parse().unwrap());
+    let host = "192.168.0.1:8080".to_owned();
+    assert_eq!(http.kind, CheckKind::Http { path: "/up?all".to_owned(), status: 204, host });
+    let command = ["vtysh", "-N", "leaf"].map(str::to_owned).into();
+    let bgp_instance = "65001 vrf red".to_owned();
+    assert_eq!(config.announce.announcer, Announcer::Frr { command, bgp_instance });
+    assert_eq!(config.prefixes(), config.announce.prefixes);
+    let summary = config.summary();
+    let checks = "checks     tcp [2001:db8:1::80]:443 http 192.168.0.1:8080\n";
+    assert!(summary.contains(checks), "{summary}");
+    let announcer = "announcer  frr, 192.168.0.0/24 2001:db8:1::/64\n";
+    assert!(summary.contains(announcer), "{summary}");
+
+    let exabgp = minimal() + "[announce]\nannouncer = \"exabgp\"\npipe = \"/run/exabgp/exabgp.in\"";
+    let config = Config::parse("c.toml", &exabgp).unwrap();
+    let pipe = PathBuf::from("/run/exabgp/exabgp.in");
+    assert_eq!(config.announce.announcer, Announcer::ExaBgp(Lines::Pipe(pipe)));
+    assert_eq!(config.prefixes(), ["192.168.0.1/32".parse().unwrap()]);
+    let frr = minimal() + "[announce]\nannouncer = \"frr\"";
+    let config = Config::parse("c.toml", &frr).unwrap();
+    let announcer =
+        Announcer::Frr { command: vec!["vtysh".to_owned()], bgp_instance: String::new() };
+    assert_eq!(config.announce.announcer, announcer);
+}
+
+#[test]
+fn too_many_checks_are_refused() {
+    let checks = "[[check]]\nservice = \"192.168.0.1:80\"\n".repeat(CHECKS_MAX + 1);
+    let error = refusal(&(minimal() + &checks));
+    assert!(error.contains("65 checks: expected at most 64"), "{error}");
 }
 
 /// What replaces what in the minimal example, and the error that follows. An empty first text
@@ -363,7 +441,108 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ),
     ("", "[metrics]\nlisten = \"[::]:9464\"", "metrics.listen = \"[::]:9464\": expected ADDRESS"),
     ("", "[metrics]\nlisten = 9464", "metrics.listen = 9464: expected ADDRESS:PORT"),
+    (
+        "",
+        "[[check]]\nservice = \"192.168.0.1\"",
+        "check[0].service = \"192.168.0.1\": expected ADDRESS:PORT of a [[service]]",
+    ),
+    ("", "[[check]]\nkind = \"tcp\"", "check[0].service is missing: expected ADDRESS:PORT of a"),
+    (
+        "",
+        "[[check]]\nservice = \"192.168.0.1:80\"\nkind = \"icmp\"",
+        "check[0].kind = \"icmp\": expected \"tcp\" or \"http\"",
+    ),
+    (
+        "",
+        "[[check]]\nservice = \"192.168.0.1:80\"\nkind = \"http\"\npath = \"/a b\"",
+        "check[0].path = \"/a b\": expected a path of at most 1024 printable ASCII",
+    ),
+    (
+        "",
+        "[[check]]\nservice = \"192.168.0.1:80\"\nkind = \"http\"\nhost = \"a\\r\\nb: c\"",
+        "check[0].host = \"a\\r\\nb: c\": expected a name, or a name and a port",
+    ),
+    (
+        "",
+        "[announce]\nannouncer = \"bird\"",
+        "announce.announcer = \"bird\": expected \"none\" or \"frr\" or \"exabgp\"",
+    ),
+    (
+        "",
+        "[announce]\nprefixes = [\"192.168.0.1/24\"]",
+        "announce.prefixes[0] = \"192.168.0.1/24\": expected a prefix around services' addresses",
+    ),
+    (
+        "",
+        "[announce]\nannouncer = \"exabgp\"\npipe = \"exabgp.in\"",
+        "announce.pipe = \"exabgp.in\": expected the absolute path of a named pipe, or nothing",
+    ),
+    (
+        "",
+        "[announce]\nannouncer = \"frr\"\nbgp_instance = \"65001; exit\"",
+        "announce.bgp_instance = \"65001; exit\": expected what follows \"router bgp\"",
+    ),
+    (
+        "",
+        "[announce]\nstate_directory = \".\"",
+        "announce.state_directory = \".\": expected an absolute",
+    ),
     // Values that contradict each other.
+    (
+        "",
+        "[[check]]\nservice = \"192.168.0.1:8080\"",
+        "check[0].service = \"192.168.0.1:8080\": expected an address and a port of a [[service]]",
+    ),
+    (
+        "",
+        "[[check]]\nservice = \"192.168.0.1:80\"\ninterval = \"500ms\"",
+        "check[0].timeout = 1s (the default): expected at most check[0].interval",
+    ),
+    (
+        "",
+        "[[check]]\nservice = \"192.168.0.1:80\"\npath = \"/up\"",
+        "check[0].path = \"/up\": expected only with kind = \"http\"",
+    ),
+    (
+        "",
+        "[announce]\ncommand = [\"vtysh\"]",
+        "announce.command = [\"vtysh\"]: expected only with announce.announcer \"frr\" or \"exabgp\"",
+    ),
+    (
+        "",
+        "[announce]\nannouncer = \"frr\"\npipe = \"/run/pipe\"",
+        "announce.pipe = \"/run/pipe\": expected only with announce.announcer \"exabgp\"",
+    ),
+    (
+        "",
+        "[announce]\nannouncer = \"exabgp\"",
+        "announce.announcer = \"exabgp\": expected announce.pipe or announce.command, one of them",
+    ),
+    (
+        "",
+        "[announce]\nannouncer = \"exabgp\"\npipe = \"/p\"\ncommand = [\"cat\"]",
+        "announce.announcer = \"exabgp\": expected announce.pipe or announce.command, one of them",
+    ),
+    (
+        "",
+        "[announce]\nprefixes = [\"192.168.0.0/24\", \"192.168.0.0/16\"]",
+        "announce.prefixes[1] = \"192.168.0.0/16\": expected no prefix that overlaps with 192.168.0.0/24",
+    ),
+    (
+        "",
+        "[announce]\nprefixes = [\"0.0.0.0/0\"]",
+        "announce.prefixes[0] = \"0.0.0.0/0\": expected a prefix without node.locator",
+    ),
+    (
+        "",
+        "[announce]\nprefixes = [\"192.168.0.0/24\", \"192.168.1.0/24\"]",
+        "announce.prefixes[1] = \"192.168.1.0/24\": expected the address of a [[service]] in it",
+    ),
+    (
+        "",
+        "[announce]\nprefixes = [\"192.168.1.0/24\"]",
+        "announce.prefixes = [\"192.168.1.0/24\"]: expected a prefix around service 192.168.0.1 too",
+    ),
     (
         "\"192.168.0.1\"",
         "\"10.0.0.1\"",
@@ -698,5 +877,19 @@ proptest::proptest! {
     fn hostile_text_never_panics(text in "[\\[\\]a-z\"'=.,#0-9\\n ß{}-]{0,200}") {
         let _ = Config::parse("c.toml", &text);
         let _ = Config::parse("c.toml", &format!("{}{text}", minimal()));
+    }
+}
+
+#[test]
+fn metrics_beyond_loopback_are_warned_of() {
+    let parse = |listen: &str| {
+        let text = format!("{}[metrics]\nlisten = \"{listen}\"\n", minimal());
+        Config::parse("c.toml", &text).unwrap()
+    };
+    let shown = parse("10.0.0.1:9464");
+    assert_eq!(shown.metrics.listen, Some("10.0.0.1:9464".parse().unwrap()));
+    assert!(shown.warnings[0].starts_with("metrics.listen = \"10.0.0.1:9464\": whoever"));
+    for loopback in ["127.0.0.1:9464", "[::1]:9464"] {
+        assert!(parse(loopback).warnings.is_empty(), "{loopback}");
     }
 }

@@ -244,6 +244,45 @@ fn a_reset_counts_for_what_was_given_to_the_host_alone() {
 }
 
 #[test]
+fn the_last_strays_of_what_the_client_has_ended_are_no_sessions_at_risk() {
+    let ended =
+        |flow, us| StrayReport { lookup_us: None, ..report(flow, us, 0, 0, StrayFate::Ended) };
+    let mut bench = Bench::new();
+    bench.burst(SECOND);
+    assert!(bench.closed_at(20 * SECOND).is_some());
+    // All of them end at once, and repeat their last segment.
+    for n in 0..LIMITS.flows as u16 {
+        bench.ledger.take(&ended(flow(n), 30 * SECOND));
+    }
+    bench.burst(30 * SECOND + 20);
+    bench.ledger.take(&nobodys(flow(0), 31 * SECOND));
+    bench.ledger.take(&reset(flow(0), 31 * SECOND));
+    bench.ledger.advance(at(32 * SECOND), 0);
+    assert_eq!(bench.open(32 * SECOND), None);
+    let stats = bench.ledger.stats();
+    assert_eq!((stats.sessions.at_risk, stats.counters["reports_after_end"]), (3, 4));
+    // The flows are used again.
+    bench.ledger.advance(at(61 * SECOND), 0);
+    assert!(bench.ledger.ended.is_empty());
+    bench.burst(61 * SECOND);
+    assert_eq!(bench.open(61 * SECOND).unwrap().sessions.saved, 3);
+}
+
+#[test]
+fn what_strayed_before_its_end_was_at_risk() {
+    let mut bench = Bench::new();
+    for n in 0..3 {
+        let ended = StrayReport {
+            lookup_us: None,
+            ..report(flow(n), SECOND + 900, 0, 0, StrayFate::Ended)
+        };
+        bench.ledger.take(&ended);
+    }
+    bench.burst(SECOND);
+    assert_eq!(bench.open(SECOND).unwrap().sessions.saved, 3);
+}
+
+#[test]
 fn the_session_table_says_what_came_of_the_doubtful() {
     let mut bench = Bench::new();
     for n in 0..2 {
@@ -276,8 +315,10 @@ fn causes_are_what_happened_in_the_last_minutes() {
     assert!(bench.ledger.wants_causes(at(began + MS)));
     let causes = [
         cause(CauseKind::PeerLeft, Some(7), began - 40 * MS),
-        cause(CauseKind::PeerStarted, Some(8), began - 600 * SECOND),
+        cause(CauseKind::PeerStarted, Some(8), began - 31 * SECOND),
         cause(CauseKind::UplinkUp, None, began - 30 * SECOND),
+        cause(CauseKind::PeerDied, Some(6), began - 170 * SECOND),
+        cause(CauseKind::PeerDied, Some(5), began - 181 * SECOND),
     ];
     bench.ledger.learn(at(began + MS), &causes);
     assert!(!bench.ledger.wants_causes(at(began + MS)), "not at once again");
@@ -290,7 +331,7 @@ fn causes_are_what_happened_in_the_last_minutes() {
     bench.ledger.learn(at(began + 6 * SECOND), &again);
     assert!(bench.ledger.wants_causes(at(began + 10 * SECOND + MS)), "a last time");
     let incident = bench.closed_at(began + 20 * SECOND).unwrap();
-    assert_eq!(incident.causes, [causes[2], causes[0], again[1]]);
+    assert_eq!(incident.causes, [causes[3], causes[2], causes[0], again[1]]);
     assert_eq!(incident.detection_time_us, Some(40 * MS));
     assert_eq!(bench.ledger.stats().detection_time_us.count, 1);
 }

@@ -90,6 +90,15 @@ impl Incidents {
         lock(&self.0.ledger).open_incident(now)
     }
 
+    /// Flows that are followed, incidents that are kept, and reports on flows above those that can
+    /// be followed.
+    #[must_use]
+    pub fn usage(&self) -> (usize, usize, u64) {
+        let kept = lock(&self.0.journal).journal.newest().count();
+        let (followed, untracked) = lock(&self.0.ledger).usage();
+        (followed, kept, untracked)
+    }
+
     /// What was counted since the start.
     #[must_use]
     pub fn stats(&self) -> IncidentStats {

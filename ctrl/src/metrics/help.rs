@@ -48,6 +48,24 @@ pub const KERNEL_CHECK: &[(&str, &str)] = &[
     ("duration_us", "How long the last check took."),
 ];
 
+pub const HEALTH: &[(&str, &str)] = &[
+    ("transitions", "Steps of prefixes from one state to another."),
+    ("ready_unpublished", "Times that the server was taken for ready with unpublished sessions."),
+    ("announcer_runs", "Times that the announcer was told something."),
+    ("announcer_failures", "Of these, the ones that failed."),
+    ("state_file_failures", "Times that what is announced could not be written down."),
+    ("state", "0 starting, 1 joining, 2 ready, 3 unhealthy, 4 draining, 5 drained, 6 stopping."),
+    ("sessions_left", "Sessions of this server that are not over."),
+    ("prefixes", "Prefixes that are announced when all is well."),
+    ("prefixes_announced", "Of these, the ones that are announced."),
+    ("prefixes_graceful_shutdown", "The ones that are announced with GRACEFUL_SHUTDOWN."),
+    ("services_down", "Checks whose service is down, or that have no result yet."),
+];
+pub const CHECK_UP: &str = "1 when the service is up by this check.";
+pub const CHECKS: &str = "Checks of this service that were made.";
+pub const CHECK_FAILURES: &str = "Of these, the ones that failed.";
+pub const CHECK_CHANGES: &str = "Times that this service went down or came up by this check.";
+
 pub const DHT: &[(&str, &str)] = &[
     ("peers", "Servers in the routing table."),
     ("peers_suspect", "Of these, suspects: they missed the last request, or others say so."),
@@ -87,6 +105,11 @@ pub const INCIDENTS: &[(&str, &str, &str)] = &[
         "reports_untracked",
         "stray_reports_untracked",
         "Reports on strays of flows above those that are followed at once.",
+    ),
+    (
+        "reports_after_end",
+        "stray_reports_after_end",
+        "Reports on strays of redirected sessions that their client had just ended.",
     ),
     (
         "journal_errors",
@@ -129,6 +152,11 @@ pub const CONTROL: &[(&str, &str)] = &[
     ("streams_now", "Streams under way."),
 ];
 pub const CONTROL_REQUESTS: &str = "Requests at the control socket, by command.";
+
+pub const LIMIT: &str = "How much there can be of what is bounded.";
+pub const LIMIT_USED: &str =
+    "How much there is of it now, where that is known; of workers, at the one that has the most.";
+pub const LIMIT_HITS: &str = "How often the bound was reached.";
 
 /// What the metrics' own server answers, by the status.
 pub const HTTP: &str = "Requests for metrics and health that were answered, by the status.";

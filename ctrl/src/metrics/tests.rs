@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::commands::stats::dht_stats;
 use crate::kernel_check::Totals;
-use crate::protocol::{VersionReply, WorkerStats};
+use crate::protocol::{LimitScope, VersionReply, WorkerStats};
 
 /// Everything that a daemon can say, with another value for each.
 fn snapshot() -> Snapshot {
@@ -39,6 +39,8 @@ fn snapshot() -> Snapshot {
     let mut kernel_check = Totals::default().stats();
     kernel_check.counters = numbered(&mut kernel_check.counters.keys().map(String::as_str));
     kernel_check.gauges = [("held".to_owned(), 9), ("duration_us".to_owned(), 1_500_000)].into();
+    let mut control = crate::socket::ControlCounters::default().stats();
+    control.counters.insert("changes_lost".to_owned(), 0);
     let port = |role: &str, name: &str, speed_mbps| PortStats {
         role: role.to_owned(),
         name: name.to_owned(),
@@ -68,8 +70,9 @@ fn snapshot() -> Snapshot {
             ],
             table: numbered(&mut table.into_iter()),
             kernel_check,
+            health: health(),
             dht,
-            control: crate::socket::ControlCounters::default().stats(),
+            control,
             incidents: IncidentStats {
                 counters: numbered(&mut help::INCIDENTS.iter().map(|(name, ..)| *name)),
                 sessions,
@@ -80,9 +83,51 @@ fn snapshot() -> Snapshot {
                 detection_time_us: times,
             },
         },
+        limits: vec![
+            limit("worker.parked", LimitScope::Worker, Some(5)),
+            limit("worker.lookups", LimitScope::Worker, None),
+        ],
         tsc_hz: 1000,
         http: http::Counts::default(),
     }
+}
+
+fn limit(name: &str, scope: LimitScope, used: Option<u64>) -> LimitEntry {
+    LimitEntry {
+        name: name.to_owned(),
+        key: None,
+        scope,
+        value: 2048,
+        unit: "packets".to_owned(),
+        used,
+        hits: 3,
+        counters: Vec::new(),
+    }
+}
+
+/// Of a server with one service, which is down.
+fn health() -> HealthStats {
+    let mut config = crate::config::tests::minimal_config();
+    let service = "192.168.0.1:80".parse().unwrap();
+    let second = std::time::Duration::from_secs(1);
+    config.checks.push(crate::config::Check {
+        service,
+        target: service,
+        kind: crate::config::CheckKind::Tcp,
+        interval: second,
+        timeout: second,
+        rise: 1,
+        fall: 1,
+    });
+    let now = std::time::Instant::now();
+    let mut stats = crate::health::Health::new(&config, now).stats(412, now);
+    let mut next = 50;
+    for value in stats.counters.values_mut() {
+        next += 1;
+        *value = next;
+    }
+    (stats.checks[0].checks, stats.checks[0].failures, stats.checks[0].changes) = (7, 5, 3);
+    stats
 }
 
 /// The samples, by name and labels.
@@ -132,13 +177,26 @@ fn says_what_show_stats_says() {
             is(&format!("holdfast_{part}_{name}"), *value as f64);
         }
     }
-    is("holdfast_control_requests_total{command=\"get_incident\"}", 0.0);
+    is("holdfast_control_requests_total{command=\"incidents_show\"}", 0.0);
     is("holdfast_control_clients_now", 0.0);
+    let labels = "{limit=\"worker.parked\",scope=\"worker\",unit=\"packets\"}";
+    is(&format!("holdfast_limit{labels}"), 2048.0);
+    is(&format!("holdfast_limit_used{labels}"), 5.0);
+    is(&format!("holdfast_limit_hits_total{labels}"), 3.0);
     for (name, value) in &stats.kernel_check.counters {
         is(&format!("holdfast_kernel_check_{name}_total"), *value as f64);
     }
     is("holdfast_kernel_check_held", 9.0);
     is("holdfast_kernel_check_duration_seconds", 1.5);
+    for (name, value) in &stats.health.counters {
+        if !name.starts_with("health_") {
+            is(&format!("holdfast_health_{name}_total"), *value as f64);
+        }
+    }
+    is("holdfast_health_sessions_left", 412.0);
+    is("holdfast_check_up{service=\"192.168.0.1:80\",kind=\"tcp\"}", 0.0);
+    is("holdfast_checks_total{service=\"192.168.0.1:80\",kind=\"tcp\"}", 7.0);
+    is("holdfast_check_failures_total{service=\"192.168.0.1:80\",kind=\"tcp\"}", 5.0);
     is("holdfast_uptime_seconds", 12.345);
     is("holdfast_port_receive_bytes_total{port=\"uplink\",device=\"0000:3b:02.0\"}", 77.0);
     is("holdfast_port_speed_bytes_per_second{port=\"uplink\",device=\"0000:3b:02.0\"}", 3.125e9);
@@ -228,6 +286,7 @@ fn every_part_of_show_stats_is_known_here() {
         "control",
         "dht",
         "dpdk_version",
+        "health",
         "incidents",
         "kernel_check",
         "locator",

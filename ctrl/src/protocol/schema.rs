@@ -6,10 +6,10 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::{
-    ConfigReply, ExplainReply, Incident, IncidentsReply, LimitsReply, LookupReply, LookupsReply,
-    PROTOCOL_VERSION, PeersReply, ProtocolError, Request, RoutingReply, SessionChange,
-    SessionEntry, SessionsCountReply, SessionsDeleteReply, SessionsReply, StatsReply, StreamReply,
-    VersionReply, WorkersReply,
+    ConfigReply, ExplainReply, HealthReply, Incident, IncidentsReply, LimitsReply, LookupReply,
+    LookupsReply, PROTOCOL_VERSION, PeersReply, ProtocolError, Request, RoutingReply,
+    SessionChange, SessionEntry, SessionsCountReply, SessionsDeleteReply, SessionsReply,
+    StatsReply, StreamReply, VersionReply, WorkersReply,
 };
 
 /// What answers a command: the schema of its `ok` object, and of a stream's items.
@@ -46,8 +46,11 @@ fn answers(generator: &mut SchemaGenerator) -> Vec<Answer> {
         stream::<SessionChange>(generator, "sessions_watch"),
         answer::<ExplainReply>(generator, "explain"),
         answer::<LookupReply>(generator, "lookup"),
-        answer::<IncidentsReply>(generator, "list_incidents"),
-        answer::<Incident>(generator, "get_incident"),
+        answer::<IncidentsReply>(generator, "incidents_list"),
+        answer::<Incident>(generator, "incidents_show"),
+        answer::<HealthReply>(generator, "show_health"),
+        answer::<HealthReply>(generator, "drain"),
+        answer::<HealthReply>(generator, "undrain"),
     ]
 }
 

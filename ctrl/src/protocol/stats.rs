@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Counters, IncidentStats};
+use super::{Counters, HealthStats, IncidentStats};
 
 /// Who answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,6 +40,9 @@ pub struct StatsReply {
     /// The comparison of the table with the kernel's sockets.
     #[serde(default)]
     pub kernel_check: KernelCheckStats,
+    /// Checks of the services, announcing and drain.
+    #[serde(default)]
+    pub health: HealthStats,
     /// The DHT core.
     pub dht: DhtStats,
     /// The control socket.

@@ -43,8 +43,15 @@ fn requests() -> Vec<Request> {
         },
         Request::Explain { flow: flow() },
         Request::Lookup { flow: flow() },
-        Request::ListIncidents { limit: 7.try_into().unwrap() },
-        Request::GetIncident { id: u64::MAX },
+        Request::IncidentsList { limit: 7.try_into().unwrap() },
+        Request::IncidentsShow { id: u64::MAX },
+        Request::ShowHealth {},
+        Request::Drain {
+            timeout: "90s".parse().unwrap(),
+            mode: DrainMode::Withdraw,
+            persist: true,
+        },
+        Request::Undrain {},
     ]
 }
 
@@ -94,7 +101,7 @@ fn these_commands_change_something_and_all_others_only_read() {
         .filter(|(_, access)| *access == Access::Change)
         .map(|(name, _)| *name)
         .collect();
-    assert_eq!(changing, ["sessions_delete"]);
+    assert_eq!(changing, ["sessions_delete", "drain", "undrain"]);
     for request in requests() {
         let is_change = changing.contains(&request.command());
         assert_eq!(request.access() == Access::Change, is_change, "{request:?}");
@@ -118,6 +125,22 @@ fn the_wire_form_is_the_specified_one() {
         (
             r#"{"version":1,"command":"lookup","flow":"20.1.1.1:1234-192.168.0.1:80"}"#,
             Request::Lookup { flow: flow() },
+        ),
+        (
+            r#"{"version":1,"command":"drain"}"#,
+            Request::Drain {
+                timeout: DrainTimeout::default(),
+                mode: DrainMode::GracefulShutdown,
+                persist: false,
+            },
+        ),
+        (
+            r#"{"version":1,"command":"drain","timeout_ms":0,"mode":"withdraw","persist":true}"#,
+            Request::Drain {
+                timeout: "0s".parse().unwrap(),
+                mode: DrainMode::Withdraw,
+                persist: true,
+            },
         ),
         (
             r#"{"version":1,"command":"sessions_list","filter":{"kind":"local","client":"20.1.1.1"},"limit":7}"#,
@@ -163,9 +186,16 @@ fn what_is_no_request_is_refused_with_its_code() {
         (r#"{"version":1,"command":"lookup"}"#, BadRequest, "missing field `flow`"),
         (r#"{"version":1,"command":"lookup","flow":7}"#, BadRequest, "expected a string"),
         (r#"{"version":1,"command":"lookup","flow":"a-b"}"#, BadFlow, "'a-b' is no flow"),
-        (r#"{"version":1,"command":"list_incidents","limit":0}"#, BadRequest, "from 1 to 10000"),
-        (r#"{"version":1,"command":"get_incident"}"#, BadRequest, "missing field `id`"),
-        (r#"{"version":1,"command":"get_incident","id":-1}"#, BadRequest, "invalid value"),
+        (r#"{"version":1,"command":"incidents_list","limit":0}"#, BadRequest, "from 1 to 10000"),
+        (r#"{"version":1,"command":"incidents_show"}"#, BadRequest, "missing field `id`"),
+        (r#"{"version":1,"command":"incidents_show","id":-1}"#, BadRequest, "invalid value"),
+        (
+            r#"{"version":1,"command":"drain","timeout_ms":86400001}"#,
+            BadRequest,
+            "of at most one day",
+        ),
+        (r#"{"version":1,"command":"drain","mode":"now"}"#, BadRequest, "unknown variant `now`"),
+        (r#"{"version":1,"command":"undrain","mode":"withdraw"}"#, BadRequest, "unknown field"),
         (r#"{"version":1,"command":"show_lookups","limit":0}"#, BadRequest, "from 1 to 10000"),
         (r#"{"version":1,"command":"show_lookups","limit":10001}"#, BadRequest, "from 1 to 10000"),
         (

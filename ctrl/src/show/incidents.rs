@@ -146,12 +146,12 @@ fn times(all: &[(&str, &Distribution)]) -> String {
     table.render()
 }
 
-/// A line for each step of 1, 2, 5, 10 and so on that has values, and for those between.
+/// A line for each step of 1, 2, 5, 10 and so on that has values, and for those between; from 100 µs.
 fn histogram(times: &Distribution) -> String {
     let mut steps: Vec<(u64, u64)> = Vec::new();
     for &(us, count) in &times.buckets {
         while steps.last().is_none_or(|(bound, _)| *bound < us) {
-            let next = steps.last().map_or_else(|| step(us), |(bound, _)| step(bound + 1));
+            let next = steps.last().map_or_else(|| step(us.max(100)), |(bound, _)| step(bound + 1));
             steps.push((next, 0));
         }
         if let Some((_, sum)) = steps.last_mut() {

@@ -3,6 +3,7 @@
 
 mod config;
 mod explain;
+mod health;
 mod incidents;
 mod limits;
 mod lookups;
@@ -18,6 +19,7 @@ use humantime_serde::re::humantime::format_rfc3339_millis;
 
 pub use config::config;
 pub use explain::explain;
+pub use health::{drained, draining, health};
 pub use incidents::{incident, incidents};
 pub use limits::limits;
 pub use lookups::{lookup, lookups};

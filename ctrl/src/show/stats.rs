@@ -37,6 +37,8 @@ pub fn stats(reply: &StatsReply, all: bool) -> String {
     text += "\nKERNEL CHECK\n";
     let KernelCheckStats { gauges, counters } = &reply.kernel_check;
     text += &numbers(gauges, counters, all, &mut hidden);
+    text += "\nHEALTH\n";
+    text += &numbers(&reply.health.gauges, &reply.health.counters, all, &mut hidden);
     text += "\nWORKERS\n";
     text += &worker_counters(reply, all, &mut hidden);
     text += "\nDHT\n";

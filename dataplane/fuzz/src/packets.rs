@@ -545,7 +545,7 @@ impl Bench {
                 }
                 StrayFate::Kept | StrayFate::Nobody { .. } => self.for_host.contains(&flow),
                 StrayFate::Dropped(_) => lost > 0,
-                StrayFate::Reset => lost == 0,
+                StrayFate::Reset | StrayFate::Ended => lost == 0,
             };
             assert!(is_so, "{flow:?}: {fate:?}");
             self.lost += u64::from(lost);

@@ -13,8 +13,8 @@ use crate::Full;
 pub struct StrayReport {
     /// The flow.
     pub flow: FlowKey,
-    /// When the first of them came, in microseconds of the workers' clock; of a reset, when it
-    /// passed.
+    /// When the first of them came, in microseconds of the workers' clock; of a reset, or an end,
+    /// when it passed.
     pub came_us: u64,
     /// From then until it was known what becomes of them, in microseconds.
     pub waited_us: u64,
@@ -52,6 +52,9 @@ pub enum StrayFate {
     /// They were nobody's, or of a flow that never was: the host's RST that answers one of them
     /// went out to the client.
     Reset,
+    /// None came: the client has ended a session that had a redirect, which ends with it. Strays
+    /// that follow are the last of it.
+    Ended,
 }
 
 /// Why strays were dropped.
@@ -84,6 +87,7 @@ impl StrayReport {
         matches!(
             self.fate,
             StrayFate::Reset
+                | StrayFate::Ended
                 | StrayFate::Dropped(
                     StrayLoss::RefusedWorker
                         | StrayLoss::RefusedSource

@@ -69,11 +69,15 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// answers a SYN (RFC 9293, 3.5.2): nobody's session ends with that.
     #[inline(never)]
     pub(super) fn report_reset(&mut self, at: &Located, flags: TcpFlags, now: Now) {
-        if flags.contains(TcpFlags::ACK) {
-            return;
+        if !flags.contains(TcpFlags::ACK) {
+            self.report_passing(at, StrayFate::Reset, now);
         }
+    }
+
+    /// Something passed that says what becomes of a flow's strays.
+    pub(super) fn report_passing(&mut self, at: &Located, fate: StrayFate, now: Now) {
         if let Some(flow) = self.shared.table.flow(at) {
-            let (came_us, fate) = (now.us, StrayFate::Reset);
+            let came_us = now.us;
             self.report(StrayReport {
                 flow,
                 came_us,
