@@ -32,6 +32,12 @@ move_and_back() {
     sleep 2
 }
 
+add_case vhost vhost "host port virtio-user with vhost-net: the same"
+case_vhost() { move_and_back; }
+
+add_case switch switch "host port through the NIC's switch, the kernel on a VF of its own: the same"
+case_switch() { move_and_back; }
+
 add_case link tap "the uplink of the sessions' server loses its link, and has it again"
 case_link() {
     load_start
@@ -122,6 +128,7 @@ use_host_port() {
     [[ -z $HOST_PORT ]] || on_servers stop_daemon
     on_servers start_daemon "$1"
     HOST_PORT=$1
+    route_locators
     wait_for_peers
 }
 

@@ -10,14 +10,16 @@ SERVE_PORT=9000
 
 number_of() { echo "${1##*[a-z]}"; }
 pf_mac() { printf '02:00:00:00:%02x:00' "$(number_of "$1")"; }
-vf_mac() { printf '02:00:00:00:%02x:10' "$(number_of "$1")"; }
+vf_mac() { printf '02:00:00:00:%02x:1%d' "$(number_of "$1")" "$2"; }
 router_mac() { printf '02:00:00:00:%02x:fe' "$(number_of "$1")"; }
 
 locator() { echo "10.0.0.$(number_of "$1")"; }
 locator6() { echo "2001:db8:10::$(number_of "$1")"; }
-# Of the server on its cable, and of the router there.
+# On a server's cable: of its kernel, of the appliance when it has some of its own, and of the router.
 server4() { echo "10.1.$(number_of "$1").2"; }
 server6() { echo "2001:db8:1:$(number_of "$1")::2"; }
+appliance4() { echo "10.1.$(number_of "$1").3"; }
+appliance6() { echo "2001:db8:1:$(number_of "$1")::3"; }
 router4() { echo "10.1.$(number_of "$1").1"; }
 router6() { echo "2001:db8:1:$(number_of "$1")::1"; }
 
@@ -47,13 +49,23 @@ done
 ip link set $server mtu 1500 up
 ip addr add $(router4 "$server")/24 dev $server
 ip addr add $(router6 "$server")/64 dev $server nodad
-ip route add $(locator "$server") via $(server4 "$server")
-ip route add $(locator6 "$server") via $(server6 "$server")
 END
     done
 }
 
-# send_service_to SERVER: the router's next hop for the service, from now on.
-send_service_to() {
-    in_machine router 10 "ip route replace $ANYCAST4 via $(server4 "$1") && ip route replace $ANYCAST6 via $(server6 "$1")"
+# Where the router sends what is for service and locator: with a host port through the NIC's switch to
+# the appliance's own addresses, else to the kernel's.
+next_hop4() { if [[ $HOST_PORT == switch ]]; then appliance4 "$1"; else server4 "$1"; fi; }
+next_hop6() { if [[ $HOST_PORT == switch ]]; then appliance6 "$1"; else server6 "$1"; fi; }
+
+route() { # SERVER ADDRESS4 ADDRESS6
+    in_machine router 10 "ip route replace $2 via $(next_hop4 "$1") && ip route replace $3 via $(next_hop6 "$1")"
 }
+
+route_locators() {
+    local server
+    for server in "${SERVERS[@]}"; do route "$server" "$(locator "$server")" "$(locator6 "$server")"; done
+}
+
+# send_service_to SERVER: the router's next hop for the service, from now on.
+send_service_to() { route "$1" "$ANYCAST4" "$ANYCAST6"; }

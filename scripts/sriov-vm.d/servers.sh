@@ -30,8 +30,9 @@ set -x
 sysctl -q net.ipv4.conf.eth0.arp_ignore=1 net.ipv6.conf.eth0.disable_ipv6=1
 ip link set eth0 up
 /usr/lib/holdfast/hugepages reserve $HUGE_PAGES_MIB
-/usr/lib/holdfast/sriov create eth0 --vfs 2 --mac $(vf_mac "$1")
+/usr/lib/holdfast/sriov create eth0 --vfs 2 --mac $(vf_mac "$1" 0)
 /usr/lib/holdfast/sriov bind eth0 0
+/usr/lib/holdfast/sriov bind eth0 1 --driver kernel
 /usr/lib/holdfast/sriov status eth0
 mkdir -p -m 0750 /etc/holdfast
 (umask 077 && printf '%s\n' $CLUSTER_KEY >/etc/holdfast/cluster.key)
@@ -89,12 +90,21 @@ key_file = "/etc/holdfast/cluster.key"
 END
 }
 
-# The NIC's switch gives the VF what is for its own address, and nothing else.
+# The NIC's switch gives the VF what is for its own address, and nothing else: the kernel's interface
+# has it as well, or the kernel is behind another VF.
 host_port_keys() { # NAME HOST_PORT
     case $2 in
         tap)
             printf 'device = "tap:host0"\n'
-            printf 'mac = "%s"\n' "$(vf_mac "$1")"
+            printf 'mac = "%s"\n' "$(vf_mac "$1" 0)"
+            ;;
+        vhost)
+            printf 'device = "virtio_user0,path=/dev/vhost-net,iface=host0,queues=1,queue_size=1024,mac=%s"\n' "$(vf_mac "$1" 0)"
+            ;;
+        switch)
+            printf 'device = "switch"\n'
+            printf 'mac = "%s"\n' "$(vf_mac "$1" 1)"
+            printf 'next_hops = ["%s", "%s"]\n' "$(appliance4 "$1")" "$(appliance6 "$1")"
             ;;
     esac
 }
@@ -134,15 +144,26 @@ END
 # What was on the NIC goes to the interface that the kernel uses now.
 host_interface() { # NAME HOST_PORT
     local interface=host0
+    [[ $2 != switch ]] || interface='$(ls /sys/class/net/eth0/device/virtfn1/net)'
     cat <<END
-ip link set $interface up
-ip addr replace $(server4 "$1")/24 dev $interface
-ip addr replace $(server6 "$1")/64 dev $interface nodad
-ip route replace default via $(router4 "$1") dev $interface
-ip route replace default via $(router6 "$1") dev $interface
+interface=$interface
+sysctl -q net.ipv4.conf.\$interface.rp_filter=0
+ip link set \$interface up
+ip addr replace $(server4 "$1")/24 dev \$interface
+ip addr replace $(server6 "$1")/64 dev \$interface nodad
+ip route replace default via $(router4 "$1") dev \$interface
+ip route replace default via $(router6 "$1") dev \$interface
 END
 }
 
-stop_daemon() { # NAME
-    in_machine "$1" 30 "touch /run/holdfastd.stop; [[ ! -e /run/holdfastd.pid ]] || kill \$(cat /run/holdfastd.pid); while [[ -e /run/holdfastd.pid ]]; do sleep 0.1; done; ip link delete host0 2>/dev/null || true"
+# stop_daemon NAME: and takes its interface away.
+stop_daemon() {
+    in_machine "$1" 30 '
+        touch /run/holdfastd.stop
+        kill $(cat /run/holdfastd.pid)
+        while [[ -e /run/holdfastd.pid ]]; do sleep 0.1; done
+        for interface in host0 $(ls /sys/class/net/eth0/device/virtfn1/net); do
+            [[ ! -e /sys/class/net/$interface ]] || ip addr flush dev $interface
+        done
+        [[ ! -e /sys/class/net/host0 ]] || ip link delete host0'
 }

@@ -2,7 +2,7 @@
 # The sessions of a case: session-load in the client, one for each family, with session-serve at the
 # servers. What is sent is checked byte by byte in both directions.
 
-LOAD_FAMILIES=(4)
+LOAD_FAMILIES=(4 6)
 # For each family.
 LOAD_MIX=(--echo 40 --half-close 8)
 
