@@ -1,13 +1,14 @@
 //! Puts a server's appliance together and keeps it running: ports, workers, DHT core, control
 //! socket. Never touches a packet.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use holdfast_dataplane::admission::AdmissionLimits;
+use holdfast_dataplane::capture::{Observations, Observer};
 use holdfast_dataplane::classify::Classifier;
 use holdfast_dataplane::encap;
 use holdfast_dataplane::idle::IdleStrategy;
@@ -70,6 +71,10 @@ pub struct Appliance {
     pub kernel_check: Totals,
     /// Each worker's counters, in the order of the configuration.
     pub counters: Vec<Arc<WorkerCounters>>,
+    /// What workers observe of packets while somebody traces or captures: one at a time.
+    pub observations: Mutex<Observations>,
+    /// What tells services' packets from others.
+    pub classifier: Classifier,
     /// The same as they were in the last seconds.
     pub samples: Samples,
     /// The uplink's and the host port's DPDK ports.
@@ -131,6 +136,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         (0..workers).map(|_| stray_reports(STRAY_REPORTS)).unzip();
 
     let counters: Vec<_> = (0..workers).map(|_| Arc::default()).collect();
+    let (observers, observations) = Observations::of_workers(workers);
     let started = Instant::now();
     let appliance = Arc::new(Appliance {
         table: Arc::clone(&shared.table),
@@ -138,6 +144,8 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         kernel_check: Totals::default(),
         samples: Samples::start(&counters, started),
         counters,
+        observations: Mutex::new(observations),
+        classifier: shared.settings.classifier.clone(),
         ports,
         dht: core.handle(),
         incidents: incidents(&config, &shared, tsc_clock),
@@ -156,7 +164,8 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
         ledger: None,
         stop: Arc::default(),
     };
-    let ends = worker_ends.into_iter().zip(reporters).collect();
+    let told = reporters.into_iter().zip(observers);
+    let ends = worker_ends.into_iter().zip(told).collect();
     let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, ends)
         .and_then(|()| start_ledger(&mut threads, &appliance, reports))
         .and_then(|()| start_health(&mut threads, &appliance))
@@ -215,19 +224,22 @@ fn start_workers(
     appliance: &Appliance,
     shared: &Shared,
     queues: Vec<QueuePairs>,
-    ends: Vec<(WorkerEnd, StrayReporter)>,
+    ends: Vec<(WorkerEnd, (StrayReporter, Observer))>,
 ) -> anyhow::Result<()> {
     let count = ends.len();
-    for (index, (queues, (end, reporter))) in queues.into_iter().zip(ends).enumerate() {
-        let worker = Worker::new(
-            shared.clone(),
-            (index, count),
-            Arc::clone(&appliance.counters[index]),
-            end,
-            queues.uplink,
-            queues.host_port,
-        )
-        .reporting_to(reporter);
+    for (index, (queues, (end, (reporter, observer)))) in queues.into_iter().zip(ends).enumerate() {
+        let (shared, place) = (shared.clone(), (index, count));
+        let counters = Arc::clone(&appliance.counters[index]);
+        let worker = match (queues.host_port, &appliance.ports.switch) {
+            (Some(host), _) => Worker::new(shared, place, counters, end, queues.uplink, host),
+            (None, Some(switch)) => {
+                let switch = switch.clone();
+                Worker::through_switch(shared, place, counters, end, queues.uplink, switch)
+            }
+            (None, None) => bail!("worker {index} has no way to the host"),
+        };
+        let mut worker = worker.reporting_to(reporter);
+        worker.set_observer(observer);
         let (eal, stop, clock) = (eal.clone(), Arc::clone(&threads.stop), appliance.clock);
         let cpu = appliance.config.workers.cores[index];
         let run = move || work(&eal, cpu, worker, clock, &stop);

@@ -31,6 +31,9 @@ pub const SERVICES_MAX: usize = 64;
 /// Most workers.
 pub const WORKERS_MAX: usize = 64;
 
+/// Most next hops.
+pub use holdfast_dataplane::switch::NEXT_HOPS_MAX;
+
 /// Bytes that an mbuf takes with its metadata, headroom and share of the pool's rings.
 const MBUF_BYTES: u64 = 2432;
 /// Mbufs that are neither in a descriptor ring nor parked: bursts and the pool's caches (512), and
@@ -221,8 +224,12 @@ pub struct Uplink {
 pub struct HostPort {
     /// The device.
     pub device: Device,
-    /// Address of a TAP; `None` lets the driver choose.
+    /// Address of a TAP, or of the kernel's function behind the NIC's switch; `None` lets the driver
+    /// choose.
     pub mac: Option<MacAddress>,
+    /// Addresses on the uplink's link that the appliance answers for; empty but with
+    /// [`Device::Switch`].
+    pub next_hops: Vec<IpAddr>,
     /// Whether the kernel sends by another interface, so that its answers do not come by.
     pub inbound_only: bool,
 }
@@ -462,7 +469,15 @@ impl Config {
         let checks = if checks.is_empty() { "none".to_owned() } else { checks };
         let announcer = self.announce.announcer.name();
         let prefixes = list(&mut self.prefixes().iter().map(ToString::to_string));
-        let inbound_only = if self.host_port.inbound_only { ", inbound only" } else { "" };
+        let HostPort { device: host_port, mac, next_hops, inbound_only } = &self.host_port;
+        let host_port = match (host_port, mac) {
+            (Device::Switch, Some(mac)) => {
+                let next_hops = list(&mut next_hops.iter().map(ToString::to_string));
+                format!("{mac} behind the NIC's switch, next hops {next_hops}")
+            }
+            _ => host_port.to_string(),
+        };
+        let inbound_only = if *inbound_only { ", inbound only" } else { "" };
         format!(
             "  locator    {}\n  uplink     {}\n  host port  {}{inbound_only}\n  workers    {} on cores {cores}\n  \
              services   {services}\n  sessions   {}\n  tunnel     {tunnel}\n  \
@@ -471,7 +486,7 @@ impl Config {
              control    {}\n",
             self.node.locator,
             self.uplink.device,
-            self.host_port.device,
+            host_port,
             self.workers.cores.len(),
             self.sessions.capacity,
             self.dht.listen,
@@ -508,7 +523,8 @@ fn read(file: &str, text: &str) -> Result<(Config, Vec<Known>), ConfigErrors> {
 fn sections(reader: &mut Reader<'_>) -> Config {
     let node = node(reader);
     let listen = SocketAddr::new(node.locator, 7000);
-    let (dpdk, uplink, host_port) = (dpdk(reader), uplink(reader), host_port(reader));
+    let (dpdk, host_port) = (dpdk(reader), host_port(reader));
+    let uplink = uplink(reader, host_port.device != Device::Switch);
     Config {
         dpdk,
         uplink,
@@ -634,19 +650,31 @@ fn dpdk(reader: &mut Reader<'_>) -> Dpdk {
 
 const DEVICE: &str = "a PCI address (\"0000:3b:02.0\"), a DPDK virtual device \
      (\"net_ring0,ARGUMENTS\"), a TAP (\"tap:NAME\") or a network interface (\"eth1\")";
+const HOST_DEVICE: &str = "a PCI address (\"0000:3b:02.0\"), a DPDK virtual device \
+     (\"net_ring0,ARGUMENTS\"), a TAP (\"tap:NAME\"), a network interface (\"eth1\") or \"switch\"";
 
 fn device(text: &str) -> Option<Device> {
     text.parse().ok()
 }
 
-fn uplink(reader: &mut Reader<'_>) -> Uplink {
+/// An address of one station on a link.
+fn on_link(text: &str) -> Option<IpAddr> {
+    match text.parse() {
+        Ok(IpAddr::V6(address)) if address.is_unicast_link_local() => Some(address.into()),
+        _ => unicast(text),
+    }
+}
+
+fn uplink(reader: &mut Reader<'_>, promiscuous: bool) -> Uplink {
     let mut section = reader.section("uplink");
     let none = Device::Interface(String::new());
     let uplink = Uplink {
-        device: section.required("device", DEVICE, none, device),
+        device: section.required("device", DEVICE, none, |text| {
+            device(text).filter(|device| *device != Device::Switch)
+        }),
         rx_descriptors: section.number("rx_descriptors", 1024, 64..=32768),
         tx_descriptors: section.number("tx_descriptors", 1024, 64..=32768),
-        promiscuous: section.flag("promiscuous", true),
+        promiscuous: section.flag("promiscuous", promiscuous),
     };
     section.finish();
     uplink
@@ -655,14 +683,22 @@ fn uplink(reader: &mut Reader<'_>) -> Uplink {
 fn host_port(reader: &mut Reader<'_>) -> HostPort {
     let mut section = reader.section("host_port");
     let name = "host0".to_owned();
+    let device = section.text("device", HOST_DEVICE, ("tap:host0", Device::Tap { name }), device);
+    let is_switch = device == Device::Switch;
     let host_port = HostPort {
-        device: section.text("device", DEVICE, ("tap:host0", Device::Tap { name }), device),
+        device,
         mac: section.optional(
             "mac",
             "the Ethernet address of one station, as in \"02:00:00:00:00:01\"",
             |text| text.parse().ok(),
         ),
-        inbound_only: section.flag("inbound_only", false),
+        next_hops: section.texts(
+            "next_hops",
+            "an address of this server's on the uplink's link, as in \"10.1.0.11\"",
+            Some("[]"),
+            on_link,
+        ),
+        inbound_only: section.flag("inbound_only", is_switch),
     };
     section.finish();
     host_port
@@ -870,11 +906,12 @@ fn check_dpdk(reader: &mut Reader<'_>, config: &Config) {
     let mbufs = u64::from(config.dpdk.mbufs_per_worker);
     let descriptors =
         u64::from(config.uplink.rx_descriptors) + u64::from(config.uplink.tx_descriptors);
-    let needed = 2 * descriptors + config.parking.packets_max as u64 + MBUFS_UNDER_WAY;
+    let ports = if config.host_port.device == Device::Switch { 1 } else { 2 };
+    let needed = ports * descriptors + config.parking.packets_max as u64 + MBUFS_UNDER_WAY;
     let keys = ["dpdk.mbufs_per_worker", "uplink.rx_descriptors", "uplink.tx_descriptors"];
     if reader.sound(&keys) && reader.sound(&["parking.packets_max"]) && mbufs < needed {
         let right = format_args!(
-            "expected at least {needed}: the descriptors of both ports, parking.packets_max \
+            "expected at least {needed}: the descriptors of all ports, parking.packets_max \
              and {MBUFS_UNDER_WAY} under way"
         );
         reader.refuse("dpdk.mbufs_per_worker", right);
@@ -902,9 +939,10 @@ fn check_ports(reader: &mut Reader<'_>, config: &Config) {
     if reader.sound(&["uplink.device", "host_port.device"]) && (same_port || same_interface) {
         reader.refuse("host_port.device", "expected another device than uplink.device");
     }
-    if config.host_port.mac.is_some() && !matches!(host, Device::Tap { .. }) {
-        reader.refuse("host_port.mac", "expected only with a device \"tap:NAME\"");
+    if config.host_port.mac.is_some() && !matches!(host, Device::Tap { .. } | Device::Switch) {
+        reader.refuse("host_port.mac", "expected only with a device \"tap:NAME\" or \"switch\"");
     }
+    check_switch(reader, config);
     let cores = &config.workers.cores;
     if cores.is_empty() && reader.sound(&["workers.cores"]) {
         reader.refuse("workers.cores", "expected at least one core");
@@ -916,6 +954,52 @@ fn check_ports(reader: &mut Reader<'_>, config: &Config) {
     for index in repeated(cores) {
         let entry = format!("workers.cores[{index}]");
         reader.refuse(&entry, "expected a core for each worker alone");
+    }
+}
+
+/// The host port through the NIC's switch, and what stands only beside it.
+fn check_switch(reader: &mut Reader<'_>, config: &Config) {
+    let HostPort { device, mac, next_hops, inbound_only } = &config.host_port;
+    let is_sound = reader.sound(&["host_port.device", "host_port.next_hops"]);
+    if *device != Device::Switch {
+        if !next_hops.is_empty() && is_sound {
+            reader
+                .refuse("host_port.next_hops", "expected only with host_port.device = \"switch\"");
+        }
+        return;
+    }
+    if mac.is_none() && reader.sound(&["host_port.mac"]) {
+        let right = "the Ethernet address of the kernel's function of the same NIC: \
+                     host_port.device is \"switch\"";
+        reader.missing("host_port.mac", right);
+    }
+    if next_hops.is_empty() && is_sound {
+        let right = "a list of this server's addresses that the fabric sends the services' packets \
+                     to, which the appliance answers for: host_port.device is \"switch\"";
+        reader.missing("host_port.next_hops", right);
+    }
+    if next_hops.len() > NEXT_HOPS_MAX {
+        let right = format_args!("expected at most {NEXT_HOPS_MAX} addresses");
+        reader.refuse("host_port.next_hops", right);
+    }
+    for index in repeated(next_hops) {
+        reader.refuse(&format!("host_port.next_hops[{index}]"), "expected each address once");
+    }
+    for (index, next_hop) in next_hops.iter().enumerate() {
+        let entry = format!("host_port.next_hops[{index}]");
+        if config.services.iter().any(|service| service.address == *next_hop) {
+            reader.refuse(&entry, "expected an address of this server alone, not a service's");
+        }
+    }
+    if !inbound_only {
+        let right = "expected true: with host_port.device = \"switch\" the kernel's answers leave by \
+                     its own function";
+        reader.refuse("host_port.inbound_only", right);
+    }
+    if config.uplink.promiscuous {
+        let right = "expected false: with host_port.device = \"switch\" only frames to the uplink's \
+                     own address are taken";
+        reader.refuse("uplink.promiscuous", right);
     }
 }
 

@@ -29,6 +29,7 @@ pub mod load;
 pub mod log;
 #[cfg(feature = "daemon")]
 pub mod metrics;
+pub mod pcapng;
 #[cfg(feature = "daemon")]
 pub mod ports;
 pub mod protocol;

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use holdfast_dataplane::port::DpdkPort;
+use holdfast_dataplane::switch::Switch;
 use holdfast_dpdk::{self as dpdk, Eal, HeldTap, Mempool, MempoolConfig, Port, PortConfig};
 use rustix::thread::{CpuSet, sched_getaffinity};
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::config::{Config, Device, HugePages, MacAddress};
+use crate::config::{Config, Device, HugePages, MacAddress, NEXT_HOPS_MAX};
 
 /// The EAL's arguments: ours, then the configuration's own.
 ///
@@ -83,8 +84,10 @@ fn free_huge_pages_mib() -> u64 {
 pub struct Ports {
     /// The uplink.
     pub uplink: Vec<Port>,
-    /// The host port.
+    /// The host port; none when it is behind the NIC's switch.
     pub host_port: Vec<Port>,
+    /// The NIC's switch, when the host is behind it.
+    pub switch: Option<Switch>,
     /// Each worker's packet buffers.
     pub mempools: Vec<Mempool>,
     uplink_interface: Option<PathBuf>,
@@ -95,8 +98,8 @@ pub struct Ports {
 pub struct QueuePairs {
     /// Of the uplink.
     pub uplink: DpdkPort,
-    /// Of the host port.
-    pub host_port: DpdkPort,
+    /// Of the host port; none when it is behind the NIC's switch.
+    pub host_port: Option<DpdkPort>,
 }
 
 impl Ports {
@@ -113,15 +116,20 @@ impl Ports {
             rx_descriptors: config.uplink.rx_descriptors,
             tx_descriptors: config.uplink.tx_descriptors,
             promiscuous: config.uplink.promiscuous,
+            all_multicast: config.host_port.device != Device::Switch,
             ..PortConfig::default()
         };
         let uplink = &config.uplink.device;
         let (uplink_ports, uplink_queues) = start(eal, uplink, 0, None, &port_config, &pools)
             .with_context(|| format!("starting the uplink {uplink}"))?;
         let host = &config.host_port.device;
-        let (host_ports, host_queues) =
-            start(eal, host, 1, Some(host_mac(config)), &port_config, &pools)
-                .with_context(|| format!("starting the host port {host}"))?;
+        let (switch, (host_ports, host_queues)) = match host {
+            Device::Switch => (Some(switch(config, &uplink_ports)?), (Vec::new(), Vec::new())),
+            _ => {
+                let started = start(eal, host, 1, Some(host_mac(config)), &port_config, &pools);
+                (None, started.with_context(|| format!("starting the host port {host}"))?)
+            }
+        };
         for (role, ports) in [("uplink", &uplink_ports), ("host port", &host_ports)] {
             ports.iter().for_each(|port| info!("{role}: {}", port.info()));
         }
@@ -129,11 +137,13 @@ impl Ports {
             Device::Interface(name) => Some(interface_path(name)),
             _ => None,
         };
-        let queues = uplink_queues.into_iter().zip(host_queues);
-        let queues = queues.map(|(uplink, host_port)| QueuePairs { uplink, host_port });
+        let mut host_queues = host_queues.into_iter();
+        let queues = uplink_queues.into_iter();
+        let queues = queues.map(|uplink| QueuePairs { uplink, host_port: host_queues.next() });
+        let queues = queues.collect();
         let (uplink, host_port) = (uplink_ports, host_ports);
-        let ports = Ports { uplink, host_port, mempools: pools, uplink_interface };
-        Ok((ports, queues.collect()))
+        let ports = Ports { uplink, host_port, switch, mempools: pools, uplink_interface };
+        Ok((ports, queues))
     }
 
     /// Whether the uplink's link is up. Of an AF_XDP interface the kernel knows, not DPDK; one that
@@ -168,6 +178,34 @@ impl Ports {
             }
         }
     }
+}
+
+/// The stations that the NIC's switch tells apart. Solicitations for our next hops come to multicast
+/// addresses, which the uplink's function is told to receive.
+fn switch(config: &Config, uplink: &[Port]) -> anyhow::Result<Switch> {
+    let ours = uplink.first().context("there is no uplink")?.info().device.mac;
+    let kernel = config.host_port.mac.context("host_port.mac is missing")?;
+    ensure!(
+        ours.0 != kernel.0,
+        "host_port.mac = \"{kernel}\" is the uplink's own address: expected that of the kernel's \
+         function of the same NIC (ip link)"
+    );
+    let next_hops = config.host_port.next_hops.iter().copied().take(NEXT_HOPS_MAX).collect();
+    let switch = Switch { ours: ours.0, kernel: kernel.0, next_hops };
+    let groups: Vec<_> = switch.groups().into_iter().map(dpdk::MacAddress).collect();
+    if !groups.is_empty() {
+        for port in uplink {
+            let Err(refused) = port.set_multicast(&groups) else { continue };
+            if let Err(all_refused) = port.receive_all_multicast() {
+                warn!(
+                    "{refused}; {all_refused}: Neighbour Solicitations for our next hops may not \
+                     come by, and the fabric not find them"
+                );
+            }
+        }
+    }
+    info!("the host is {kernel} behind the NIC's switch; ours is {ours}");
+    Ok(switch)
 }
 
 /// Holds the TAP that is the host port, apart from the daemon: while that is started again, the TAP

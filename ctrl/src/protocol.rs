@@ -10,6 +10,7 @@ mod health;
 mod incidents;
 mod limits;
 mod lookups;
+mod packets;
 mod peers;
 mod routing;
 pub mod schema;
@@ -34,6 +35,7 @@ pub use health::*;
 pub use incidents::*;
 pub use limits::*;
 pub use lookups::*;
+pub use packets::*;
 pub use peers::*;
 pub use routing::*;
 pub use sessions::*;
@@ -72,6 +74,8 @@ pub const COMMANDS: &[(&str, Access)] = &[
     ("show_health", Access::Read),
     ("drain", Access::Change),
     ("undrain", Access::Change),
+    ("trace", Access::Read),
+    ("capture", Access::Change),
 ];
 
 /// Who may give a command.
@@ -79,7 +83,7 @@ pub const COMMANDS: &[(&str, Access)] = &[
 pub enum Access {
     /// It only reads: whoever may open the socket.
     Read,
-    /// It changes something: root and the daemon's own user.
+    /// It changes something, or shows what clients send: root and the daemon's own user.
     Change,
 }
 
@@ -201,6 +205,37 @@ pub enum Request {
     },
     /// Takes the order to drain back. Answered by [`HealthReply`].
     Undrain {},
+    /// What becomes of every packet of a flow. Answered by a stream of [`PacketItem`]s.
+    Trace {
+        /// The flow.
+        #[serde(with = "flow_text")]
+        #[schemars(with = "String")]
+        flow: FlowKey,
+        /// How long.
+        #[serde(default = "packets::packets_time")]
+        for_ms: StreamTime,
+        /// Most packets.
+        #[serde(default = "packets::trace_count")]
+        count: StreamCount,
+    },
+    /// Packets with their frames. Answered by a stream of [`PacketItem`]s.
+    Capture {
+        /// Which packets.
+        #[serde(default)]
+        filter: CaptureFilter,
+        /// Bytes of each frame.
+        #[serde(default)]
+        snaplen: Snaplen,
+        /// Most bytes of frames in all.
+        #[serde(default)]
+        bytes: CaptureBytes,
+        /// How long.
+        #[serde(default = "packets::packets_time")]
+        for_ms: StreamTime,
+        /// Most packets.
+        #[serde(default = "packets::capture_count")]
+        count: StreamCount,
+    },
 }
 
 impl Request {
@@ -228,6 +263,8 @@ impl Request {
             Request::ShowHealth {} => "show_health",
             Request::Drain { .. } => "drain",
             Request::Undrain {} => "undrain",
+            Request::Trace { .. } => "trace",
+            Request::Capture { .. } => "capture",
         }
     }
 

@@ -334,7 +334,8 @@ impl Server {
             add(&self.counters.forbidden, 1);
             debug!(uid, pid, command = request.command(), "control socket: forbidden");
             let message = format!(
-                "{} changes things: only root and the daemon's own user may",
+                "{} changes things, or shows what clients send: only root and the daemon's own user \
+                 may",
                 request.command()
             );
             return Err(ProtocolError::new(ErrorCode::Forbidden, message));

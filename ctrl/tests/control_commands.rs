@@ -278,7 +278,8 @@ fn commands_tell_the_truth_about_real_sessions() {
     let checked: Vec<&str> =
         lab.documents.iter().filter_map(|(name, _)| name.split('.').next()).collect();
     for (command, _) in COMMANDS {
-        assert!(checked.contains(command), "{command} was not tried");
+        let is_elsewhere = ["trace", "capture"].contains(command); // packets_daemon.rs
+        assert!(is_elsewhere || checked.contains(command), "{command} was not tried");
     }
     schema::assert_valid(&lab.documents);
 }

@@ -21,7 +21,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_(allmulticast_enable|promiscuous_(disable|enable))",
     "rte_eth_dev_(adjust_nb_rx_tx_desc|close|configure|get_mtu|get_name_by_port)",
     "rte_eth_dev_(get_port_by_name|info_get|is_valid_port|set_link_(down|up))",
-    "rte_eth_dev_(set_mtu|socket_id|start|stop)",
+    "rte_eth_dev_(set_mc_addr_list|set_mtu|socket_id|start|stop)",
     "rte_eth_(find_next|from_rings)",
     "rte_eth_iterator_(init|next|cleanup)",
     "rte_eth_link_get_nowait",

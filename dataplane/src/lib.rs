@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod capture;
 pub mod classify;
 pub mod encap;
 pub mod foresee;
@@ -21,6 +22,7 @@ pub mod port;
 pub mod service;
 pub mod session;
 pub mod stats;
+pub mod switch;
 pub mod time;
 pub mod too_big;
 pub mod worker;

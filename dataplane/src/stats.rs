@@ -37,6 +37,15 @@ counters! {
     HostReceived "host_received" "Frames received from the host."
     HostSent "host_sent" "Frames sent to the host."
     HostUnsent "host_unsent" "Frames dropped because the host port's transmit queue stayed full."
+    SwitchReflected "switch_reflected" "Through the NIC's switch: frames dropped because we sent them ourselves, which the NIC gave back."
+    SwitchNotOurs "switch_not_ours" "Through the NIC's switch: frames dropped because they are for another station, or have no Ethernet header."
+    SwitchGroup "switch_group" "Through the NIC's switch: broadcasts and multicasts dropped, because the kernel's function gets them itself."
+    SwitchFromHost "switch_from_host" "Through the NIC's switch: frames dropped because the kernel sent them to us, which would get them back: a route of its own leads through the appliance."
+    NeighbourAnswered "neighbour_answered" "ARP requests and Neighbour Solicitations for next hops of ours, answered."
+    NeighbourOther "neighbour_other" "ARP and Neighbour Discovery dropped that asks for no next hop of ours: the kernel's function gets its own."
+    NeighbourConflict "neighbour_conflict" "ARP and Neighbour Discovery of other stations that say they have a next hop of ours, dropped: the address is used twice."
+    NeighbourMalformed "neighbour_malformed" "ARP and Neighbour Discovery dropped because they are not sound (RFC 826, RFC 4861 7.1)."
+    NeighbourUnanswered "neighbour_unanswered" "ARP requests and Neighbour Solicitations for next hops of ours, dropped: more than are answered in a second, or the pool had no frame for the answer."
     Passed "passed" "Frames from the uplink that are no service's TCP, passed to the host."
     MalformedTruncated "malformed_truncated" "Frames that claim to be IP and end inside a header, passed on for the kernel to judge."
     MalformedVersion "malformed_version" "Frames whose IP version is not their EtherType's, passed on for the kernel to judge."
@@ -157,6 +166,14 @@ impl Counter {
             Counter::SynClosing
                 | Counter::UplinkUnsent
                 | Counter::HostUnsent
+                | Counter::SwitchReflected
+                | Counter::SwitchNotOurs
+                | Counter::SwitchGroup
+                | Counter::SwitchFromHost
+                | Counter::NeighbourOther
+                | Counter::NeighbourConflict
+                | Counter::NeighbourMalformed
+                | Counter::NeighbourUnanswered
                 | Counter::FragmentExpired
                 | Counter::FragmentFull
                 | Counter::FragmentTiny
@@ -264,6 +281,14 @@ mod tests {
         let expected = [
             "uplink_unsent",
             "host_unsent",
+            "switch_reflected",
+            "switch_not_ours",
+            "switch_group",
+            "switch_from_host",
+            "neighbour_other",
+            "neighbour_conflict",
+            "neighbour_malformed",
+            "neighbour_unanswered",
             "fragment_expired",
             "fragment_full",
             "fragment_tiny",

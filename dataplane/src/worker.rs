@@ -19,6 +19,7 @@ use holdfast_net::{FlowKey, Headers, Packet};
 use ipnet::IpNet;
 
 use crate::admission::{Admission, AdmissionLimits, Refusal, TokenBucket, source_prefix};
+use crate::capture::{Observer, Origin};
 use crate::classify::{self, Classifier, FromHost, FromUplink, Inside, Segment};
 use crate::encap::{self, EncapError, Tunnel};
 use crate::fragments::{Fragments, LIMITS};
@@ -34,13 +35,18 @@ use crate::session::table::{Entry, Insert, Located, SessionTable};
 use crate::session::word::Kind;
 use crate::session::{Session, State};
 use crate::stats::{Counter, Gauge, WorkerCounters};
+use crate::switch::{HostPort, Switch};
 use crate::time::{Now, Tick, TscClock};
 use crate::too_big;
 
+mod capture;
 mod fragments;
 mod strays;
+mod switch;
 
 use fragments::Fate;
+use switch::NEIGHBOUR_ANSWERS_BURST;
+pub use switch::NEIGHBOUR_ANSWERS_PER_SECOND;
 
 /// Frames that wait to be sent out of one port, at most.
 pub const OUT_MAX: usize = 4 * BURST;
@@ -128,11 +134,13 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     /// The way to the ledger of incidents, if there is one.
     reporter: Option<StrayReporter>,
     uplink: U,
-    host: H,
+    host: HostPort<H>,
     to_uplink: ArrayVec<U::Frame, OUT_MAX>,
     to_host: ArrayVec<U::Frame, OUT_MAX>,
     parking: Parking<U::Frame>,
     fragments: Fragments<U::Frame, Fate>,
+    /// Observes packets while somebody traces or captures.
+    observer: Observer,
     admission: Admission,
     sweep: Sweep,
     /// The tunnels to owners, by their numbers, made when they are first used.
@@ -141,6 +149,7 @@ pub struct Worker<U: Port, H: Port<Frame = U::Frame>> {
     dead_owners: ArrayVec<(OwnerId, usize), DEAD_OWNERS_MAX>,
     too_big_answers: TokenBucket,
     not_mine_to_all: TokenBucket,
+    neighbour_answers: TokenBucket,
     housekeeping_next: Now,
 }
 
@@ -177,6 +186,8 @@ enum Reading {
     Refuse(Counter),
 }
 
+/// Frames that came at once.
+type Burst<U> = ArrayVec<<U as Port>::Frame, BURST>;
 /// Locators of the members that tunnelled some of a burst.
 type Senders = ArrayVec<IpAddr, BURST>;
 
@@ -194,15 +205,39 @@ enum Verdict {
 }
 
 impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
-    /// Worker `index` of `count`.
+    /// Worker `index` of `count`, with a port to the host.
     #[must_use]
     pub fn new(
+        shared: Shared,
+        place: (usize, usize),
+        counters: Arc<WorkerCounters>,
+        core: WorkerEnd,
+        uplink: U,
+        host: H,
+    ) -> Worker<U, H> {
+        Worker::with_host(shared, place, counters, core, uplink, HostPort::Port(host))
+    }
+
+    /// The same with the host behind the NIC's switch; `shared` says inbound-only then.
+    #[must_use]
+    pub fn through_switch(
+        shared: Shared,
+        place: (usize, usize),
+        counters: Arc<WorkerCounters>,
+        core: WorkerEnd,
+        uplink: U,
+        switch: Switch,
+    ) -> Worker<U, H> {
+        Worker::with_host(shared, place, counters, core, uplink, HostPort::Switch(switch))
+    }
+
+    fn with_host(
         shared: Shared,
         (index, count): (usize, usize),
         counters: Arc<WorkerCounters>,
         core: WorkerEnd,
         uplink: U,
-        host: H,
+        host: HostPort<H>,
     ) -> Worker<U, H> {
         Worker {
             counters,
@@ -214,12 +249,14 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             to_host: ArrayVec::new(),
             parking: Parking::new(shared.settings.parking),
             fragments: Fragments::new(LIMITS),
+            observer: Observer::unread(),
             admission: Admission::new(shared.settings.admission),
             sweep: Sweep::new(&shared.table, index, count),
             tunnels: vec![None; OwnerId::COUNT].into(),
             dead_owners: ArrayVec::new(),
             too_big_answers: TokenBucket::full(TOO_BIG_BURST),
             not_mine_to_all: TokenBucket::full(NOT_MINE_TO_ALL_BURST),
+            neighbour_answers: TokenBucket::full(NEIGHBOUR_ANSWERS_BURST),
             housekeeping_next: Now::default(),
             shared,
         }
@@ -230,6 +267,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     pub fn reporting_to(mut self, reporter: StrayReporter) -> Worker<U, H> {
         self.reporter = Some(reporter);
         self
+    }
+
+    /// Gives the worker an observer that somebody reads.
+    pub fn set_observer(&mut self, observer: Observer) {
+        self.observer = observer;
     }
 
     /// Turns until `stop` is set. All workers share `clock`.
@@ -261,16 +303,29 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         busy
     }
 
-    /// A burst from the network: classify all, ask for the table's lines in groups, then look up,
-    /// decide and act one by one, when memory has answered.
+    /// A burst from the network, if there is one.
     fn poll_uplink(&mut self, now: Now) -> bool {
-        let mut burst = ArrayVec::<_, BURST>::new();
+        let mut burst = Burst::<U>::new();
         self.uplink.receive(&mut burst);
         if burst.is_empty() {
             return false;
         }
         self.counters.add(Counter::UplinkReceived, burst.len() as u64);
+        if self.observer.is_armed() {
+            self.observed(&mut burst, Origin::Uplink, now);
+        } else {
+            self.uplink_burst(&mut burst, now);
+        }
+        true
+    }
 
+    /// A burst from the network's way: classify all, ask for the table's lines in groups, then look up,
+    /// decide and act one by one, when memory has answered.
+    #[inline(always)]
+    fn uplink_burst(&mut self, burst: &mut Burst<U>, now: Now) {
+        if matches!(self.host, HostPort::Switch(_)) {
+            self.sort_out(burst, now);
+        }
         let mut senders = Senders::new();
         let mut readings = ArrayVec::<Reading, BURST>::new();
         for group in burst.chunks_mut(GROUP) {
@@ -294,7 +349,6 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 Reading::Refuse(counter) => self.count(*counter),
             }
         }
-        true
     }
 
     #[inline(always)]
@@ -738,15 +792,28 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         asked
     }
 
-    /// A burst from the host: it all goes out, and we learn from what services send.
+    /// A burst from the host, if there is one.
     fn poll_host(&mut self, now: Now) -> bool {
-        let mut burst = ArrayVec::<_, BURST>::new();
-        self.host.receive(&mut burst);
+        let HostPort::Port(host) = &mut self.host else {
+            return false;
+        };
+        let mut burst = Burst::<U>::new();
+        host.receive(&mut burst);
         if burst.is_empty() {
             return false;
         }
         self.counters.add(Counter::HostReceived, burst.len() as u64);
+        if self.observer.is_armed() {
+            self.observed(&mut burst, Origin::Host, now);
+        } else {
+            self.host_burst(&mut burst, now);
+        }
+        true
+    }
 
+    /// A burst from the host's way: it all goes out, and we learn from what services send.
+    #[inline(always)]
+    fn host_burst(&mut self, burst: &mut Burst<U>, now: Now) {
         let mut segments = ArrayVec::<_, BURST>::new();
         for (index, frame) in burst.iter_mut().enumerate() {
             let read = self.shared.settings.classifier.read_host(frame.data());
@@ -774,7 +841,6 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 self.send_uplink(frame);
             }
         }
-        true
     }
 
     /// R11: the client's segments are to fit a tunnel, should their session move.
@@ -1089,13 +1155,15 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let (parked, sent_before) = (waiting.frames.len(), self.counters.get(Counter::TunnelSent));
         let mut ends = false;
         for frame in waiting.frames.drain(..) {
+            self.begin_observation(Origin::Waited, &frame, now);
+            let mut first_fragment = None;
             let headers = match self.shared.settings.classifier.read_uplink(frame.data()) {
                 FromUplink::Segment(segment) | FromUplink::IcmpError(segment) => {
                     ends |= segment.flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) != 0;
                     segment.headers
                 }
                 FromUplink::Fragment(fragment) => {
-                    self.settle_released(&fragment, verdict, at, now);
+                    first_fragment = Some(fragment);
                     fragment.headers
                 }
                 _ => {
@@ -1111,7 +1179,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             let arrival = Arrival { at, flags: TcpFlags(0), headers, way: Way::Direct };
             self.act(verdict, frame, &arrival, now);
+            if let Some(fragment) = first_fragment {
+                self.settle_released(&fragment, verdict, at, now);
+            }
         }
+        self.end_observation();
         let sent = self.counters.get(Counter::TunnelSent) - sent_before;
         self.report_released(*flow, &waiting, fate, (parked as u64, sent), now);
         if ends
@@ -1239,7 +1311,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             parking::Due::Expired(flow) => {
                 if let Some(waiting) = self.parking.release(&flow) {
-                    self.counters.add(Counter::ParkExpired, waiting.frames.len() as u64);
+                    for frame in &waiting.frames {
+                        self.begin_observation(Origin::Waited, frame, now);
+                        self.count(Counter::ParkExpired);
+                    }
+                    self.end_observation();
                     self.report_expired(flow, &waiting, now);
                 }
             }
@@ -1288,7 +1364,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         self.shared.settings.members.iter().any(|prefix| prefix.contains(&locator))
     }
 
-    fn send_host(&mut self, frame: U::Frame) {
+    fn send_host(&mut self, mut frame: U::Frame) {
+        if let HostPort::Switch(switch) = &self.host {
+            switch.address(frame.data_mut());
+        }
         if self.to_host.is_full() {
             self.flush();
         }
@@ -1384,7 +1463,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             self.uplink.transmit(&mut self.to_uplink);
         }
         if host > 0 {
-            self.host.transmit(&mut self.to_host);
+            self.host.transmit(&mut self.to_host, &mut self.uplink);
         }
         let (uplink, host) = (uplink - self.to_uplink.len(), host - self.to_host.len());
         self.counters.add(Counter::UplinkSent, uplink as u64);

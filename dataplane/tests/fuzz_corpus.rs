@@ -32,8 +32,15 @@ fn replay(captures: &[PathBuf]) -> BTreeMap<&'static str, u64> {
     let (mut met, mut failed) = (BTreeMap::new(), Vec::new());
     for capture in captures {
         let bytes = std::fs::read(capture).unwrap();
-        match std::panic::catch_unwind(|| run(&bytes)) {
-            Ok(tally) => tally.iter().for_each(|(name, n)| *met.entry(name).or_default() += n),
+        // Once more while all is observed.
+        let mut observed = fuzz::capture::Capture::read(&bytes);
+        observed.shape ^= 1 << fuzz::world::OBSERVED_BIT;
+        let observed = observed.write();
+        match std::panic::catch_unwind(|| [run(&bytes), run(&observed)]) {
+            Ok(tallies) => {
+                let met_by = tallies.iter().flat_map(fuzz::Tally::iter);
+                met_by.for_each(|(name, n)| *met.entry(name).or_default() += n);
+            }
             Err(_) => failed.push(capture),
         }
     }

@@ -74,7 +74,8 @@ networks_of() { # FAMILY NODE
     length=$(host_length "$1")
     echo "$(loopback "$1" "$2")/$length"
     case $2 in
-        server*) echo "$(anycast "$1")/$length" ;;
+        # With a package holdfastd has it announced.
+        server*) [[ -n $PACKAGE ]] || echo "$(anycast "$1")/$length" ;;
         edge) client_net "$1" ;;
     esac
 }
@@ -259,6 +260,11 @@ socket_text() { # ADDRESS PORT
 start_holdfastd() {
     local node=$1 dir
     dir=$(node_dir "$node")
+    if [[ -n $PACKAGE ]]; then
+        start_machine "$node"
+        install_holdfast "$node"
+        return 0
+    fi
     holdfastd_config "$node" >"$dir/holdfastd.toml"
     mkdir -p "$dir-hold"
     run_holdfastd "$node" hold "$dir-hold"
@@ -282,7 +288,7 @@ finish_host_port() {
             ip -n "$(ns "$node")" link set host0 mtu "$HOST_MTU" up
             return 0
         fi
-        process_of "$dir/holdfastd.pid" >/dev/null ||
+        [[ -n $PACKAGE ]] || process_of "$dir/holdfastd.pid" >/dev/null ||
             die "holdfastd ended in $node: $(tail -n 3 "$dir/holdfastd.log")"
         sleep 0.1
     done
@@ -324,10 +330,11 @@ any_left() { # NAME...
     return 1
 }
 
-LAB_DAEMONS=(tcpdump session-load session-serve nginx bgpd zebra holdfastd)
+LAB_DAEMONS=(tcpdump session-load session-serve nginx bgpd zebra holdfastd unshare)
 
 stop_daemons() {
     local name tries
+    end_machines
     for name in "${LAB_DAEMONS[@]}"; do end_all TERM "$name"; done
     for ((tries = 0; tries < 50; tries++)); do
         any_left "${LAB_DAEMONS[@]}" || return 0

@@ -29,6 +29,8 @@ scenario() {
 . "$SCRIPTS/lab.d/scenarios/restart.sh"
 # shellcheck source=scripts/lab.d/scenarios/inbound.sh
 . "$SCRIPTS/lab.d/scenarios/inbound.sh"
+# shellcheck source=scripts/lab.d/scenarios/operate.sh
+. "$SCRIPTS/lab.d/scenarios/operate.sh"
 
 TEST_OUT=${HOLDFAST_LAB_TEST_DIR:-$REPOSITORY/target/lab}
 

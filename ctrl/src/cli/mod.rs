@@ -1,12 +1,14 @@
 //! The command line of holdfastctl; a file for each group of commands. Never knows more than the
 //! daemon answers.
 
+mod capture;
 mod drain;
 mod explain;
 mod incidents;
 mod lookup;
 mod sessions;
 mod show;
+mod trace;
 
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
@@ -51,6 +53,8 @@ enum Verb {
     Explain(explain::Explain),
     Drain(drain::Drain),
     Undrain(drain::Undrain),
+    Trace(trace::Trace),
+    Capture(capture::Capture),
 }
 
 /// The daemon that is asked, and the form in which its answers are printed.
@@ -78,6 +82,14 @@ pub enum Failure {
     /// It cannot be printed.
     #[error(transparent)]
     Print(#[from] io::Error),
+    /// A file cannot be written.
+    #[error("cannot write {}: {error}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// The command line asks for what is not done so.
     #[error("{0}")]
     Usage(String),
@@ -95,8 +107,15 @@ impl Failure {
     /// A reader that has seen enough (`| head`) is no failure.
     fn exit_code(&self) -> u8 {
         match self {
-            Failure::Print(error) if error.kind() == ErrorKind::BrokenPipe => 0,
-            Failure::Ask(AskError::Answer(_)) | Failure::Print(_) | Failure::Undrained => 1,
+            Failure::Print(error) | Failure::Write { error, .. }
+                if error.kind() == ErrorKind::BrokenPipe =>
+            {
+                0
+            }
+            Failure::Ask(AskError::Answer(_))
+            | Failure::Print(_)
+            | Failure::Write { .. }
+            | Failure::Undrained => 1,
             Failure::Usage(_) => 2,
             Failure::Ask(AskError::Unreachable { .. }) => 3,
             Failure::SessionsLeft(_) => 4,
@@ -117,6 +136,8 @@ impl Cli {
             Verb::Explain(explain) => explain.run(daemon),
             Verb::Drain(drain) => drain.run(daemon),
             Verb::Undrain(undrain) => undrain.run(daemon),
+            Verb::Trace(trace) => trace.run(daemon),
+            Verb::Capture(capture) => capture.run(daemon),
         };
         let Err(failure) = outcome else {
             return ExitCode::SUCCESS;

@@ -8,6 +8,7 @@ mod health;
 mod incidents;
 mod limits;
 mod lookups;
+mod packets;
 mod peers;
 mod routing;
 mod sessions;
@@ -78,6 +79,13 @@ impl Commands {
                 Reply::Health(Box::new(self.drain(timeout, mode, persist)?))
             }
             Request::Undrain {} => Reply::Health(Box::new(self.undrain()?)),
+            Request::Trace { flow, for_ms: time, count } => {
+                Reply::Stream(self.trace(flow, StreamBounds { time, count }, stream)?)
+            }
+            Request::Capture { filter, snaplen, bytes, for_ms: time, count } => {
+                let bounds = StreamBounds { time, count };
+                Reply::Stream(self.capture(&filter, snaplen, bytes, bounds, stream)?)
+            }
         })
     }
 

@@ -29,13 +29,19 @@ pub enum Device {
         /// Name of the interface.
         name: String,
     },
+    /// No port of its own: the uplink's, and the NIC's switch behind it. Only for the host port.
+    Switch,
 }
+
+/// What [`Device::Switch`] is called.
+const SWITCH: &str = "switch";
 
 /// Why a text names no device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error(
     "expected a PCI address (\"0000:3b:02.0\"), a DPDK virtual device (\"net_ring0,ARGUMENTS\"), \
-     a TAP (\"tap:NAME\") or a network interface (\"eth1\") of at most 15 characters"
+     a TAP (\"tap:NAME\"), a network interface (\"eth1\") of at most 15 characters or, for the host \
+     port, \"switch\""
 )]
 pub struct DeviceError;
 
@@ -43,6 +49,9 @@ impl FromStr for Device {
     type Err = DeviceError;
 
     fn from_str(text: &str) -> Result<Device, DeviceError> {
+        if text == SWITCH {
+            return Ok(Device::Switch);
+        }
         if let Some(name) = text.strip_prefix("tap:") {
             let name = interface_name(name).ok_or(DeviceError)?;
             return Ok(Device::Tap { name });
@@ -95,6 +104,7 @@ impl fmt::Display for Device {
             Device::Vdev { name, args } => write!(f, "{name},{args}"),
             Device::Interface(name) => f.write_str(name),
             Device::Tap { name } => write!(f, "tap:{name}"),
+            Device::Switch => f.write_str(SWITCH),
         }
     }
 }
@@ -109,11 +119,12 @@ impl Device {
             Device::Vdev { name, .. } => name.clone(),
             Device::Interface(_) => format!("net_af_xdp{index}"),
             Device::Tap { .. } => format!("net_tap{index}"),
+            Device::Switch => SWITCH.to_owned(),
         }
     }
 
     /// What is attached to get this device with `queues` queue pairs; nothing for a PCI device,
-    /// which the EAL finds by itself (`--allow`). AF_XDP is one device per queue: veth has no
+    /// which the EAL finds by itself (`--allow`), and for a switch, which is no device. AF_XDP is one device per queue: veth has no
     /// "combined" channels, which the driver wants for more. `mac` is the address of a TAP; the
     /// other devices have theirs. A TAP outlives the daemon: without carrier, but with its
     /// addresses and routes, for the next daemon to take over. `role` tells the devices of a
@@ -121,7 +132,7 @@ impl Device {
     #[must_use]
     pub fn eal_vdevs(&self, role: u16, queues: u16, mac: Option<MacAddress>) -> Vec<String> {
         match self {
-            Device::Pci(_) => Vec::new(),
+            Device::Pci(_) | Device::Switch => Vec::new(),
             Device::Vdev { .. } => vec![self.to_string()],
             Device::Interface(interface) => (0..queues)
                 .map(|queue| {
@@ -140,7 +151,7 @@ impl Device {
     #[must_use]
     pub fn interface(&self) -> Option<&str> {
         match self {
-            Device::Pci(_) => None,
+            Device::Pci(_) | Device::Switch => None,
             Device::Interface(name) | Device::Tap { name } => Some(name),
             Device::Vdev { args, .. } => args.split(',').find_map(|arg| arg.strip_prefix("iface=")),
         }
@@ -207,6 +218,8 @@ mod tests {
             ("eth1", Device::Interface("eth1".to_owned())),
             ("eth1.100", Device::Interface("eth1.100".to_owned())),
             ("tap:host0", tap),
+            ("switch", Device::Switch),
+            ("switch1", Device::Interface("switch1".to_owned())),
         ];
         for (text, device) in rows {
             assert_eq!(text.parse(), Ok(device), "{text}");

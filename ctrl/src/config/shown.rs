@@ -165,8 +165,12 @@ fn shown_uplink(uplink: &Uplink) -> Value {
 }
 
 fn shown_host_port(host_port: &HostPort) -> Value {
-    let HostPort { device, mac, inbound_only } = host_port;
-    let mut shown = json!({ "device": text(device), "inbound_only": inbound_only });
+    let HostPort { device, mac, next_hops, inbound_only } = host_port;
+    let mut shown = json!({
+        "device": text(device),
+        "next_hops": texts(next_hops),
+        "inbound_only": inbound_only,
+    });
     if let Some(mac) = mac {
         shown["mac"] = text(mac);
     }

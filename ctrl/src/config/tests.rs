@@ -45,6 +45,10 @@ fn full(directory: &tempfile::TempDir) -> String {
     FULL.replace(KEY_FILE, path.to_str().unwrap())
 }
 
+/// The host port through the NIC's switch.
+const SWITCH: &str = "\n[host_port]\ndevice = \"switch\"\nmac = \"02:00:00:00:00:4e\"\n\
+    next_hops = [\"10.1.0.11\", \"fe80::11\"]\n";
+
 fn refusal(text: &str) -> String {
     Config::parse("c.toml", text).expect_err("refused").to_string()
 }
@@ -84,7 +88,9 @@ fn what_is_shown_is_the_configuration() {
     let pipe = "[announce]\nannouncer = \"exabgp\"\npipe = \"/run/exabgp.in\"";
     let command = "[announce]\nannouncer = \"exabgp\"\ncommand = [\"tee\", \"-a\", \"/x\"]";
     let announcing = [frr, pipe, command].map(|announce| minimal() + announce);
-    for text in [minimal(), full(&directory)].into_iter().chain(announcing) {
+    for text in
+        [minimal(), full(&directory)].into_iter().chain(announcing).chain([minimal() + SWITCH])
+    {
         let config = Config::parse("c.toml", &text).unwrap();
         let shown = config.shown();
         assert_eq!(shown["cluster"]["keys"], serde_json::json!({"sealing": 0, "opening": null}));
@@ -106,6 +112,21 @@ fn what_is_shown_is_the_configuration() {
             assert!(there || default.is_none(), "{key} is not shown");
         }
     }
+}
+
+#[test]
+fn through_the_switch_is_inbound_only_and_not_promiscuous() {
+    let config = Config::parse("c.toml", &(minimal() + SWITCH)).unwrap();
+    assert!(config.host_port.inbound_only && !config.uplink.promiscuous);
+    assert_eq!(config.sessions.kernel_check, Duration::from_secs(2));
+    let summary = config.summary();
+    let line = "host port  02:00:00:00:00:4e behind the NIC's switch, next hops 10.1.0.11 fe80::11, \
+                inbound only";
+    assert!(summary.contains(line), "{summary}");
+    // There is one port's descriptors to fill.
+    let mbufs = "\n[dpdk]\nmbufs_per_worker = 5120\n";
+    assert!(Config::parse("c.toml", &(minimal() + mbufs)).is_err());
+    assert!(Config::parse("c.toml", &(minimal() + SWITCH + mbufs)).is_ok());
 }
 
 #[test]
@@ -572,7 +593,56 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "",
         "[host_port]\ndevice = \"eth2\"\nmac = \"02:00:00:00:00:01\"",
-        "host_port.mac = \"02:00:00:00:00:01\": expected only with a device \"tap:NAME\"",
+        "host_port.mac = \"02:00:00:00:00:01\": expected only with a device \"tap:NAME\" or \"switch\"",
+    ),
+    ("\"eth1\"", "\"switch\"", "c.toml:6:10: uplink.device = \"switch\": expected a PCI address"),
+    (
+        "",
+        "[host_port]\nnext_hops = [\"10.1.0.11\"]",
+        "c.toml:16:13: host_port.next_hops = [\"10.1.0.11\"]: expected only with host_port.device = \"switch\"",
+    ),
+    (
+        "",
+        "[host_port]\ndevice = \"switch\"\nnext_hops = [\"10.1.0.11\"]",
+        "c.toml:15:1: host_port.mac is missing: expected the Ethernet address of the kernel's function",
+    ),
+    (
+        "",
+        "[host_port]\ndevice = \"switch\"\nmac = \"02:00:00:00:00:4e\"",
+        "c.toml:15:1: host_port.next_hops is missing: expected a list of this server's addresses",
+    ),
+    (
+        "",
+        "[host_port]\ndevice = \"switch\"\nmac = \"02:00:00:00:00:4e\"\nnext_hops = [\"ff02::1\"]",
+        "c.toml:18:14: host_port.next_hops[0] = \"ff02::1\": expected an address of this server's",
+    ),
+    (
+        "",
+        "[host_port]\ndevice = \"switch\"\nmac = \"02:00:00:00:00:4e\"\nnext_hops = [\"fe80::1\", \"fe80::1\"]",
+        "c.toml:18:25: host_port.next_hops[1] = \"fe80::1\": expected each address once",
+    ),
+    (
+        "",
+        "[host_port]\ndevice = \"switch\"\nmac = \"02:00:00:00:00:4e\"\nnext_hops = [\"192.168.0.1\"]",
+        "c.toml:18:14: host_port.next_hops[0] = \"192.168.0.1\": expected an address of this server alone",
+    ),
+    (
+        "",
+        "[host_port]\ndevice = \"switch\"\nmac = \"02:00:00:00:00:4e\"\nnext_hops = [\"10.0.0.1\", \"10.0.0.2\", \
+         \"10.0.0.3\", \"10.0.0.4\", \"10.0.0.5\", \"10.0.0.6\", \"10.0.0.7\", \"10.0.0.8\", \"10.0.0.9\"]",
+        "expected at most 8 addresses",
+    ),
+    (
+        "",
+        "[host_port]\ndevice = \"switch\"\nmac = \"02:00:00:00:00:4e\"\nnext_hops = [\"10.1.0.11\"]\n\
+         inbound_only = false",
+        "c.toml:19:16: host_port.inbound_only = false: expected true",
+    ),
+    (
+        "\"eth1\"",
+        "\"eth1\"\npromiscuous = true\n[host_port]\ndevice = \"switch\"\nmac = \"02:00:00:00:00:4e\"\n\
+         next_hops = [\"10.1.0.11\"]",
+        "c.toml:7:15: uplink.promiscuous = true: expected false",
     ),
     (
         "",

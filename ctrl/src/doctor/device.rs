@@ -28,6 +28,8 @@ pub(super) fn examine(machine: &Machine, config: &Config, checks: &mut Vec<Check
             }
             Device::Tap { .. } => checks.push(examine_tap(machine, name)),
             Device::Vdev { .. } => checks.push(Check::ok(name, device.to_string())),
+            // The uplink's device.
+            Device::Switch => {}
         }
     }
     checks.push(examine_mtu(machine, config));

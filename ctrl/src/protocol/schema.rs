@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     ConfigReply, ExplainReply, HealthReply, Incident, IncidentsReply, LimitsReply, LookupReply,
-    LookupsReply, PROTOCOL_VERSION, PeersReply, ProtocolError, Request, RoutingReply,
+    LookupsReply, PROTOCOL_VERSION, PacketItem, PeersReply, ProtocolError, Request, RoutingReply,
     SessionChange, SessionEntry, SessionsCountReply, SessionsDeleteReply, SessionsReply,
     StatsReply, StreamReply, VersionReply, WorkersReply,
 };
@@ -51,6 +51,8 @@ fn answers(generator: &mut SchemaGenerator) -> Vec<Answer> {
         answer::<HealthReply>(generator, "show_health"),
         answer::<HealthReply>(generator, "drain"),
         answer::<HealthReply>(generator, "undrain"),
+        stream::<PacketItem>(generator, "trace"),
+        stream::<PacketItem>(generator, "capture"),
     ]
 }
 

@@ -140,6 +140,8 @@ pub enum StreamEnd {
     Done,
     /// It had as many as were asked for.
     Count,
+    /// It had as many bytes as were asked for.
+    Bytes,
     /// It took as long as was asked for.
     Time,
     /// The daemon stops.

@@ -52,6 +52,18 @@ fn requests() -> Vec<Request> {
             persist: true,
         },
         Request::Undrain {},
+        Request::Trace {
+            flow: flow(),
+            for_ms: 1_000.try_into().unwrap(),
+            count: 5.try_into().unwrap(),
+        },
+        Request::Capture {
+            filter: "dropped,client=20.1.0.0/16".parse().unwrap(),
+            snaplen: SNAPLEN_MAX.try_into().unwrap(),
+            bytes: CAPTURE_BYTES_MAX.try_into().unwrap(),
+            for_ms: 1_000.try_into().unwrap(),
+            count: 5.try_into().unwrap(),
+        },
     ]
 }
 
@@ -95,13 +107,13 @@ fn every_command_is_known_by_its_name() {
 
 /// Who may give a command is decided here, once; a new command is to be added with thought.
 #[test]
-fn these_commands_change_something_and_all_others_only_read() {
+fn these_commands_are_for_root_and_all_others_only_read() {
     let changing: Vec<&str> = COMMANDS
         .iter()
         .filter(|(_, access)| *access == Access::Change)
         .map(|(name, _)| *name)
         .collect();
-    assert_eq!(changing, ["sessions_delete", "drain", "undrain"]);
+    assert_eq!(changing, ["sessions_delete", "drain", "undrain", "capture"]);
     for request in requests() {
         let is_change = changing.contains(&request.command());
         assert_eq!(request.access() == Access::Change, is_change, "{request:?}");
@@ -140,6 +152,24 @@ fn the_wire_form_is_the_specified_one() {
                 timeout: "0s".parse().unwrap(),
                 mode: DrainMode::Withdraw,
                 persist: true,
+            },
+        ),
+        (
+            r#"{"version":1,"command":"trace","flow":"20.1.1.1:1234-192.168.0.1:80"}"#,
+            Request::Trace {
+                flow: flow(),
+                for_ms: 30_000.try_into().unwrap(),
+                count: 10_000.try_into().unwrap(),
+            },
+        ),
+        (
+            r#"{"version":1,"command":"capture","filter":{"verdict":"parked"},"count":7}"#,
+            Request::Capture {
+                filter: "verdict=parked".parse().unwrap(),
+                snaplen: 256.try_into().unwrap(),
+                bytes: 67_108_864.try_into().unwrap(),
+                for_ms: 30_000.try_into().unwrap(),
+                count: 7.try_into().unwrap(),
             },
         ),
         (
@@ -196,6 +226,18 @@ fn what_is_no_request_is_refused_with_its_code() {
         ),
         (r#"{"version":1,"command":"drain","mode":"now"}"#, BadRequest, "unknown variant `now`"),
         (r#"{"version":1,"command":"undrain","mode":"withdraw"}"#, BadRequest, "unknown field"),
+        (r#"{"version":1,"command":"trace"}"#, BadRequest, "missing field `flow`"),
+        (r#"{"version":1,"command":"trace","flow":"a-b"}"#, BadFlow, "'a-b' is no flow"),
+        (r#"{"version":1,"command":"capture","filter":7}"#, BadRequest, "expected struct"),
+        (r#"{"version":1,"command":"capture","filter":{"x":1}}"#, BadRequest, "unknown field `x`"),
+        (
+            r#"{"version":1,"command":"capture","filter":{"kind":"x"}}"#,
+            BadRequest,
+            "unknown variant `x`",
+        ),
+        (r#"{"version":1,"command":"capture","snaplen":63}"#, BadRequest, "from 64 to 16384"),
+        (r#"{"version":1,"command":"capture","bytes":0}"#, BadRequest, "from 1 to 1073741824"),
+        (r#"{"version":1,"command":"capture","for_ms":0}"#, BadRequest, "from 1 ms to 1 h"),
         (r#"{"version":1,"command":"show_lookups","limit":0}"#, BadRequest, "from 1 to 10000"),
         (r#"{"version":1,"command":"show_lookups","limit":10001}"#, BadRequest, "from 1 to 10000"),
         (

@@ -7,6 +7,7 @@ mod health;
 mod incidents;
 mod limits;
 mod lookups;
+mod packets;
 mod peers;
 mod routing;
 mod sessions;
@@ -23,6 +24,7 @@ pub use health::{drained, draining, health};
 pub use incidents::{incident, incidents};
 pub use limits::limits;
 pub use lookups::{lookup, lookups};
+pub use packets::{CaptureReport, end_of_capture, packet, packet_comment, packets_head};
 pub use peers::peers;
 pub use routing::routing;
 pub use sessions::{session, session_change, sessions, sessions_count, sessions_delete};
@@ -133,9 +135,15 @@ fn wrapped(head: &str, text: &str) -> String {
 /// A line that says how a stream ended.
 #[must_use]
 pub fn stream_end(reply: &StreamReply) -> String {
+    format!("{} shown{}\n", reply.items, ended(reply))
+}
+
+/// What was missed of a stream, and why it ended.
+fn ended(reply: &StreamReply) -> String {
     let why = match reply.ended {
         StreamEnd::Done => "there are no more",
         StreamEnd::Count => "as many as were asked for",
+        StreamEnd::Bytes => "as many bytes as were asked for",
         StreamEnd::Time => "the time is over",
         StreamEnd::Stopped => "the daemon stops",
         StreamEnd::Lost => "the connection is lost",
@@ -144,7 +152,7 @@ pub fn stream_end(reply: &StreamReply) -> String {
         0 => String::new(),
         missed => format!(", {missed} missed"),
     };
-    format!("{} shown{missed}: {why}\n", reply.items)
+    format!("{missed}: {why}")
 }
 
 /// A line in place of items that were missed.

@@ -303,6 +303,31 @@ impl Port {
         })
     }
 
+    /// Replaces the list of multicast addresses that are received. Without all-multicast mode these
+    /// are the only ones; drivers lose the list when the port stops.
+    ///
+    /// # Errors
+    /// [`Error::Call`] when the driver refuses or cannot.
+    pub fn set_multicast(&self, addresses: &[MacAddress]) -> Result<(), Error> {
+        let mut raw: Vec<_> =
+            addresses.iter().map(|address| sys::rte_ether_addr { addr_bytes: address.0 }).collect();
+        let count = u32::try_from(raw.len()).unwrap_or(u32::MAX);
+        // SAFETY: a valid port and `count` addresses, which DPDK copies.
+        let code =
+            unsafe { sys::rte_eth_dev_set_mc_addr_list(self.inner.id, raw.as_mut_ptr(), count) };
+        check("rte_eth_dev_set_mc_addr_list", &self.inner.name, code)
+    }
+
+    /// Receives frames to any multicast address.
+    ///
+    /// # Errors
+    /// [`Error::Call`] when the driver refuses or cannot.
+    pub fn receive_all_multicast(&self) -> Result<(), Error> {
+        // SAFETY: a valid port.
+        let code = unsafe { sys::rte_eth_allmulticast_enable(self.inner.id) };
+        check("rte_eth_allmulticast_enable", &self.inner.name, code)
+    }
+
     /// The link's state now, without waiting for a negotiation to end. `net_af_xdp` says "up"
     /// for ever; the interface's `/sys/class/net/NAME/carrier` knows better.
     ///

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, TcpHeader, UdpHeader};
 
 use crate::fuzz::capture::{Capture, Record};
+use crate::fuzz::switched::{KERNEL_MAC, NEXT_HOPS};
 use crate::fuzz::world::{CORE_ETHERTYPE, CORE_MAC, HOST_MAC, MEMBERS, Order, SERVICES, STRANGER};
 
 const ROUTER: [u8; 6] = [0x02, 0, 0, 0, 0, 0xaa];
@@ -233,6 +234,7 @@ const TIGHT: u32 = 16;
 const NO_HEADROOM: u32 = 32;
 const JUMBO: u32 = 64;
 const INBOUND_ONLY: u32 = 128;
+const SWITCHED: u32 = 512;
 
 // --- the captures ---------------------------------------------------------------------------
 
@@ -254,6 +256,8 @@ pub fn all() -> Vec<(String, Capture)> {
         add("lying-lengths", lying_lengths(net));
         add("fragments", fragments(net));
         add("inbound-only", session(net, INBOUND_ONLY));
+        add("switched-session", session(net, SWITCHED));
+        add("switched-redirect", redirect(net, SWITCHED | locator));
         add("icmp-errors", icmp_errors(net));
         add("passing", passing(net));
         add("tunnel-of-nothing", tunnel_of_nothing(net, locator));
@@ -274,6 +278,7 @@ pub fn all() -> Vec<(String, Capture)> {
     }
     seeds.push(("extensions-ipv6".to_owned(), extensions(nets()[1])));
     seeds.push(("options-ipv4".to_owned(), options(nets()[0])));
+    seeds.push(("neighbours".to_owned(), neighbours()));
     seeds.into_iter().map(|(name, tape)| (name, tape.capture)).collect()
 }
 
@@ -289,6 +294,58 @@ fn session(net: Net, shape: u32) -> Tape {
     tape.alone(net.host(4, SYN | ACK)).alone(net.host(5, RST | ACK));
     tape.pause(12_000_000).alone(net.client(1, SYN)).alone(net.host(1, SYN | ACK));
     tape.pause(3_700_000_000).alone(net.client(1, ACK));
+    tape
+}
+
+/// By the NIC's switch: stations, and neighbours that ask, tell or lie.
+fn neighbours() -> Tape {
+    let mut tape = Tape::new(SWITCHED);
+    let net = nets()[0];
+    let syn = net.client_packet(1, SYN, b"");
+    let stations = [HOST_MAC, KERNEL_MAC, ROUTER, [0xff; 6]];
+    for destination in stations {
+        for source in stations {
+            tape.alone([&destination[..], &source, &ethertype(&syn), &syn].concat());
+        }
+    }
+    tape.alone(vec![0xff; 13]);
+
+    let [IpAddr::V4(next_hop), IpAddr::V6(next_hop_v6)] = NEXT_HOPS else { unreachable!("these") };
+    let arp = |operation: u8, sender: [u8; 4], target: [u8; 4]| {
+        let head = [0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, operation];
+        [&[0xff; 6], &ROUTER[..], &head, &ROUTER, &sender, &[0; 6], &target].concat()
+    };
+    let asked = arp(1, [10, 1, 0, 1], next_hop.octets());
+    tape.alone(asked.clone()).alone(arp(1, [10, 1, 0, 1], [10, 1, 0, 2]));
+    tape.alone(arp(2, next_hop.octets(), [10, 1, 0, 1])).alone(cut(asked.clone(), 30));
+    tape.alone([&asked[..12], &[0x81, 0, 0, 5], &asked[12..]].concat());
+    // More than are answered at once.
+    for _ in 0..66 {
+        tape.frame(asked.clone());
+    }
+    tape.pause(1_000_000);
+
+    let router: Ipv6Addr = "fe80::aa".parse().expect("an address");
+    let group: Ipv6Addr = "ff02::1:ff00:11".parse().expect("an address");
+    let own_address = [&[1, 1], &ROUTER[..]].concat();
+    for (kind, source, options) in [
+        (135, router, &own_address[..]),
+        (135, Ipv6Addr::UNSPECIFIED, &[]),
+        (135, Ipv6Addr::UNSPECIFIED, &own_address),
+        (135, router, &[1, 0, 0, 0, 0, 0, 0, 0]),
+        (135, next_hop_v6, &own_address),
+        (136, router, &own_address),
+        (134, router, &own_address),
+    ] {
+        let payload = [&next_hop_v6.octets()[..], options].concat();
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(ROUTER, [0x33, 0x33, 0xff, 0, 0, 0x11])
+            .ipv6(source.octets(), group.octets(), 255)
+            .icmpv6_raw(kind, 0, [0; 4])
+            .write(&mut frame, &payload)
+            .expect("memory");
+        tape.alone(frame);
+    }
     tape
 }
 

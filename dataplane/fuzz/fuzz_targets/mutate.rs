@@ -99,7 +99,7 @@ fn change(capture: &mut Capture, dice: &mut Dice, inner: Inner) {
                 });
             }
         }
-        11 => capture.shape ^= 1 << dice.below(8),
+        11 => capture.shape ^= 1 << dice.below(9),
         _ => {
             let at_us = record.at_us;
             let frame = command(dice);

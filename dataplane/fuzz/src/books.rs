@@ -36,6 +36,19 @@ const OUTCOMES: [Counter; 18] = [
     Counter::TunnelNotService,
 ];
 
+/// What comes by the NIC's switch and ends here. What is answered is given back, and an answer sent.
+const SWITCHED: [Counter; 9] = [
+    Counter::SwitchReflected,
+    Counter::SwitchNotOurs,
+    Counter::SwitchGroup,
+    Counter::SwitchFromHost,
+    Counter::NeighbourAnswered,
+    Counter::NeighbourOther,
+    Counter::NeighbourConflict,
+    Counter::NeighbourMalformed,
+    Counter::NeighbourUnanswered,
+];
+
 const STRAYS: [Counter; 6] = [
     Counter::NegativeHit,
     Counter::Parked,
@@ -98,7 +111,7 @@ pub fn balance(counters: &WorkerCounters) -> Balance {
         came.checked_sub(went).unwrap_or_else(|| panic!("{what}: {came} came, {went} went"))
     };
     let passed = sum(&PASSED);
-    let outcomes = passed + sum(&OUTCOMES);
+    let outcomes = passed + sum(&OUTCOMES) + sum(&SWITCHED);
     let fragments = left("from the uplink", get(Counter::UplinkReceived), outcomes);
     assert!(fragments <= get(Counter::FragmentWaited), "{fragments} frames have no outcome");
     equal("each stray has an outcome", get(Counter::Miss), sum(&STRAYS));
@@ -112,8 +125,10 @@ pub fn balance(counters: &WorkerCounters) -> Balance {
     let to_host = passed + sum(&TO_HOST);
     let at_host =
         get(Counter::HostSent) + get(Counter::HostUnsent) + get(Counter::TunnelSuperseded);
-    let to_uplink =
-        get(Counter::HostReceived) + get(Counter::TunnelSent) + get(Counter::TooBigAnswered);
+    let to_uplink = get(Counter::HostReceived)
+        + get(Counter::TunnelSent)
+        + get(Counter::TooBigAnswered)
+        + get(Counter::NeighbourAnswered);
     let at_uplink = get(Counter::UplinkSent)
         + get(Counter::UplinkUnsent)
         + get(Counter::HostWithheld)
@@ -125,7 +140,7 @@ pub fn balance(counters: &WorkerCounters) -> Balance {
         fragments,
         parked: left("parked", get(Counter::Parked) + unsure, sum(&UNPARKED) + ring_full),
         waiting: left("host", to_host, at_host) + left("uplink", to_uplink, at_uplink),
-        dropped: drops.map(|counter| get(*counter)).sum(),
+        dropped: drops.map(|counter| get(*counter)).sum::<u64>() + get(Counter::NeighbourAnswered),
         unsure,
     }
 }

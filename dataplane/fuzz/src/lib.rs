@@ -12,6 +12,7 @@ pub mod packets;
 pub mod ports;
 pub mod reader;
 pub mod sent;
+pub mod switched;
 pub mod world;
 
 /// What was met, and how often: names of counters. Only put together, so that the fuzzer does not

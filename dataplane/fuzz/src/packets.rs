@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use holdfast_dataplane::capture::{self, Accountant, Observations, Observer, Wanted};
 use holdfast_dataplane::fragments;
 use holdfast_dataplane::frame::{Frame, HEADROOM};
 use holdfast_dataplane::session::expiry::Timeouts;
@@ -28,6 +29,7 @@ use super::capture::Capture;
 use super::ports::{MemPort, Origin, Side, TracedFrame};
 use super::reader::{self, Reading, Segment};
 use super::sent::{self, Covered};
+use super::switched::{self, KERNEL_MAC, OUR_MAC};
 use super::world::{CORE_ETHERTYPE, CORE_MAC, Form, HOST_MAC, MEMBERS, Order, STRANGER, World};
 
 /// Frames of an input, at most: the others are left out.
@@ -109,7 +111,16 @@ struct Foretold {
     before: [u64; OF_OTHERS.len()],
 }
 
-struct Bench {
+/// What is observed of all packets, and said of them.
+struct Watch<'a> {
+    capture: capture::Capture<'a>,
+    accountant: Accountant,
+    /// Packets observed, by where they came from, and those that waited.
+    origins: [u64; 3],
+    missed: u64,
+}
+
+struct Bench<'a> {
     world: World,
     worker: Worker<MemPort, MemPort>,
     core: CoreEnd,
@@ -130,6 +141,7 @@ struct Bench {
     /// Of those, frames that nothing but a full port may drop, from the uplink and from the host.
     dropped_by_ports: [u64; 2],
     sent: [u64; 2],
+    watch: Option<Watch<'a>>,
     /// What the worker asked and was not answered.
     questions: Vec<FlowKey>,
     flows: Vec<FlowKey>,
@@ -148,7 +160,14 @@ struct Bench {
 /// Sends a capture's frames through a worker, and tells what it counted.
 pub fn run(bytes: &[u8]) -> Tally {
     let capture = Capture::read(bytes);
-    let mut bench = Bench::new(World::new(capture.shape));
+    let world = World::new(capture.shape);
+    let (mut observers, mut observations) = Observations::with_rings(1, world.observed_bytes());
+    let mut bench = Bench::new(world);
+    if world.is_observed
+        && let Some(observer) = observers.pop()
+    {
+        bench.observe(observer, &mut observations);
+    }
     let mut before_us = capture.records.first().map_or(0, |record| record.at_us);
     for record in capture.records.iter().take(RECORDS_MAX) {
         if record.at_us > before_us {
@@ -170,8 +189,8 @@ fn order(frame: &[u8]) -> Option<(Order, usize, usize)> {
     is_order.then_some((order, usize::from(which), usize::from(whom)))
 }
 
-impl Bench {
-    fn new(world: World) -> Bench {
+impl<'a> Bench<'a> {
+    fn new(world: World) -> Bench<'a> {
         let doorbell = DOORBELL.with(|(_, doorbell)| Arc::clone(doorbell));
         let (worker_end, core) = rings(world.ring(), world.ring(), doorbell);
         let settings = world.settings();
@@ -190,8 +209,13 @@ impl Bench {
         let counters = Arc::<WorkerCounters>::default();
         let (uplink, host) = (MemPort::default(), MemPort::default());
         let ports = (uplink.clone(), host.clone());
-        let worker =
-            Worker::new(shared, (0, 1), Arc::clone(&counters), worker_end, ports.0, ports.1);
+        let (place, counted) = ((0, 1), Arc::clone(&counters));
+        let worker = match world.switch() {
+            None => Worker::new(shared, place, counted, worker_end, ports.0, ports.1),
+            Some(switch) => {
+                Worker::through_switch(shared, place, counted, worker_end, ports.0, switch)
+            }
+        };
         let (reporter, reports) = stray_reports(world.ring());
         Bench {
             world,
@@ -210,6 +234,7 @@ impl Bench {
             dropped: 0,
             dropped_by_ports: [0; 2],
             sent: [0; 2],
+            watch: None,
             questions: Vec::new(),
             flows: Vec::new(),
             entered: BTreeSet::new(),
@@ -220,6 +245,35 @@ impl Bench {
         }
     }
 
+    /// Has everything observed from now on.
+    fn observe(&mut self, observer: Observer, observations: &'a mut Observations) {
+        self.worker.set_observer(observer);
+        self.watch = Some(Watch {
+            capture: observations.start(&Wanted::default()),
+            accountant: Accountant::new(self.world.settings().classifier),
+            origins: [0; 3],
+            missed: 0,
+        });
+    }
+
+    /// Every packet that came was observed once, and something can be said of it.
+    fn check_observations(&mut self) {
+        let Some(Watch { capture, accountant, origins, missed }) = &mut self.watch else {
+            return;
+        };
+        while let Some((_, observation)) = capture.next_observation() {
+            let account = accountant.account(&observation);
+            let is_lost = account.verdict == capture::Verdict::Dropped && account.reason.is_none();
+            assert!(!is_lost, "nobody counted {observation:?}");
+            origins[observation.origin as usize] += 1;
+        }
+        *missed += capture.missed();
+        let [uplink, host, _] = *origins;
+        let came = [Counter::UplinkReceived, Counter::HostReceived].map(|c| self.counters.get(c));
+        let is_all = uplink <= came[0] && host <= came[1];
+        assert!(is_all && uplink + host + *missed >= came[0] + came[1], "{origins:?} of {came:?}");
+    }
+
     /// A frame comes from the network, from the host or, as an order, from the core.
     fn bring(&mut self, frame: &[u8]) {
         if let Some((order, which, whom)) = order(frame) {
@@ -228,9 +282,12 @@ impl Bench {
             self.obey(order, which, whom);
             return self.turn();
         }
-        let is_hosts = frame.get(6..12) == Some(&HOST_MAC);
+        let is_hosts = !self.world.is_switched && frame.get(6..12) == Some(&HOST_MAC);
         let side = if is_hosts { Side::Host } else { Side::Uplink };
         let (reading, spoken) = match side {
+            Side::Uplink if self.world.is_switched && !switched::is_for_us(frame) => {
+                (Reading::Switched, None)
+            }
             Side::Uplink => (self.world.read_uplink(frame), None),
             Side::Host => (Reading::Other, self.world.read_host(frame)),
         };
@@ -399,6 +456,7 @@ impl Bench {
         let foretold = self.foretell();
         loop {
             self.worker.turn(self.now);
+            self.check_observations();
             self.look(Side::Uplink);
             self.look(Side::Host);
             let left = [&self.uplink, &self.host].map(|port| port.0.borrow().to_worker.len());
@@ -567,8 +625,9 @@ impl Bench {
     fn look(&mut self, to: Side) {
         let port = if to == Side::Uplink { &self.uplink } else { &self.host };
         let frames = std::mem::take(&mut port.0.borrow_mut().from_worker);
-        self.sent[to as usize] += frames.len() as u64;
-        for frame in frames {
+        for mut frame in frames {
+            let to = self.station(&mut frame).unwrap_or(to);
+            self.sent[to as usize] += 1;
             let origin = &frame.origin;
             origin.sent.set(origin.sent.get() + 1);
             assert!(origin.sent.get() <= 1 + origin.made.get(), "sent twice: {origin:?}");
@@ -585,9 +644,24 @@ impl Bench {
         }
     }
 
+    /// Whether a frame to the NIC's switch is for the host, by its addresses; those are then what they
+    /// were when it came.
+    fn station(&self, frame: &mut TracedFrame) -> Option<Side> {
+        let is_hosts =
+            frame.data().starts_with(&KERNEL_MAC) && frame.origin.reading != Reading::Switched;
+        if !self.world.is_switched || !is_hosts {
+            return None;
+        }
+        assert_eq!(frame.data()[6..12], OUR_MAC);
+        let origin = Rc::clone(&frame.origin);
+        frame.data_mut()[..12].copy_from_slice(&origin.bytes[..12]);
+        Some(Side::Host)
+    }
+
     /// A frame that came from the network was given to the host.
     fn look_at_hosts(&self, origin: &Origin, sent: &[u8]) {
         match &origin.reading {
+            Reading::Switched => panic!("what is not for us is the host's: {origin:?}"),
             Reading::Other => assert_eq!(sent, origin.bytes, "was changed"),
             Reading::Fragment(packet, first) => {
                 self.look_at_hosts_fragment(origin, packet, first, sent)
@@ -637,6 +711,7 @@ impl Bench {
         let (world, bytes) = (&self.world, &origin.bytes[..]);
         // Among others what came out of a tunnel: it is never tunnelled again (R6).
         let (packet, flow) = match &origin.reading {
+            Reading::Switched => return switched::answer(bytes, sent),
             Reading::Segment(segment) => (&segment.packet, Some(segment)),
             Reading::Fragment(packet, first) => (packet, first.as_ref()),
             _ => panic!("goes back: {origin:?}"),

@@ -20,6 +20,9 @@ pub enum Reading {
     Segment(Segment),
     /// A tunnel packet to our locator: who sent it, and what is inside, if that may be there.
     Tunnel(IpAddr, Option<Inside>),
+    /// By the NIC's switch, and not for us: ends here, or, from a neighbour that asks for us, is
+    /// answered.
+    Switched,
     /// A segment or an ICMP error whose destination was this service's address before it was
     /// rewritten to our locator.
     Rewritten(Segment, IpAddr),

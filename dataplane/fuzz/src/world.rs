@@ -8,9 +8,12 @@ use holdfast_dataplane::encap::Encapsulation;
 use holdfast_dataplane::idle::IdleStrategy;
 use holdfast_dataplane::parking::ParkingLimits;
 use holdfast_dataplane::service::Services;
+use holdfast_dataplane::switch::Switch;
 use holdfast_dataplane::worker::Settings;
 use holdfast_net::FlowKey;
 use ipnet::IpNet;
+
+use super::switched::{KERNEL_MAC, NEXT_HOPS, OUR_MAC};
 
 /// How strays travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +43,14 @@ pub struct World {
     pub is_jumbo: bool,
     /// Bit 7: what the host sends does not come by.
     pub is_inbound_only: bool,
+    /// Bit 8: somebody captures everything.
+    pub is_observed: bool,
+    /// Bit 9: the host is behind the NIC's switch, and inbound-only.
+    pub is_switched: bool,
 }
+
+/// The bit of [`World::is_observed`].
+pub const OBSERVED_BIT: u32 = 8;
 
 /// The source address of frames that the host sends. All others but the core's come from the
 /// uplink.
@@ -137,7 +147,9 @@ impl World {
             is_tight: bit(4),
             is_without_headroom: bit(5),
             is_jumbo: bit(6),
-            is_inbound_only: bit(7),
+            is_inbound_only: bit(7) || bit(9),
+            is_switched: bit(9),
+            is_observed: bit(OBSERVED_BIT),
         }
     }
 
@@ -206,10 +218,31 @@ impl World {
         if self.is_tight { 4 } else { 64 }
     }
 
+    /// Bytes of the ring of what is observed: there is room for what a turn brings, but for tight
+    /// worlds.
+    #[must_use]
+    pub fn observed_bytes(&self) -> usize {
+        match (self.is_observed, self.is_tight) {
+            (false, _) => 0,
+            (true, true) => 4096,
+            (true, false) => 1 << 20,
+        }
+    }
+
     /// Messages that each ring to the core takes.
     #[must_use]
     pub fn ring(&self) -> usize {
         if self.is_core_slow { 2 } else { 1024 }
+    }
+
+    /// The NIC's switch.
+    #[must_use]
+    pub fn switch(&self) -> Option<Switch> {
+        self.is_switched.then(|| Switch {
+            ours: OUR_MAC,
+            kernel: KERNEL_MAC,
+            next_hops: NEXT_HOPS.into_iter().collect(),
+        })
     }
 
     /// The worker's settings.

@@ -8,6 +8,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of ARP (RFC 826).
+pub const ETHERTYPE_ARP: u16 = 0x0806;
 /// EtherType of IPv6.
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// EtherType of an 802.1Q tag.
@@ -258,6 +260,47 @@ pub struct Gue {
     pub protocol: u8,
     /// Extension flags.
     pub flags: U16,
+}
+
+/// An ARP packet for IPv4 over Ethernet (RFC 826).
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Arp {
+    /// Kind of hardware: 1 is Ethernet.
+    pub hardware: U16,
+    /// EtherType of the protocol.
+    pub protocol: U16,
+    /// Bytes of a hardware address.
+    pub hardware_length: u8,
+    /// Bytes of a protocol address.
+    pub protocol_length: u8,
+    /// 1 asks, 2 answers.
+    pub operation: U16,
+    /// The sender's Ethernet address.
+    pub sender_hardware: [u8; 6],
+    /// The sender's IPv4 address; unspecified when it only probes (RFC 5227).
+    pub sender_protocol: [u8; 4],
+    /// The target's Ethernet address.
+    pub target_hardware: [u8; 6],
+    /// The target's IPv4 address.
+    pub target_protocol: [u8; 4],
+}
+
+/// A Neighbour Solicitation or Advertisement without its options (RFC 4861 §4.3, §4.4).
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Neighbour {
+    /// 135 asks, 136 answers.
+    pub kind: u8,
+    /// 0.
+    pub code: u8,
+    /// Internet checksum of pseudo-header and message.
+    pub checksum: U16,
+    /// Of an answer: from a router (bit 31), asked for (30), and to be believed in the place of what
+    /// is known (29).
+    pub flags: U32,
+    /// The address that is asked for.
+    pub target: [u8; 16],
 }
 
 /// UDP destination port of GUE, unless configured otherwise.

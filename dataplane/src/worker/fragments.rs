@@ -7,6 +7,7 @@ use holdfast_net::Packet;
 use holdfast_net::headers::TcpFlags;
 
 use super::{Arrival, Verdict, Way, Worker};
+use crate::capture::Origin;
 use crate::classify::{Fragment, FromUplink, Part, Segment};
 use crate::encap::{self, EncapError};
 use crate::fragmentation::{self, SplitError};
@@ -117,8 +118,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// The fate of a datagram's first fragment is known: those that waited follow it.
     fn settle(&mut self, datagram: Datagram, fate: Fate, now: Now) {
         for frame in self.fragments.settle(datagram, fate, now) {
+            self.begin_observation(Origin::Waited, &frame, now);
             self.follow(frame, fate, now);
         }
+        self.end_observation();
     }
 
     /// R10: a fragment goes where the first of its segment went.
@@ -171,8 +174,10 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 return;
             };
             for frame in waiting {
+                self.begin_observation(Origin::Waited, &frame, now);
                 self.give_up(frame, &datagram, Counter::FragmentExpired);
             }
+            self.end_observation();
         }
     }
 

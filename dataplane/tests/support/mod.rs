@@ -13,6 +13,9 @@ use std::sync::atomic::AtomicBool;
 use arrayvec::ArrayVec;
 use etherparse::PacketBuilder;
 use holdfast_dataplane::admission::AdmissionLimits;
+use holdfast_dataplane::capture::{
+    Account, Accountant, Capture, Observation, Observations, Observer, Verdict, Wanted,
+};
 use holdfast_dataplane::classify::Classifier;
 use holdfast_dataplane::encap::{Encapsulation, Tunnel};
 use holdfast_dataplane::frame::{Frame, MemFrame};
@@ -25,6 +28,7 @@ use holdfast_dataplane::session::Session;
 use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
+use holdfast_dataplane::switch::Switch;
 use holdfast_dataplane::time::Now;
 use holdfast_dataplane::too_big::answer as answer_too_big;
 use holdfast_dataplane::worker::{Settings, Shared, Worker};
@@ -50,6 +54,8 @@ pub struct Net {
     pub me: IpAddr,
     pub other: IpAddr,
     pub stranger: IpAddr,
+    /// Somebody captures everything.
+    pub is_observed: bool,
 }
 
 pub fn nets() -> [Net; 2] {
@@ -59,6 +65,7 @@ pub fn nets() -> [Net; 2] {
         me: me.parse().unwrap(),
         other: other.parse().unwrap(),
         stranger: stranger.parse().unwrap(),
+        is_observed: false,
     };
     [
         net("20.1.1.1", "192.168.0.1", "10.0.0.1", "10.0.0.2", "10.9.9.9"),
@@ -250,8 +257,69 @@ pub struct Bench {
     pub uplink: MemPort,
     pub host: MemPort,
     pub now: Now,
+    watch: Option<Watch>,
     _poll: mio::Poll,
 }
+
+/// What a bench observes of everything.
+struct Watch {
+    capture: Capture<'static>,
+    accountant: Accountant,
+    told: Vec<(Observation, Account)>,
+    /// Observations, by where their packets came from: uplink, host, waited.
+    origins: [u64; 3],
+    /// Observations that a counter moved in, by its place in [`Counter::ALL`].
+    moved: [u64; Counter::ALL.len()],
+}
+
+impl Watch {
+    fn start(observations: Observations, settings: &Settings) -> Watch {
+        let accountant = Accountant::new(settings.classifier.clone());
+        // Once a bench: a test's process ends soon.
+        let capture = Box::leak(Box::new(observations)).start(&Wanted::default());
+        let (told, origins, moved) = (Vec::new(), [0; 3], [0; Counter::ALL.len()]);
+        Watch { capture, accountant, told, origins, moved }
+    }
+
+    fn take_all(&mut self) {
+        while let Some((_, observation)) = self.capture.next_observation() {
+            let account = self.accountant.account(&observation);
+            assert!(
+                account.verdict != Verdict::Dropped || account.reason.is_some(),
+                "{observation:?}"
+            );
+            self.origins[observation.origin as usize] += 1;
+            observation.counters.iter().for_each(|counter| self.moved[counter as usize] += 1);
+            self.told.push((observation, account));
+        }
+        assert_eq!(self.capture.missed(), 0);
+    }
+}
+
+/// Every packet that came was observed once, and every one that was dropped under the counter that
+/// says so.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let Some(watch) = self.watch.take().filter(|_| !std::thread::panicking()) else {
+            return;
+        };
+        let came = [Counter::UplinkReceived, Counter::HostReceived].map(|c| self.count(c));
+        assert_eq!(watch.origins[..2], came);
+        for counter in Counter::ALL.iter().filter(|counter| counter.is_drop()) {
+            let (moved, count) = (watch.moved[*counter as usize], self.count(*counter));
+            match counter {
+                // A second question is no packet's.
+                Counter::LookupRingFull => {}
+                // Of one packet there can be several fragments.
+                Counter::UplinkUnsent => assert_eq!(moved > 0, count > 0),
+                _ => assert_eq!(moved, count, "{counter:?}"),
+            }
+        }
+    }
+}
+
+/// Bytes of what a bench observes between two turns.
+const RING_BYTES: usize = 256 * 1024;
 
 pub struct Options {
     pub capacity: usize,
@@ -261,6 +329,8 @@ pub struct Options {
     pub reports: usize,
     pub encapsulation: Encapsulation,
     pub inbound_only: bool,
+    /// The host is behind the NIC's switch; inbound-only, then.
+    pub switch: Option<Switch>,
 }
 
 impl Default for Options {
@@ -273,6 +343,7 @@ impl Default for Options {
             reports: 64,
             encapsulation: Encapsulation::Gue,
             inbound_only: false,
+            switch: None,
         }
     }
 }
@@ -330,7 +401,7 @@ impl Bench {
         let (comparison_end, comparison_core) = rings(1, options.announcements, doorbell);
         let mut settings = settings(&net, options.half_open_max);
         settings.classifier.encapsulation = options.encapsulation;
-        settings.inbound_only = options.inbound_only;
+        settings.inbound_only = options.inbound_only || options.switch.is_some();
         let services = settings.classifier.services.clone();
         let table =
             SessionTable::new(services, options.capacity, &TIMEOUTS, HashKey([3, 4])).unwrap();
@@ -347,15 +418,20 @@ impl Bench {
         };
         let counters = Arc::<WorkerCounters>::default();
         let (uplink, host) = (MemPort::default(), MemPort::default());
-        let worker = Worker::new(
-            shared,
-            (0, 1),
-            Arc::clone(&counters),
-            worker_end,
-            uplink.clone(),
-            host.clone(),
-        );
+        let (counted, near) = (Arc::clone(&counters), uplink.clone());
+        let mut worker = match options.switch.clone() {
+            None => Worker::new(shared.clone(), (0, 1), counted, worker_end, near, host.clone()),
+            Some(switch) => {
+                Worker::through_switch(shared.clone(), (0, 1), counted, worker_end, near, switch)
+            }
+        };
         let (reporter, reports) = stray_reports(options.reports);
+        let mut watch = None;
+        if net.is_observed {
+            let (mut observers, observations) = Observations::with_rings(1, RING_BYTES);
+            worker.set_observer(observers.pop().unwrap());
+            watch = Some(Watch::start(observations, &shared.settings));
+        }
         Bench {
             net,
             worker: worker.reporting_to(reporter),
@@ -370,6 +446,7 @@ impl Bench {
             uplink,
             host,
             now: Now::from_us(1_000_000),
+            watch,
             _poll: poll,
         }
     }
@@ -382,6 +459,19 @@ impl Bench {
 
     pub fn turn(&mut self) {
         self.worker.turn(self.now);
+        if let Some(watch) = &mut self.watch {
+            watch.take_all();
+        }
+    }
+
+    /// Gives the worker another observer.
+    pub fn set_observer(&mut self, observer: Observer) {
+        self.worker.set_observer(observer);
+    }
+
+    /// What was observed since this was asked last, and what it says.
+    pub fn accounts(&mut self) -> Vec<(Observation, Account)> {
+        self.watch.as_mut().map(|watch| std::mem::take(&mut watch.told)).unwrap()
     }
 
     /// Lets time pass, with a turn of housekeeping in each millisecond: in a second the whole
