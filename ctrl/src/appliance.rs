@@ -41,6 +41,7 @@ use crate::lifecycle::Shutdown;
 use crate::load::Samples;
 use crate::metrics::Readings;
 use crate::metrics::http::MetricsServer;
+use crate::multicast::MulticastRelay;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
 use crate::socket::{ControlCounters, ControlSocket, Permissions, Stream};
 use crate::systemd;
@@ -333,7 +334,8 @@ fn serve(appliance: &Arc<Appliance>, threads: &Threads, shutdown: &Shutdown) -> 
     let _metrics = serve_metrics(appliance);
     systemd::ready(&appliance.status());
     let carrier = CarrierRelay::new(&appliance.config);
-    let outcome = supervise(appliance, shutdown, threads, carrier);
+    let multicast = MulticastRelay::new(&appliance.config);
+    let outcome = supervise(appliance, shutdown, threads, carrier, multicast);
     settle(appliance);
     // Before the control socket closes, which waits for requests under way.
     appliance.dht.stop();
@@ -377,6 +379,7 @@ fn supervise(
     shutdown: &Shutdown,
     threads: &Threads,
     mut carrier: Option<CarrierRelay>,
+    mut multicast: Option<MulticastRelay>,
 ) -> anyhow::Result<()> {
     let names = (0..threads.workers.len()).zip(&appliance.config.workers.cores);
     let names = names.map(|(worker, core)| format!("worker {worker} on core {core}"));
@@ -387,6 +390,10 @@ fn supervise(
             warn!("{error:#}");
         }
         let now = Instant::now();
+        let uplink = &appliance.ports.uplink;
+        if let Some(Err(error)) = multicast.as_mut().map(|relay| relay.relay(uplink, now)) {
+            warn!("the uplink's multicast addresses: {error:#}");
+        }
         appliance.samples.take(&appliance.counters, now);
         watch.look(appliance.turns(), now, || appliance.status());
         if threads.workers.iter().any(JoinHandle::is_finished) {

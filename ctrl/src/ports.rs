@@ -12,6 +12,7 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 use tracing::{info, warn};
 
 use crate::config::{Config, Device, HugePages, MacAddress, NEXT_HOPS_MAX};
+use crate::multicast::MulticastRelay;
 
 /// The EAL's arguments: ours, then the configuration's own.
 ///
@@ -112,11 +113,13 @@ impl Ports {
         let pools = (0..workers)
             .map(|worker| mempool(eal, config, worker))
             .collect::<anyhow::Result<Vec<_>>>()?;
+        let is_switch = config.host_port.device == Device::Switch;
         let port_config = PortConfig {
             rx_descriptors: config.uplink.rx_descriptors,
             tx_descriptors: config.uplink.tx_descriptors,
             promiscuous: config.uplink.promiscuous,
-            all_multicast: config.host_port.device != Device::Switch,
+            // What is asked for one by one instead: see `MulticastRelay`, and `switch` below.
+            all_multicast: !is_switch && MulticastRelay::new(config).is_none(),
             ..PortConfig::default()
         };
         let uplink = &config.uplink.device;

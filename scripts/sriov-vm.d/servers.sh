@@ -129,13 +129,14 @@ while [[ ! -e /run/holdfastd.stop ]]; do
 done
 rm -f /run/holdfastd.pid
 LOOP
+[[ $2 != vhost ]] || modprobe vhost_net
 rm -f /run/holdfastd.stop
 setsid bash /run/keep-running >/dev/null 2>&1 &
-for ((tries = 0; tries < 300; tries++)); do
-    ! holdfastctl show version >/dev/null 2>&1 || break
+for ((tries = 0; tries < 150; tries++)); do
+    ! holdfastctl show version || break
     sleep 0.2
-done
-holdfastctl show version
+done 2>/run/not-yet
+holdfastctl show version || { tail -n 5 $DAEMON_LOG; exit 1; }
 $(host_interface "$@")
 END
     )"
