@@ -1,12 +1,14 @@
 //! Puts a server's appliance together and keeps it running: ports, workers, DHT core, control
 //! socket. Never touches a packet.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
 use holdfast_dataplane::admission::AdmissionLimits;
 use holdfast_dataplane::capture::{Observations, Observer};
 use holdfast_dataplane::classify::Classifier;
@@ -21,7 +23,7 @@ use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::session::table::SessionTable;
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::time::TscClock;
-use holdfast_dataplane::worker::{Settings, Shared, Worker};
+use holdfast_dataplane::worker::{PortLimits, Settings, Shared, Worker};
 use holdfast_dht::{Handle, Keys, Service, auth};
 use holdfast_dpdk::{self as dpdk, Eal};
 use holdfast_handoff::{
@@ -34,15 +36,16 @@ use tracing::{info, warn};
 use crate::commands::Commands;
 use crate::config::{self, ClusterKey, Config, Encapsulation, Idle, Secret};
 use crate::health::{Health, HealthThread};
-use crate::kernel_check::{CheckThread, KernelCheck, Totals};
+use crate::kernel_check::{CheckThread, KernelCheck, Plan, Totals};
 use crate::kernel_sockets::{KernelSockets, WithoutOwn};
 use crate::ledger::{self, Incidents, LedgerThread, Limits, Moment, Place, Sources};
-use crate::lifecycle::Shutdown;
+use crate::lifecycle::{Hangup, Shutdown};
 use crate::load::Samples;
 use crate::metrics::Readings;
 use crate::metrics::http::MetricsServer;
 use crate::multicast::MulticastRelay;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
+use crate::reload::{Live, Reload};
 use crate::socket::{ControlCounters, ControlSocket, Permissions, Stream};
 use crate::systemd;
 use crate::watchdog::Watch;
@@ -64,8 +67,10 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// What the control socket shows of a running appliance.
 #[derive(Debug)]
 pub struct Appliance {
-    /// What it was told.
+    /// What it was told at its start. Keys that a reload changes are in [`Appliance::reload`].
     pub config: Config,
+    /// What it is told by now, and how that changes.
+    pub reload: Reload,
     /// The session table.
     pub table: Arc<SessionTable>,
     /// What comparing it with the kernel's sockets found.
@@ -74,8 +79,6 @@ pub struct Appliance {
     pub counters: Vec<Arc<WorkerCounters>>,
     /// What workers observe of packets while somebody traces or captures: one at a time.
     pub observations: Mutex<Observations>,
-    /// What tells services' packets from others.
-    pub classifier: Classifier,
     /// The same as they were in the last seconds.
     pub samples: Samples,
     /// The uplink's and the host port's DPDK ports.
@@ -114,11 +117,17 @@ impl Appliance {
     }
 }
 
-/// Runs the appliance until `shutdown` is requested.
+/// Runs the appliance with `config`, from the file at `path`, until `shutdown` is requested. The
+/// file is read again at each `hangup`.
 ///
 /// # Errors
 /// When it cannot start, or a part of it cannot go on.
-pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
+pub fn run(
+    config: Config,
+    path: PathBuf,
+    shutdown: &Shutdown,
+    hangup: Hangup,
+) -> anyhow::Result<()> {
     let eal = Eal::init(&ports::eal_arguments(&config)?).context("starting DPDK")?;
     info!("{} started", dpdk::version());
 
@@ -139,18 +148,27 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     let counters: Vec<_> = (0..workers).map(|_| Arc::default()).collect();
     let (observers, observations) = Observations::of_workers(workers);
     let started = Instant::now();
+    let live = Live {
+        table: Arc::clone(&shared.table),
+        settings: Arc::new(ArcSwap::new(Arc::clone(&shared.settings))),
+        kernel_check: Plan::new(config.sessions.kernel_check),
+        dht: core.handle(),
+        health: Arc::new(Health::new(&config, started)),
+    };
+    let health = Arc::clone(&live.health);
+    let (settings, plan) = (Arc::clone(&live.settings), live.kernel_check.clone());
     let appliance = Arc::new(Appliance {
+        reload: Reload::new(path, config.clone(), hangup, live),
         table: Arc::clone(&shared.table),
         closing: Arc::clone(&shared.closing),
         kernel_check: Totals::default(),
         samples: Samples::start(&counters, started),
         counters,
         observations: Mutex::new(observations),
-        classifier: shared.settings.classifier.clone(),
         ports,
         dht: core.handle(),
         incidents: incidents(&config, &shared, tsc_clock),
-        health: Arc::new(Health::new(&config, started)),
+        health,
         control: Arc::default(),
         started,
         clock: tsc_clock,
@@ -167,10 +185,11 @@ pub fn run(config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
     };
     let told = reporters.into_iter().zip(observers);
     let ends = worker_ends.into_iter().zip(told).collect();
-    let outcome = start_workers(&mut threads, &eal, &appliance, &shared, queues, ends)
+    let shared = (&shared, &settings);
+    let outcome = start_workers(&mut threads, &eal, &appliance, shared, queues, ends)
         .and_then(|()| start_ledger(&mut threads, &appliance, reports))
         .and_then(|()| start_health(&mut threads, &appliance))
-        .and_then(|()| start_kernel_check(&mut threads, &appliance, &shared, check_end))
+        .and_then(|()| start_kernel_check(&mut threads, &appliance, shared.0, check_end, plan))
         .and_then(|()| serve(&appliance, &threads, shutdown));
     info!("stopping");
     systemd::stopping();
@@ -223,7 +242,7 @@ fn start_workers(
     threads: &mut Threads,
     eal: &Eal,
     appliance: &Appliance,
-    shared: &Shared,
+    (shared, settings): (&Shared, &Arc<ArcSwap<Settings>>),
     queues: Vec<QueuePairs>,
     ends: Vec<(WorkerEnd, (StrayReporter, Observer))>,
 ) -> anyhow::Result<()> {
@@ -242,8 +261,8 @@ fn start_workers(
         let mut worker = worker.reporting_to(reporter);
         worker.set_observer(observer);
         let (eal, stop, clock) = (eal.clone(), Arc::clone(&threads.stop), appliance.clock);
-        let cpu = appliance.config.workers.cores[index];
-        let run = move || work(&eal, cpu, worker, clock, &stop);
+        let (cpu, settings) = (appliance.config.workers.cores[index], Arc::clone(settings));
+        let run = move || work(&eal, cpu, worker, clock, &settings, &stop);
         threads.workers.push(spawn(&format!("worker {index}"), run)?);
     }
     Ok(())
@@ -306,11 +325,11 @@ fn start_kernel_check(
     appliance: &Appliance,
     shared: &Shared,
     core: WorkerEnd,
+    plan: Plan,
 ) -> anyhow::Result<()> {
     let stop = Arc::<AtomicBool>::default();
     let check = adopt_kernel_sessions(appliance, shared, core, Arc::clone(&stop));
-    let interval = appliance.config.sessions.kernel_check;
-    let thread = CheckThread::start(check, interval, stop).context("starting the kernel check")?;
+    let thread = CheckThread::start(check, plan, stop).context("starting the kernel check")?;
     threads.kernel_check = Some(thread);
     Ok(())
 }
@@ -372,8 +391,9 @@ fn settle(appliance: &Appliance) {
     }
 }
 
-/// Waits for the end; meanwhile passes the uplink's carrier on, samples what the workers do and
-/// feeds the service manager's watchdog. An error when a thread ended before.
+/// Waits for the end; meanwhile passes the uplink's carrier on, samples what the workers do,
+/// reloads the configuration when that is due and feeds the service manager's watchdog. An error
+/// when a thread ended before, or a device is lost.
 fn supervise(
     appliance: &Appliance,
     shutdown: &Shutdown,
@@ -386,15 +406,17 @@ fn supervise(
     let names = names.chain(["the DHT core".to_owned()]);
     let mut watch = Watch::start(names, systemd::watchdog(), Instant::now());
     while !shutdown.wait(SUPERVISION) {
-        if let Some(Err(error)) = carrier.as_mut().map(CarrierRelay::relay) {
+        let now = Instant::now();
+        let is_up = appliance.ports.look(now)?;
+        if let Some(Err(error)) = carrier.as_mut().map(|carrier| carrier.relay(is_up)) {
             warn!("{error:#}");
         }
-        let now = Instant::now();
         let uplink = &appliance.ports.uplink;
         if let Some(Err(error)) = multicast.as_mut().map(|relay| relay.relay(uplink, now)) {
             warn!("the uplink's multicast addresses: {error:#}");
         }
         appliance.samples.take(&appliance.counters, now);
+        appliance.reload.look(now);
         watch.look(appliance.turns(), now, || appliance.status());
         if threads.workers.iter().any(JoinHandle::is_finished) {
             bail!("a worker ended by itself");
@@ -433,17 +455,19 @@ fn work(
     cpu: u16,
     worker: Worker<DpdkPort, DpdkPort>,
     clock: TscClock,
+    settings: &ArcSwap<Settings>,
     stop: &AtomicBool,
 ) -> anyhow::Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(usize::from(cpu));
     sched_setaffinity(None, &cpus).with_context(|| format!("pinning a worker to core {cpu}"))?;
     let _registration = eal.register_thread().context("registering a worker with DPDK")?;
-    worker.run(clock, stop);
+    worker.run(clock, settings, stop);
     Ok(())
 }
 
-fn timeouts(config: &Config) -> Timeouts {
+/// How long entries of the session table may be idle.
+pub(crate) fn timeouts(config: &Config) -> Timeouts {
     let milliseconds = |duration: Duration| duration.as_millis().try_into().unwrap_or(u64::MAX);
     Timeouts {
         half_open_ms: milliseconds(config.sessions.half_open_timeout),
@@ -453,11 +477,12 @@ fn timeouts(config: &Config) -> Timeouts {
     }
 }
 
-fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<Shared> {
+/// What the workers are told. `services` are those of `config`.
+pub(crate) fn settings(config: &Config, services: Services, ports: PortLimits) -> Settings {
     let microseconds = |duration: Duration| duration.as_micros().try_into().unwrap_or(u64::MAX);
-    let settings = Settings {
+    Settings {
         classifier: Classifier {
-            services: Services::new(config.service_sockets())?,
+            services,
             locator: config.node.locator,
             tunnel_port: config.tunnel.port,
             encapsulation: match config.tunnel.encapsulation {
@@ -467,7 +492,7 @@ fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<S
             },
         },
         members: config.cluster.members.clone(),
-        uplink_mtu: ports.uplink_mtu()?,
+        ports,
         half_open_max: config.sessions.half_open_max as u64,
         inbound_only: config.host_port.inbound_only,
         parking: ParkingLimits {
@@ -487,8 +512,12 @@ fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<S
             Idle::Busy => IdleStrategy::Busy,
             Idle::Adaptive => IdleStrategy::Adaptive,
         },
-    };
-    let services = settings.classifier.services.clone();
+    }
+}
+
+fn shared(config: &Config, ports: &Ports, clock: Arc<Clock>) -> anyhow::Result<Shared> {
+    let services = Services::new(config.service_sockets())?;
+    let settings = settings(config, services.clone(), ports.limits()?);
     let hash_key = HashKey(random_words()?);
     let table = SessionTable::new(services, config.sessions.capacity, &timeouts(config), hash_key)
         .context("allocating the session table: lower sessions.capacity")?;
@@ -525,7 +554,8 @@ fn all_rings(
     (0..count).map(|_| rings(resolves, ANNOUNCEMENTS, Arc::clone(doorbell))).unzip()
 }
 
-fn dht_config(config: &Config) -> (holdfast_dht::Config, Keys) {
+/// What the DHT core is told, and the keys that it seals with.
+pub(crate) fn dht_config(config: &Config) -> (holdfast_dht::Config, Keys) {
     let secret = |secret: &Secret| auth::Secret(secret.0);
     let key = |key: &ClusterKey| auth::ClusterKey { id: key.id, secret: secret(&key.secret) };
     let keys = config.cluster.keys.as_ref().map_or_else(Keys::insecure, |keys| Keys {

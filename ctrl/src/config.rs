@@ -3,6 +3,7 @@
 //! together. `docs/guide/configuration.md` documents every key.
 
 mod announce;
+mod changes;
 mod check;
 mod device;
 mod insight;
@@ -19,6 +20,7 @@ use humantime_serde::re::humantime::format_duration;
 use ipnet::IpNet;
 
 pub use announce::{Announce, Announcer, Lines};
+pub use changes::{RELOADED, is_reloaded};
 pub use check::{CHECKS_MAX, Check, CheckKind};
 pub use device::{Device, DeviceError, MacAddress, MacAddressError};
 pub use insight::{Incidents, Metrics};
@@ -34,8 +36,8 @@ pub const WORKERS_MAX: usize = 64;
 /// Most next hops.
 pub use holdfast_dataplane::switch::NEXT_HOPS_MAX;
 
-/// Bytes that an mbuf takes with its metadata, headroom and share of the pool's rings.
-const MBUF_BYTES: u64 = 2432;
+/// Bytes that an mbuf takes beside its frame: its metadata, headroom and share of the pool's rings.
+const MBUF_BYTES: u64 = 384;
 /// Mbufs that are neither in a descriptor ring nor parked: bursts and the pool's caches (512), and
 /// fragments that wait for the first of their segment (256).
 const MBUFS_UNDER_WAY: u64 = 512 + 256;
@@ -217,7 +219,40 @@ pub struct Uplink {
     /// Whether frames for other stations are received: the kernel's addresses behind the host
     /// port may differ from the device's.
     pub promiscuous: bool,
+    /// Bytes of the largest IP packet, of a device that is no interface of the kernel.
+    pub mtu: u16,
 }
+
+impl Uplink {
+    /// The MTU to tell `device`, which has none of its own; nothing when it is what DPDK takes for
+    /// granted, as not every virtual device can be told.
+    #[must_use]
+    pub fn mtu_for(&self, device: &Device) -> Option<u16> {
+        match device {
+            Device::Pci(_) => Some(self.mtu),
+            Device::Vdev { .. } | Device::Vhost { .. } => {
+                Some(self.mtu).filter(|mtu| *mtu != MTU_DEFAULT)
+            }
+            // The driver takes frames of 1,500 bytes and no others.
+            Device::Tap { .. } | Device::Interface(_) | Device::Switch => None,
+        }
+    }
+
+    /// Bytes of frame that an mbuf holds, so that each frame is in one: a multiple of 1,024, as some
+    /// NICs count no finer.
+    #[must_use]
+    pub fn mbuf_room(&self) -> u16 {
+        (self.mtu + FRAME_OVERHEAD).next_multiple_of(1024).max(2048)
+    }
+}
+
+/// The MTU of Ethernet.
+const MTU_DEFAULT: u16 = 1500;
+/// What a frame is longer than its IP packet, at most: Ethernet header, two tags, frame check
+/// sequence.
+const FRAME_OVERHEAD: u16 = 14 + 8 + 4;
+/// Largest MTU with an interface of the kernel: AF_XDP wants mbufs to fit a page.
+const MTU_XDP_MAX: u16 = 2048 - FRAME_OVERHEAD;
 
 /// `[host_port]`
 #[derive(Debug, Clone, PartialEq)]
@@ -651,7 +686,7 @@ fn dpdk(reader: &mut Reader<'_>) -> Dpdk {
 const DEVICE: &str = "a PCI address (\"0000:3b:02.0\"), a DPDK virtual device \
      (\"net_ring0,ARGUMENTS\"), a TAP (\"tap:NAME\") or a network interface (\"eth1\")";
 const HOST_DEVICE: &str = "a PCI address (\"0000:3b:02.0\"), a DPDK virtual device \
-     (\"net_ring0,ARGUMENTS\"), a TAP (\"tap:NAME\"), a network interface (\"eth1\") or \"switch\"";
+     (\"net_ring0,ARGUMENTS\"), a TAP (\"tap:NAME\"), vhost-net (\"vhost:NAME\"), a network interface (\"eth1\") or \"switch\"";
 
 fn device(text: &str) -> Option<Device> {
     text.parse().ok()
@@ -670,11 +705,12 @@ fn uplink(reader: &mut Reader<'_>, promiscuous: bool) -> Uplink {
     let none = Device::Interface(String::new());
     let uplink = Uplink {
         device: section.required("device", DEVICE, none, |text| {
-            device(text).filter(|device| *device != Device::Switch)
+            device(text).filter(|device| !matches!(device, Device::Switch | Device::Vhost { .. }))
         }),
         rx_descriptors: section.number("rx_descriptors", 1024, 64..=32768),
         tx_descriptors: section.number("tx_descriptors", 1024, 64..=32768),
         promiscuous: section.flag("promiscuous", promiscuous),
+        mtu: section.number("mtu", MTU_DEFAULT, 1280..=9702),
     };
     section.finish();
     uplink
@@ -916,8 +952,9 @@ fn check_dpdk(reader: &mut Reader<'_>, config: &Config) {
         );
         reader.refuse("dpdk.mbufs_per_worker", right);
     }
-    let mib = (mbufs * config.workers.cores.len() as u64 * MBUF_BYTES).div_ceil(1 << 20);
-    let keys = ["dpdk.mbufs_per_worker", "dpdk.memory_mib", "workers.cores"];
+    let mbuf_bytes = MBUF_BYTES + u64::from(config.uplink.mbuf_room());
+    let mib = (mbufs * config.workers.cores.len() as u64 * mbuf_bytes).div_ceil(1 << 20);
+    let keys = ["dpdk.mbufs_per_worker", "dpdk.memory_mib", "workers.cores", "uplink.mtu"];
     if reader.sound(&keys) && u64::from(config.dpdk.memory_mib) < mib {
         let right = format_args!("expected at least {mib}, what the mbufs of all workers take");
         reader.refuse("dpdk.memory_mib", right);
@@ -939,10 +976,13 @@ fn check_ports(reader: &mut Reader<'_>, config: &Config) {
     if reader.sound(&["uplink.device", "host_port.device"]) && (same_port || same_interface) {
         reader.refuse("host_port.device", "expected another device than uplink.device");
     }
-    if config.host_port.mac.is_some() && !matches!(host, Device::Tap { .. } | Device::Switch) {
-        reader.refuse("host_port.mac", "expected only with a device \"tap:NAME\" or \"switch\"");
+    let has_mac = matches!(host, Device::Tap { .. } | Device::Vhost { .. } | Device::Switch);
+    if config.host_port.mac.is_some() && !has_mac {
+        let right = "expected only with a device \"tap:NAME\", \"vhost:NAME\" or \"switch\"";
+        reader.refuse("host_port.mac", right);
     }
     check_switch(reader, config);
+    check_mtu(reader, config);
     let cores = &config.workers.cores;
     if cores.is_empty() && reader.sound(&["workers.cores"]) {
         reader.refuse("workers.cores", "expected at least one core");
@@ -954,6 +994,29 @@ fn check_ports(reader: &mut Reader<'_>, config: &Config) {
     for index in repeated(cores) {
         let entry = format!("workers.cores[{index}]");
         reader.refuse(&entry, "expected a core for each worker alone");
+    }
+}
+
+/// Interfaces of the kernel have their own MTU, and bound what the mbufs hold.
+fn check_mtu(reader: &mut Reader<'_>, config: &Config) {
+    let mtu = config.uplink.mtu;
+    if mtu == MTU_DEFAULT {
+        return;
+    }
+    if let Device::Interface(name) = &config.uplink.device {
+        let right = format_args!("{name} has its own: ip link set {name} mtu {mtu}");
+        reader.refuse("uplink.mtu", right);
+    } else if let Device::Tap { name } = &config.uplink.device {
+        reader.refuse(
+            "uplink.mtu",
+            format_args!("expected 1500, which is what the TAP {name} takes"),
+        );
+    } else if let Device::Interface(name) = &config.host_port.device
+        && mtu > MTU_XDP_MAX
+    {
+        let right =
+            format_args!("expected at most {MTU_XDP_MAX}: the host port {name} is AF_XDP's");
+        reader.refuse("uplink.mtu", right);
     }
 }
 

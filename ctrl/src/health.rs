@@ -67,17 +67,6 @@ impl Health {
     /// Of a server with this configuration that has not looked at anything yet.
     #[must_use]
     pub fn new(config: &Config, now: Instant) -> Health {
-        let prefix = |prefix: IpNet| {
-            let checks = config.checks.iter().enumerate();
-            let own = checks.filter(|(_, check)| prefix.contains(&check.service.ip()));
-            Prefix {
-                prefix,
-                checks: own.map(|(index, _)| index).collect(),
-                state: State::Starting,
-                since: now,
-                because: Vec::new(),
-            }
-        };
         // One that was drained for good has had its time.
         let directory = &config.announce.state_directory;
         let drain = drain::is_persisted(directory).then_some(Drain {
@@ -87,11 +76,14 @@ impl Health {
             since: now,
         });
         let checks = config.checks.iter().cloned().map(Checked::new).map(Arc::new);
+        let checks: Vec<_> = checks.collect();
+        let prefix = |prefix| Prefix::new(prefix, &checks, now);
+        let prefixes = config.prefixes().into_iter().map(prefix).collect();
         Health {
             announce: config.announce.clone(),
-            checks: checks.collect(),
+            checks,
             inner: Mutex::new(Inner {
-                prefixes: config.prefixes().into_iter().map(prefix).collect(),
+                prefixes,
                 drain,
                 awaited: Vec::new(),
                 announcer: Standing::default(),
@@ -112,6 +104,20 @@ impl Health {
         if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
+    }
+
+    /// Goes on with other prefixes. One that there was stands where it stood, and one that is none
+    /// any more is withdrawn.
+    pub fn set_prefixes(&self, prefixes: Vec<IpNet>, now: Instant) {
+        let mut inner = self.inner();
+        let mut former = std::mem::take(&mut inner.prefixes);
+        let prefix = |prefix| match former.iter().position(|former| former.prefix == prefix) {
+            Some(index) => former.swap_remove(index),
+            None => Prefix::new(prefix, &self.checks, now),
+        };
+        inner.prefixes = prefixes.into_iter().map(prefix).collect();
+        drop(inner);
+        self.wake();
     }
 
     /// Orders a drain; a further order takes the place of the one before.
@@ -277,6 +283,15 @@ impl Inner {
 }
 
 impl Prefix {
+    /// Nothing is known of it yet.
+    fn new(prefix: IpNet, checks: &[Arc<Checked>], now: Instant) -> Prefix {
+        let own = checks.iter().enumerate();
+        let own = own.filter(|(_, checked)| prefix.contains(&checked.check.service.ip()));
+        let (state, because) = (State::Starting, Vec::new());
+        let checks = own.map(|(index, _)| index).collect();
+        Prefix { prefix, checks, state, since: now, because }
+    }
+
     fn log(&self, next: State) {
         let Prefix { prefix, state, because, .. } = self;
         let (state, next, because) = (state.name(), next.name(), because.join("; "));

@@ -3,11 +3,12 @@
 //! changes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use holdfast_dataplane::kernel::{Comparison, Findings, Kernel};
+use holdfast_dataplane::session::expiry::Timeouts;
 use holdfast_dataplane::time::TscClock;
 use holdfast_dpdk as dpdk;
 use tracing::{info, warn};
@@ -117,24 +118,71 @@ impl<K: Kernel<Error = anyhow::Error>> KernelCheck<K> {
         outcome.ok()
     }
 
-    /// Checks until `stop` is set and the thread is woken. Between two checks passes `interval`,
-    /// or as much time as the last one took: it works for half of the time at most.
-    fn run(mut self, interval: Duration, stop: &AtomicBool) {
-        let mut pause = interval;
-        loop {
-            let next = Instant::now() + pause;
-            while let left = next.saturating_duration_since(Instant::now())
-                && !left.is_zero()
-            {
-                std::thread::park_timeout(left);
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
+    /// Checks until `stop` is set and the thread is woken. Between two checks passes the plan's
+    /// interval, or as much time as the last one took: it works for half of the time at most. With
+    /// other timeouts it checks at once.
+    fn run(mut self, plan: &Plan, stop: &AtomicBool) {
+        let mut took = Duration::ZERO;
+        while let Some(timeouts) = plan.wait(took, stop) {
+            if let Some(timeouts) = timeouts {
+                self.comparison.set_timeouts(&timeouts);
             }
             let began = Instant::now();
             self.check();
-            pause = interval.max(began.elapsed());
+            took = began.elapsed();
         }
+    }
+}
+
+/// When the next check is due, and by which timeouts. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Plan(Arc<(Mutex<Planned>, Condvar)>);
+
+#[derive(Debug)]
+struct Planned {
+    interval: Duration,
+    /// Other ones, that no check was made by yet.
+    timeouts: Option<Timeouts>,
+}
+
+impl Plan {
+    /// A check after each pause of `interval`.
+    #[must_use]
+    pub fn new(interval: Duration) -> Plan {
+        Plan(Arc::new((Mutex::new(Planned { interval, timeouts: None }), Condvar::new())))
+    }
+
+    /// Checks after other pauses from now on, by these timeouts, which the session table then goes
+    /// by too: the next check is at once.
+    pub fn change(&self, interval: Duration, timeouts: Timeouts) {
+        let (planned, changed) = &*self.0;
+        let timeouts = Some(timeouts);
+        *planned.lock().unwrap_or_else(PoisonError::into_inner) = Planned { interval, timeouts };
+        changed.notify_all();
+    }
+
+    /// Has the thread look whether it is to stop, even if it is just about to wait.
+    fn wake(&self) {
+        let (planned, changed) = &*self.0;
+        drop(planned.lock().unwrap_or_else(PoisonError::into_inner));
+        changed.notify_all();
+    }
+
+    /// Waits until the next check is due after one that took so long, and says by which timeouts
+    /// it is to be made, if by others; `None` when there is to be none.
+    fn wait(&self, took: Duration, stop: &AtomicBool) -> Option<Option<Timeouts>> {
+        let (planned, changed) = &*self.0;
+        let mut planned = planned.lock().unwrap_or_else(PoisonError::into_inner);
+        let began = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            let left = planned.interval.max(took).saturating_sub(began.elapsed());
+            if planned.timeouts.is_some() || left.is_zero() {
+                return Some(planned.timeouts.take());
+            }
+            let waited = changed.wait_timeout(planned, left);
+            planned = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        None
     }
 }
 
@@ -142,6 +190,7 @@ impl<K: Kernel<Error = anyhow::Error>> KernelCheck<K> {
 #[derive(Debug)]
 pub struct CheckThread {
     thread: JoinHandle<()>,
+    plan: Plan,
     stop: Arc<AtomicBool>,
 }
 
@@ -152,13 +201,13 @@ impl CheckThread {
     /// When there can be no more threads.
     pub fn start<K: Kernel<Error = anyhow::Error> + Send + 'static>(
         check: KernelCheck<K>,
-        interval: Duration,
+        plan: Plan,
         stop: Arc<AtomicBool>,
     ) -> std::io::Result<CheckThread> {
         let thread = std::thread::Builder::new().name("kernel check".to_owned());
-        let stopped = Arc::clone(&stop);
-        let thread = thread.spawn(move || check.run(interval, &stopped))?;
-        Ok(CheckThread { thread, stop })
+        let (planned, stopped) = (plan.clone(), Arc::clone(&stop));
+        let thread = thread.spawn(move || check.run(&planned, &stopped))?;
+        Ok(CheckThread { thread, plan, stop })
     }
 
     /// Whether it has ended by itself.
@@ -170,7 +219,7 @@ impl CheckThread {
     /// Ends it; a check under way ends with the kernel's next answer.
     pub fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.thread().unpark();
+        self.plan.wake();
         // A panic has been reported where it happened.
         let _ = self.thread.join();
     }
@@ -344,7 +393,7 @@ mod tests {
         let bench = bench(([127, 0, 0, 1], 80).into());
         let clock = TscClock::start(dpdk::tsc(), 1_000_000_000);
         let check = KernelCheck::new(bench.comparison, kernel.clone(), clock, totals.clone());
-        let thread = CheckThread::start(check, Duration::from_millis(1), stop).unwrap();
+        let thread = CheckThread::start(check, Plan::new(Duration::from_millis(1)), stop).unwrap();
         let end = Instant::now() + Duration::from_secs(5);
         while kernel.0.load(Ordering::Relaxed) < 10 {
             assert!(Instant::now() < end && !thread.is_finished());
@@ -364,10 +413,43 @@ mod tests {
         let bench = bench(([127, 0, 0, 1], 80).into());
         let clock = TscClock::start(dpdk::tsc(), 1_000_000_000);
         let check = KernelCheck::new(bench.comparison, Moody::default(), clock, Totals::default());
-        let hour = Duration::from_secs(3600);
-        let thread = CheckThread::start(check, hour, Arc::default()).unwrap();
+        let plan = Plan::new(Duration::from_secs(3600));
+        let thread = CheckThread::start(check, plan, Arc::default()).unwrap();
         let began = Instant::now();
         thread.stop();
         assert!(began.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn other_timeouts_are_checked_by_at_once_and_other_pauses_follow() {
+        let (kernel, bench) = (Moody::default(), bench(([127, 0, 0, 1], 80).into()));
+        let clock = TscClock::start(dpdk::tsc(), 1_000_000_000);
+        let check = KernelCheck::new(bench.comparison, kernel.clone(), clock, Totals::default());
+        let plan = Plan::new(Duration::from_secs(3600));
+        let thread = CheckThread::start(check, plan.clone(), Arc::default()).unwrap();
+        let lists_until = |least: u64| {
+            let end = Instant::now() + Duration::from_secs(5);
+            while kernel.0.load(Ordering::Relaxed) < least {
+                assert!(Instant::now() < end && !thread.is_finished());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let session = Session::Redirect { owner: [10, 0, 0, 2].into() };
+        let flow = FlowKey::tcp_v4([20, 1, 1, 1], 1, [127, 0, 0, 1], 80);
+        bench.table.insert(&bench.table.locate_flow(&flow).unwrap(), session, Tick(0));
+        let entry = bench.table.lookup(&flow, Tick(0)).unwrap().entry;
+        assert!(!bench.table.is_due(&entry, Tick(20 * SECOND)));
+
+        let shorter = Timeouts { redirect_ms: 5_000, ..TIMEOUTS };
+        plan.change(Duration::from_secs(3600), shorter);
+        lists_until(1);
+        let end = Instant::now() + Duration::from_secs(5);
+        while !bench.table.is_due(&entry, Tick(20 * SECOND)) {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        plan.change(Duration::from_millis(1), shorter);
+        lists_until(5);
+        thread.stop();
     }
 }

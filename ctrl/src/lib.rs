@@ -35,9 +35,12 @@ pub mod pcapng;
 #[cfg(feature = "daemon")]
 pub mod ports;
 pub mod protocol;
+#[cfg(feature = "daemon")]
+pub mod reload;
 pub mod show;
 pub mod socket;
 #[cfg(feature = "daemon")]
 pub mod systemd;
 #[cfg(feature = "daemon")]
+pub mod uplink;
 pub mod watchdog;

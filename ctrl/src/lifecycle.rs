@@ -1,5 +1,5 @@
-//! The end of the daemon: SIGTERM and SIGINT ask for it, and a second one forces it. Never does
-//! the ending itself.
+//! What signals ask of the daemon: SIGTERM and SIGINT its end, which a second one forces, and SIGHUP
+//! that it reads its configuration again. Never does it itself.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
 
 /// Exit status of a daemon that a second signal ended.
@@ -80,5 +80,27 @@ impl Shutdown {
             }
         }
         true
+    }
+}
+
+/// Whether SIGHUP has come. Clones share the answer.
+#[derive(Debug, Clone, Default)]
+pub struct Hangup(Arc<AtomicBool>);
+
+impl Hangup {
+    /// Takes over SIGHUP, which would end the process otherwise.
+    ///
+    /// # Errors
+    /// When the system gives no signal handler.
+    pub fn install() -> io::Result<Hangup> {
+        let hangup = Hangup::default();
+        flag::register(SIGHUP, Arc::clone(&hangup.0))?;
+        Ok(hangup)
+    }
+
+    /// Whether it has come since the last call, however often.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
     }
 }

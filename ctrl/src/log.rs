@@ -3,40 +3,75 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use rustix::fs::fstat;
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFormat, LogLevel, Node};
 
+/// Sets the level of the log that the process has.
+type SetLevel = Box<dyn Fn(LevelFilter) + Send + Sync>;
+
+static SET_LEVEL: OnceLock<SetLevel> = OnceLock::new();
+
 /// Begins the log, as the configuration has it. Call it once.
 pub fn begin(node: &Node) {
-    let level = match node.log {
-        LogLevel::Error => Level::ERROR,
-        LogLevel::Warn => Level::WARN,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Debug => Level::DEBUG,
-        LogLevel::Trace => Level::TRACE,
-    };
     let in_journal = is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), io::stderr());
     let ansi = io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
+    // The layer above it says which lines there are.
+    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_writer(io::stderr);
     match node.log_format {
         LogFormat::Text if in_journal => {
             // The journal has times of its own.
             let format = Format::default().without_time().with_ansi(false);
-            log.with_ansi(false).event_format(Line { in_journal, format }).init();
+            let log = log.with_ansi(false).event_format(Line { in_journal, format });
+            log.finish().with(level_layer(node.log)).init();
         }
-        LogFormat::Text => log.with_ansi(ansi).init(),
+        LogFormat::Text => log.with_ansi(ansi).finish().with(level_layer(node.log)).init(),
         LogFormat::Json => {
             let format: Format<Json> = Format::default().json().flatten_event(true);
             let format = format.with_current_span(false).with_span_list(false);
             let line = Line { in_journal, format };
-            log.with_ansi(false).fmt_fields(JsonFields::new()).event_format(line).init();
+            let log = log.with_ansi(false).fmt_fields(JsonFields::new()).event_format(line);
+            log.finish().with(level_layer(node.log)).init();
         }
+    }
+}
+
+/// A layer that lets lines of `level` and worse through, and others after [`set_level`]: the first
+/// one that is made, for a process has one log.
+pub fn level_layer<S: Subscriber>(level: LogLevel) -> reload::Layer<LevelFilter, S> {
+    let (layer, handle) = reload::Layer::new(filter(level));
+    let set = move |level| {
+        // Without a log there is nothing to set.
+        let _ = handle.reload(level);
+    };
+    let _ = SET_LEVEL.set(Box::new(set));
+    layer
+}
+
+/// Logs lines of `level` and worse from now on.
+pub fn set_level(level: LogLevel) {
+    if let Some(set) = SET_LEVEL.get() {
+        set(filter(level));
+    }
+}
+
+const fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
     }
 }
 

@@ -24,7 +24,7 @@ use crate::appliance::Appliance;
 use crate::commands::Commands;
 use crate::protocol::{
     CheckReport, ControlStats, Counters, Distribution, HealthStats, IncidentStats, LimitEntry,
-    LossReason, PortStats, SessionCounts, StatsReply,
+    LossReason, PortStats, ReloadStats, SessionCounts, StatsReply,
 };
 
 /// The form that metrics are written in.
@@ -132,6 +132,7 @@ impl Collector for Snapshot {
         incidents(&mut to, &stats.incidents)?;
         control(&mut to, &stats.control)?;
         limits(&mut to, &self.limits)?;
+        reload(&mut to, &stats.reload)?;
         self.http.write(&mut to)
     }
 }
@@ -181,7 +182,7 @@ type PortCounter = (&'static str, Option<Unit>, &'static str, fn(&PortStats) -> 
 fn ports(to: &mut Writer<'_>, ports: &[PortStats]) -> fmt::Result {
     let labels =
         |port: &PortStats| vec![("port", port.role.clone()), ("device", port.name.clone())];
-    let counters: [PortCounter; 9] = [
+    let counters: [PortCounter; 10] = [
         ("port_receive_packets", None, help::RX_PACKETS, |port| port.rx_packets),
         ("port_receive", Some(Unit::Bytes), help::RX_BYTES, |port| port.rx_bytes),
         ("port_receive_missed_packets", None, help::RX_MISSED, |port| port.rx_missed),
@@ -190,6 +191,7 @@ fn ports(to: &mut Writer<'_>, ports: &[PortStats]) -> fmt::Result {
         ("port_transmit_packets", None, help::TX_PACKETS, |port| port.tx_packets),
         ("port_transmit", Some(Unit::Bytes), help::TX_BYTES, |port| port.tx_bytes),
         ("port_transmit_errors", None, help::TX_ERRORS, |port| port.tx_errors),
+        ("port_link_downs", None, help::LINK_DOWNS, |port| port.link_downs),
         ("port_link_up", None, help::LINK_UP, |port| port.link_up.into()),
     ];
     for (name, unit, help, value) in counters {
@@ -320,6 +322,15 @@ fn limits(to: &mut Writer<'_>, limits: &[LimitEntry]) -> fmt::Result {
     to.gauge("limit_used", help::LIMIT_USED, None, used)?;
     let hits = limits.iter().map(|limit| (labels(limit), limit.hits));
     to.counter("limit_hits", help::LIMIT_HITS, None, hits)
+}
+
+fn reload(to: &mut Writer<'_>, stats: &ReloadStats) -> fmt::Result {
+    for (name, value) in &stats.counters {
+        let help = help::of(help::RELOAD, name);
+        to.counter(&format!("reload_{name}"), help, None, [(vec![], *value)])?;
+    }
+    let waits = stats.gauges.get("unconfirmed_ms").is_some_and(|left_ms| *left_ms > 0);
+    to.gauge("reload_unconfirmed", help::UNCONFIRMED, None, [(vec![], u64::from(waits))])
 }
 
 /// Writes families of metrics.

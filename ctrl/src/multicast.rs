@@ -71,7 +71,7 @@ impl MulticastRelay {
 /// The kernel's side of a host port that is an interface of the kernel's.
 fn kernel_interface(host_port: &Device) -> Option<&str> {
     match host_port {
-        Device::Tap { name } => Some(name),
+        Device::Tap { name } | Device::Vhost { name } => Some(name),
         Device::Vdev { args, .. } => args.split(',').find_map(|arg| arg.strip_prefix("iface=")),
         Device::Pci(_) | Device::Interface(_) | Device::Switch => None,
     }
@@ -123,7 +123,9 @@ mod tests {
         let device = |text: &str| text.parse::<Device>().expect("a device");
         for (text, interface) in [
             ("tap:host0", Some("host0")),
+            ("vhost:host2", Some("host2")),
             ("virtio_user0,path=/dev/vhost-net,iface=host1,queues=2", Some("host1")),
+            ("vhost:host2", Some("host2")),
             ("virtio_user0,path=/run/vhost.sock", None),
             ("net_ring0", None),
             ("0000:3b:02.1", None),

@@ -3,16 +3,19 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use holdfast_dataplane::port::DpdkPort;
 use holdfast_dataplane::switch::Switch;
+use holdfast_dataplane::worker::PortLimits;
 use holdfast_dpdk::{self as dpdk, Eal, HeldTap, Mempool, MempoolConfig, Port, PortConfig};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tracing::{info, warn};
 
 use crate::config::{Config, Device, HugePages, MacAddress, NEXT_HOPS_MAX};
 use crate::multicast::MulticastRelay;
+use crate::uplink::{self, DeviceLost, Link};
 
 /// The EAL's arguments: ours, then the configuration's own.
 ///
@@ -91,6 +94,8 @@ pub struct Ports {
     pub switch: Option<Switch>,
     /// Each worker's packet buffers.
     pub mempools: Vec<Mempool>,
+    /// The uplink's link.
+    pub link: Link,
     uplink_interface: Option<PathBuf>,
 }
 
@@ -122,19 +127,31 @@ impl Ports {
             all_multicast: !is_switch && MulticastRelay::new(config).is_none(),
             ..PortConfig::default()
         };
+        let is_interface = matches!(config.uplink.device, Device::Interface(_));
+        // Of an interface of its own the kernel knows best.
+        let link_interrupt = !is_interface;
+        let mtu = config.uplink.mtu_for(&config.uplink.device);
+        let uplink_config = PortConfig { link_interrupt, mtu, ..port_config };
         let uplink = &config.uplink.device;
-        let (uplink_ports, uplink_queues) = start(eal, uplink, 0, None, &port_config, &pools)
+        let (uplink_ports, uplink_queues) = start(eal, uplink, 0, None, &uplink_config, &pools)
             .with_context(|| format!("starting the uplink {uplink}"))?;
         let host = &config.host_port.device;
         let (switch, (host_ports, host_queues)) = match host {
             Device::Switch => (Some(switch(config, &uplink_ports)?), (Vec::new(), Vec::new())),
             _ => {
+                let mtu = config.uplink.mtu_for(host);
+                let port_config = PortConfig { mtu, ..port_config };
                 let started = start(eal, host, 1, Some(host_mac(config)), &port_config, &pools);
                 (None, started.with_context(|| format!("starting the host port {host}"))?)
             }
         };
         for (role, ports) in [("uplink", &uplink_ports), ("host port", &host_ports)] {
-            ports.iter().for_each(|port| info!("{role}: {}", port.info()));
+            for port in ports {
+                info!("{role}: {}", port.info());
+                for refusal in &port.info().refused {
+                    warn!("{role}: {} has {refusal}", port.name());
+                }
+            }
         }
         let uplink_interface = match uplink {
             Device::Interface(name) => Some(interface_path(name)),
@@ -145,21 +162,42 @@ impl Ports {
         let queues = queues.map(|uplink| QueuePairs { uplink, host_port: host_queues.next() });
         let queues = queues.collect();
         let (uplink, host_port) = (uplink_ports, host_ports);
-        let ports = Ports { uplink, host_port, switch, mempools: pools, uplink_interface };
+        let carrier = uplink_interface.as_ref().map(|interface| interface.join("carrier"));
+        let link = Link::new(carrier);
+        link.look(&uplink, Instant::now());
+        let mempools = pools;
+        let ports = Ports { uplink, host_port, switch, mempools, link, uplink_interface };
         Ok((ports, queues))
     }
 
-    /// Whether the uplink's link is up. Of an AF_XDP interface the kernel knows, not DPDK; one that
-    /// is gone or administratively down is not up.
+    /// Whether the uplink's link is up, as of the last look.
     #[must_use]
     pub fn is_uplink_up(&self) -> bool {
-        match &self.uplink_interface {
-            Some(interface) => {
-                let carrier = std::fs::read_to_string(interface.join("carrier"));
-                carrier.unwrap_or_default().trim() == "1"
-            }
-            None => self.uplink.iter().all(|port| port.link().is_ok_and(|link| link.up)),
-        }
+        self.link.is_up()
+    }
+
+    /// Looks at the uplink's link and at all devices. Returns whether the link is up.
+    ///
+    /// # Errors
+    /// [`DeviceLost`] when a device is.
+    pub fn look(&self, now: Instant) -> Result<bool, DeviceLost> {
+        uplink::is_there("uplink", &self.uplink)?;
+        uplink::is_there("host port", &self.host_port)?;
+        Ok(self.link.look(&self.uplink, now))
+    }
+
+    /// What they carry.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn limits(&self) -> anyhow::Result<PortLimits> {
+        let uplink_mtu = self.uplink_mtu()?;
+        let host_mtu = self.host_port.iter().map(|port| port.info().mtu).min();
+        Ok(PortLimits {
+            uplink_mtu,
+            // Behind the NIC's switch it is the uplink's.
+            host_mtu: host_mtu.map_or(uplink_mtu, usize::from),
+        })
     }
 
     /// Bytes of IP packet that the uplink takes. Of an AF_XDP interface the kernel knows, not
@@ -167,7 +205,7 @@ impl Ports {
     ///
     /// # Errors
     /// When the kernel does not say.
-    pub fn uplink_mtu(&self) -> anyhow::Result<usize> {
+    fn uplink_mtu(&self) -> anyhow::Result<usize> {
         match &self.uplink_interface {
             Some(interface) => {
                 let path = interface.join("mtu");
@@ -224,36 +262,29 @@ pub fn hold_host_port(config: &Config) -> anyhow::Result<HeldTap> {
     Ok(HeldTap::hold(name, dpdk::MacAddress(host_mac(config).0))?)
 }
 
-/// Passes the uplink's carrier on to the TAP that is the host port: a routing daemon behind it
+/// Passes the uplink's carrier on to the interface that we make for the host port: a routing daemon behind it
 /// sees a failed link at once, and addresses and routes stay where they are.
 #[derive(Debug)]
 pub struct CarrierRelay {
-    uplink: PathBuf,
     host_port: PathBuf,
     up: bool,
 }
 
 impl CarrierRelay {
-    /// A relay for these devices; `None` when they are not both interfaces of the kernel.
+    /// A relay for this configuration; `None` when its host port is no interface that we make.
     #[must_use]
     pub fn new(config: &Config) -> Option<CarrierRelay> {
-        let (Device::Interface(uplink), Device::Tap { name }) =
-            (&config.uplink.device, &config.host_port.device)
-        else {
+        let (Device::Tap { name } | Device::Vhost { name }) = &config.host_port.device else {
             return None;
         };
-        let carrier = |interface: &str| interface_path(interface).join("carrier");
-        Some(CarrierRelay { uplink: carrier(uplink), host_port: carrier(name), up: true })
+        Some(CarrierRelay { host_port: interface_path(name).join("carrier"), up: true })
     }
 
-    /// Looks, and passes a change on.
+    /// Passes a change on: whether the uplink is up.
     ///
     /// # Errors
-    /// When the kernel does not take the TAP's carrier; said once per change.
-    pub fn relay(&mut self) -> anyhow::Result<()> {
-        // An interface that is gone or administratively down has no readable carrier.
-        let carrier = std::fs::read_to_string(&self.uplink).unwrap_or_default();
-        let up = carrier.trim() == "1";
+    /// When the kernel does not take the interface's carrier; said once per change.
+    pub fn relay(&mut self, up: bool) -> anyhow::Result<()> {
         if up == self.up {
             return Ok(());
         }
@@ -261,10 +292,7 @@ impl CarrierRelay {
         self.up = up;
         std::fs::write(&self.host_port, if up { "1" } else { "0" })
             .with_context(|| format!("writing {}", self.host_port.display()))?;
-        info!(
-            "the uplink's link is {0}, and so is the host port's",
-            if up { "up" } else { "down" }
-        );
+        info!("the host port's carrier is {}, as the uplink's", if up { "up" } else { "down" });
         Ok(())
     }
 }
@@ -273,10 +301,11 @@ impl CarrierRelay {
 /// sends without a copy what lies in its own pool.
 fn mempool(eal: &Eal, config: &Config, worker: u16) -> anyhow::Result<Mempool> {
     let mbufs = config.dpdk.mbufs_per_worker;
-    let pool = MempoolConfig { mbufs, ..MempoolConfig::default() };
+    let data_room = config.uplink.mbuf_room();
+    let pool = MempoolConfig { mbufs, data_room, ..MempoolConfig::default() };
     Mempool::new(eal, &format!("worker{worker}"), &pool).with_context(|| {
         format!(
-            "{mbufs} mbufs for each worker (dpdk.mbufs_per_worker) do not fit {} MiB \
+            "{mbufs} mbufs of {data_room} bytes for each worker (dpdk.mbufs_per_worker) do not fit {} MiB \
              (dpdk.memory_mib)",
             config.dpdk.memory_mib
         )

@@ -12,6 +12,7 @@ mod limits;
 mod lookups;
 mod packets;
 mod peers;
+mod reload;
 mod routing;
 pub mod schema;
 mod sessions;
@@ -37,6 +38,7 @@ pub use limits::*;
 pub use lookups::*;
 pub use packets::*;
 pub use peers::*;
+pub use reload::*;
 pub use routing::*;
 pub use sessions::*;
 pub use stats::*;
@@ -76,6 +78,9 @@ pub const COMMANDS: &[(&str, Access)] = &[
     ("undrain", Access::Change),
     ("trace", Access::Read),
     ("capture", Access::Change),
+    ("reload", Access::Change),
+    ("reload_confirm", Access::Change),
+    ("reload_roll_back", Access::Change),
 ];
 
 /// Who may give a command.
@@ -236,6 +241,19 @@ pub enum Request {
         #[serde(default = "packets::capture_count")]
         count: StreamCount,
     },
+    /// Read the configuration file again and go by it. Answered by [`ReloadReply`].
+    Reload {
+        /// Only say what would change.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dry_run: bool,
+        /// Roll it back after this time, unless it is confirmed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confirm_ms: Option<ConfirmTime>,
+    },
+    /// Keep what was reloaded and waits for its confirmation. Answered by [`ReloadReply`].
+    ReloadConfirm {},
+    /// Go back to what was before it. Answered by [`ReloadReply`].
+    ReloadRollBack {},
 }
 
 impl Request {
@@ -265,6 +283,9 @@ impl Request {
             Request::Undrain {} => "undrain",
             Request::Trace { .. } => "trace",
             Request::Capture { .. } => "capture",
+            Request::Reload { .. } => "reload",
+            Request::ReloadConfirm {} => "reload_confirm",
+            Request::ReloadRollBack {} => "reload_roll_back",
         }
     }
 
@@ -314,6 +335,8 @@ pub enum Reply {
     Explain(Box<ExplainReply>),
     /// To [`Request::ShowHealth`], [`Request::Drain`] and [`Request::Undrain`].
     Health(Box<HealthReply>),
+    /// To [`Request::Reload`], [`Request::ReloadConfirm`] and [`Request::ReloadRollBack`].
+    Reload(ReloadReply),
     /// The last line of a stream.
     Stream(StreamReply),
 }
@@ -354,6 +377,12 @@ pub enum ErrorCode {
     NotFound,
     /// The command changes something, and this client may only read.
     Forbidden,
+    /// The configuration file is wrong, or cannot be read.
+    BadConfig,
+    /// What is to change cannot, while the daemon runs.
+    NeedsRestart,
+    /// What the daemon is about allows it not now.
+    Conflict,
     /// Too many clients, or the daemon could not look in time; try again.
     Busy,
     /// The part of the daemon that could answer is not up.
@@ -375,6 +404,9 @@ impl fmt::Display for ErrorCode {
             ErrorCode::TooLarge => "too_large",
             ErrorCode::NotFound => "not_found",
             ErrorCode::Forbidden => "forbidden",
+            ErrorCode::BadConfig => "bad_config",
+            ErrorCode::NeedsRestart => "needs_restart",
+            ErrorCode::Conflict => "conflict",
             ErrorCode::Busy => "busy",
             ErrorCode::Unavailable => "unavailable",
             ErrorCode::Internal => "internal",

@@ -159,6 +159,23 @@ const VF_TRUSTED: &str =
     r#"[{"ifname":"ens1","vfinfo_list":[{"vf":0},{"vf":1,"spoofchk":false,"trust":true}]}]"#;
 
 const VF: &str = "sys/bus/pci/devices/0000:3b:02.1";
+/// The host port through the NIC's switch: the kernel has VF 0, which is ens1v0.
+fn behind_the_switch(server: &Server) {
+    let host_port = "[host_port]\ndevice = \"switch\"\nmac = \"3e:fd:fe:00:00:11\"\n\
+                     next_hops = [\"10.1.0.11\", \"fe80::11\"]\n[workers]";
+    server.configure("[workers]", host_port);
+    server.write("sys/class/net/ens1v0/address", "3e:fd:fe:00:00:11");
+    server.write("sys/class/net/ens1v0/operstate", "up");
+    server.write("sys/class/net/ens1v0/mtu", "1500");
+    let vf = "sys/bus/pci/devices/0000:3b:02.0";
+    server.write(&format!("{vf}/x"), "");
+    server.link(&format!("{vf}/physfn"), "sys/bus/pci/devices/0000:3b:00.0");
+    server.link("sys/class/net/ens1v0/device", vf);
+    // Neither is needed.
+    let untrusted = VF_TRUSTED.replace("\"trust\":true", "\"trust\":false");
+    server.program("ip", &untrusted.replace("\"spoofchk\":false", "\"spoofchk\":true"));
+}
+
 const BY_AF_XDP: (&str, &str) = ("0000:3b:02.1", "ens2");
 
 struct Row {
@@ -243,10 +260,40 @@ const ROWS: &[Row] = &[
     }, "offloads", "warn", "ethtool is missing", "apt-get install ethtool"),
     // The host port.
     row(|s| s.remove("dev/net/tun"), "host port", "fail", "no /dev/net/tun", "modprobe tun"),
+    row(|s| s.configure("[workers]", "[host_port]\ndevice = \"vhost:host0\"\n[workers]"), "host port", "fail",
+        "no /dev/vhost-net", "modprobe vhost_net"),
     row(|s| {
         s.configure("[workers]", "[host_port]\ninbound_only = true\n[workers]");
         s.write("proc/sys/net/ipv4/conf/host0/rp_filter", "1");
     }, "rp_filter", "fail", "host0 drops what clients send", "net.ipv4.conf.host0.rp_filter=0"),
+    row(|s| {
+        behind_the_switch(s);
+        s.write("sys/class/net/ens1v0/address", "3e:fd:fe:00:00:12");
+    }, "host port", "fail", "no network interface has 3e:fd:fe:00:00:11", "--driver kernel"),
+    row(|s| {
+        behind_the_switch(s);
+        s.write("sys/class/net/ens1v0/operstate", "down");
+    }, "host port", "fail", "ens1v0, the kernel's function, is down", "ip link set ens1v0 up"),
+    row(|s| {
+        behind_the_switch(s);
+        s.link("sys/bus/pci/devices/0000:3b:02.0/physfn", "sys/bus/pci/devices/0000:5e:00.0");
+    }, "host port", "fail", "ens1v0 is a function of 0000:5e:00.0, the uplink one of 0000:3b:00.0", "host_port.mac"),
+    row(|s| {
+        behind_the_switch(s);
+        s.program("bridge", "2: ens1: <BROADCAST,MULTICAST,UP> mtu 1500 hwmode VEPA");
+    }, "sr-iov", "fail", "mode VEPA", "bridge link set dev ens1 hwmode veb"),
+    row(|s| {
+        behind_the_switch(s);
+        s.write("proc/net/fib_trie", &(FIB.to_owned() + "     |-- 10.1.0.11\n        /32 host LOCAL\n"));
+    }, "next hop", "fail", "the kernel has 10.1.0.11 as well", "net.ipv4.conf.ens1v0.arp_ignore=1"),
+    row(|s| {
+        behind_the_switch(s);
+        s.write("proc/net/if_inet6", "fe800000000000000000000000000011 04 40 20 80 ens1v0");
+    }, "next hop", "fail", "the kernel has fe80::11 as well", "ip address del fe80::11/64 dev ens1v0"),
+    row(|s| {
+        behind_the_switch(s);
+        s.write("proc/sys/net/ipv4/conf/ens1v0/rp_filter", "1");
+    }, "rp_filter", "fail", "ens1v0 drops what clients send", "net.ipv4.conf.ens1v0.rp_filter=0"),
     // Cores.
     row(|s| s.configure("[2, 3]", "[3, 4]"), "cores", "fail", "names [4]", "workers.cores"),
     row(|s| s.configure("[2, 3]", "[0, 1, 2, 3]"), "cores", "fail", "have all cores", "at least one core"),
@@ -306,6 +353,15 @@ fn a_server_where_all_is_well_has_no_warnings() {
     {
         assert!(names.contains(name), "{name}: {names:?}");
     }
+
+    let switched = Server::healthy();
+    behind_the_switch(&switched);
+    let fib = FIB.to_owned() + "     |-- 10.1.0.11\n        /32 host LOCAL\n";
+    // On the loopback interface a next hop may be, if the kernel keeps silent about it.
+    switched.write("proc/net/fib_trie", &fib);
+    switched.write("proc/sys/net/ipv4/conf/ens1v0/arp_ignore", "1");
+    let (code, report) = switched.report();
+    assert_eq!((code, report["warn"].as_u64()), (Some(0), Some(0)), "{report:#}");
 
     // By AF_XDP, and with workers that sleep.
     server.configure(BY_AF_XDP.0, BY_AF_XDP.1);

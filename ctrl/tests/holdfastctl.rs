@@ -11,16 +11,17 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use holdfast::protocol::{
-    AnnouncerReport, COMMANDS, Cause, CauseKind, CheckReport, ConfigReply, ControlStats, Counters,
-    DhtStats, Distribution, DrainMode, DrainReport, ErrorCode, ExplainMember, ExplainReply,
-    ExplainStep, HealthReply, HealthState, HealthStats, Incident, IncidentState, IncidentStats,
-    IncidentSummary, IncidentsReply, JournalEntry, KernelCheckStats, KernelHolds, LimitEntry,
-    LimitScope, LimitsReply, LoadPeriod, LookupOutcome, LookupReply, LookupReport, LookupsReply,
-    LossReason, LostSession, OwnerCount, Peer, PeersReply, PortStats, PrefixReport, ProtocolError,
-    ReplicaAnswer, Reply, Request, RoutingBucket, RoutingReply, SessionChange, SessionCounts,
-    SessionEntry, SessionEvent, SessionFilter, SessionKind, SessionState, SessionsCountReply,
-    SessionsDeleteReply, SessionsReply, StatsReply, StreamBounds, Verdict, VersionReply,
-    WorkerLoad, WorkerStats, WorkersReply, answer_line, request_line,
+    AnnouncerReport, COMMANDS, Cause, CauseKind, CheckReport, ConfigChange, ConfigReply,
+    ControlStats, Counters, DhtStats, Distribution, DrainMode, DrainReport, ErrorCode,
+    ExplainMember, ExplainReply, ExplainStep, HealthReply, HealthState, HealthStats, Incident,
+    IncidentState, IncidentStats, IncidentSummary, IncidentsReply, JournalEntry, KernelCheckStats,
+    KernelHolds, LimitEntry, LimitScope, LimitsReply, LoadPeriod, LookupOutcome, LookupReply,
+    LookupReport, LookupsReply, LossReason, LostSession, OwnerCount, Peer, PeersReply, PortStats,
+    PrefixReport, ProtocolError, ReloadReply, ReloadStats, ReplicaAnswer, Reply, Request,
+    RoutingBucket, RoutingReply, SessionChange, SessionCounts, SessionEntry, SessionEvent,
+    SessionFilter, SessionKind, SessionState, SessionsCountReply, SessionsDeleteReply,
+    SessionsReply, StatsReply, StreamBounds, UnconfirmedReload, Verdict, VersionReply, WorkerLoad,
+    WorkerStats, WorkersReply, answer_line, request_line,
 };
 use holdfast::socket::{ControlSocket, Handler, Permissions, Stream};
 use holdfast_net::FlowKey;
@@ -142,6 +143,10 @@ fn stats(workers: u32) -> StatsReply {
             gauges: counters(&[("sessions_left", 412)]),
             checks: Vec::new(),
         },
+        reload: ReloadStats {
+            counters: counters(&[("applied", 2), ("refused", 0)]),
+            gauges: counters(&[("unconfirmed_ms", 0)]),
+        },
         dht: DhtStats {
             counters: counters(&[("lookups", 9), ("stores_refused", 0)]),
             gauges: counters(&[("peers", 3), ("records", 0)]),
@@ -205,6 +210,10 @@ CONTROL SOCKET
 clients now   1
 clients      12
 show_peers  4
+
+RELOADS
+unconfirmed_ms  0
+applied         2
 
 DISTRIBUTIONS
               COUNT    MIN     P50     P90    P99    MAX
@@ -613,6 +622,7 @@ fn config() -> ConfigReply {
     ConfigReply {
         config: config.as_object().unwrap().clone(),
         warnings: vec!["too bold".to_owned()],
+        unconfirmed: None,
     }
 }
 
@@ -633,6 +643,105 @@ insecure = false
 # key 1 seals, key 0 opens as well
 ";
     assert_eq!(shown(Reply::Config(config()), "show config"), expected);
+
+    let unconfirmed = Some(UnconfirmedReload { left_ms: 43_000, changes: changes() });
+    let text = shown(Reply::Config(ConfigReply { unconfirmed, ..config() }), "show config");
+    let expected = "\
+# warning: too bold
+# rolled back in 43.0 s unless `holdfastctl reload --confirmed` comes before
+# KEY              BEFORE                                        AFTER
+# admission.burst  4096                                          8192
+# node.log         info                                          debug
+# service          [{\"address\":\"192.168.0.1\",\"ports\":[80,443]}]  -
+
+[node]
+";
+    assert!(text.starts_with(expected), "{text}");
+}
+
+fn changes() -> Vec<ConfigChange> {
+    let change = |key: &str, before: Value, after: Value| ConfigChange {
+        key: key.to_owned(),
+        before,
+        after,
+    };
+    vec![
+        change("admission.burst", 4096.into(), 8192.into()),
+        change("node.log", "info".into(), "debug".into()),
+        change("service", config().config["service"].clone(), Value::Null),
+    ]
+}
+
+fn reloaded(applied: bool, confirm_within_ms: Option<u64>) -> ReloadReply {
+    ReloadReply {
+        path: "/etc/h.toml".to_owned(),
+        changes: changes()[..2].to_vec(),
+        applied,
+        confirm_within_ms,
+        warnings: vec!["too bold".to_owned()],
+    }
+}
+
+/// What of `reload` asks what, what is answered, and how that begins and ends.
+#[test]
+fn reloads() {
+    let plain = Request::Reload { dry_run: false, confirm_ms: None };
+    let rows = [
+        (
+            "reload",
+            plain.clone(),
+            reloaded(true, None),
+            "/etc/h.toml: 2 keys changed\n\nKEY",
+            "bold\n",
+        ),
+        (
+            "reload --dry-run",
+            Request::Reload { dry_run: true, confirm_ms: None },
+            reloaded(false, None),
+            "/etc/h.toml: 2 keys would change\n\nKEY",
+            "bold\n",
+        ),
+        (
+            "reload --confirm 1m",
+            Request::Reload { dry_run: false, confirm_ms: Some(60_000.try_into().unwrap()) },
+            reloaded(true, Some(60_000)),
+            "/etc/h.toml: 2 keys changed\n\nKEY",
+            "\nrolled back in 1 min 0 s unless `holdfastctl reload --confirmed` comes before\n",
+        ),
+        (
+            "reload --confirmed",
+            Request::ReloadConfirm {},
+            reloaded(true, None),
+            "confirmed: /etc/h.toml stays\n\nKEY",
+            "bold\n",
+        ),
+        (
+            "reload --roll-back",
+            Request::ReloadRollBack {},
+            reloaded(true, None),
+            "rolled back to what was before /etc/h.toml\n\nKEY",
+            "bold\n",
+        ),
+        (
+            "reload",
+            plain,
+            ReloadReply { changes: Vec::new(), warnings: Vec::new(), ..reloaded(true, None) },
+            "/etc/h.toml: nothing changed\n",
+            "changed\n",
+        ),
+    ];
+    for (arguments, request, reply, begins, ends) in rows {
+        let daemon = daemon(Ok(Reply::Reload(reply)));
+        let output = run(&daemon, arguments);
+        assert_eq!(*daemon.asked.lock().unwrap(), [request]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.starts_with(begins) && text.ends_with(ends), "{arguments}:\n{text}");
+        assert_eq!(
+            text.contains("admission.burst  4096    8192\n"),
+            text.contains("KEY"),
+            "{text}"
+        );
+    }
 }
 
 fn explained() -> ExplainReply {
@@ -884,6 +993,9 @@ fn answers() -> Vec<(&'static str, Reply, String)> {
         ("show_health", health(), "show health".to_owned()),
         ("drain", health(), "drain".to_owned()),
         ("undrain", health(), "undrain".to_owned()),
+        ("reload", Reply::Reload(reloaded(true, Some(60_000))), "reload --confirm 60s".to_owned()),
+        ("reload_confirm", Reply::Reload(reloaded(true, None)), "reload --confirmed".to_owned()),
+        ("reload_roll_back", Reply::Reload(reloaded(true, None)), "reload --roll-back".to_owned()),
     ]
 }
 
@@ -993,6 +1105,12 @@ fn wrong_usage_ends_with_2() {
         "show sessions --kind both",
         "show sessions --client 20.1",
         "show sessions --service :80",
+        "reload now",
+        "reload --confirm 0s",
+        "reload --confirm 2h",
+        "reload --confirm 60",
+        "reload --confirm 60s --dry-run",
+        "reload --confirmed --roll-back",
         "show sessions --state open",
         "show sessions --client-port 65536",
         "show routing --limit 0",

@@ -157,6 +157,26 @@ fn the_watchdog_is_fed_while_every_thread_turns_and_not_while_one_hangs() {
 }
 
 #[test]
+fn sighup_reloads_and_says_what_came_of_it() {
+    let service = Service::start("run", "127.79.0.3", "text");
+    service.until("READY=1");
+    let pid = rustix::process::Pid::from_child(&service.daemon);
+    let hang_up = || {
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+        let reloading = service.until("RELOADING=1");
+        assert!(reloading.contains("\nMONOTONIC_USEC="), "{reloading}");
+        service.until("READY=1")
+    };
+    assert!(hang_up().contains("STATUS=configuration reloaded"));
+    let path = service.directory.path().join("c.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(path, text.replace("records_max = 2048", "records_max = 4096")).unwrap();
+    let refused = hang_up();
+    let expected = "STATUS=configuration not reloaded: dht.records_max needs a restart";
+    assert!(refused.contains(expected), "{refused}");
+}
+
+#[test]
 fn a_daemon_that_does_not_start_is_never_ready() {
     // Only a TAP is held.
     let mut service = Service::start("hold", "127.79.0.2", "json");

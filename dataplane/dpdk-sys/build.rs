@@ -16,9 +16,11 @@ const LIBRARIES: &[&str] =
 
 const FUNCTIONS: &[&str] = &[
     "holdfast_(hold_tap|ignore_realtime_signals|rte_errno)",
-    "rte_dev_(probe|remove)",
+    "rte_dev_(name|probe|remove)",
+    "rte_dev_event_callback_(register|unregister)",
     "rte_eal_(init|cleanup)",
     "rte_eth_(allmulticast_enable|promiscuous_(disable|enable))",
+    "rte_eth_dev_callback_(register|unregister)",
     "rte_eth_dev_(adjust_nb_rx_tx_desc|close|configure|get_mtu|get_name_by_port)",
     "rte_eth_dev_(get_port_by_name|info_get|is_valid_port|set_link_(down|up))",
     "rte_eth_dev_(set_mc_addr_list|set_mtu|socket_id|start|stop)",

@@ -72,6 +72,9 @@ failed:
 	}
 }
 
+static const uint32_t HOLDFAST_DEV_INTR_LSC = RTE_ETH_DEV_INTR_LSC;
+static const uint32_t HOLDFAST_DEV_INTR_RMV = RTE_ETH_DEV_INTR_RMV;
+
 static const uint64_t HOLDFAST_RSS_IP = RTE_ETH_RSS_IP;
 static const uint64_t HOLDFAST_RSS_TCP = RTE_ETH_RSS_TCP;
 static const uint64_t HOLDFAST_RSS_UDP = RTE_ETH_RSS_UDP;

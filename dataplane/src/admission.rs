@@ -95,6 +95,11 @@ impl Admission {
         }
     }
 
+    /// Goes on with other limits: what has been used stays used.
+    pub fn set_limits(&mut self, limits: AdmissionLimits) {
+        self.limits = limits;
+    }
+
     /// Takes a token for a lookup of `flow`. `source_hash` is a keyed hash of
     /// [`source_prefix`].
     ///
@@ -185,6 +190,24 @@ mod tests {
         // A tenth of a second later the worker has one token again.
         assert_eq!(admission.admit(3, Now::from_us(100_000)), Ok(()));
         assert_eq!(admission.admit(4, Now::from_us(100_000)), Err(Refusal::Worker));
+    }
+
+    #[test]
+    fn other_limits_hold_from_the_next_lookup_on() {
+        let mut admission = Admission::new(LIMITS);
+        let start = Now::from_us(0);
+        assert_eq!(admission.admit(1, start), Ok(()));
+        // Fewer than there are tokens left: at once no more than that.
+        admission.set_limits(AdmissionLimits { burst: 1, per_source_burst: 1, ..LIMITS });
+        assert_eq!(admission.admit(2, start), Ok(()));
+        assert_eq!(admission.admit(3, start), Err(Refusal::Worker));
+        // More: they come with time.
+        admission.set_limits(AdmissionLimits { per_second: 1000, burst: 8, ..LIMITS });
+        assert_eq!(admission.admit(3, start), Err(Refusal::Worker));
+        for source in 3..11 {
+            assert_eq!(admission.admit(source, Now::from_us(8_000)), Ok(()), "{source}");
+        }
+        assert_eq!(admission.admit(11, Now::from_us(8_000)), Err(Refusal::Worker));
     }
 
     #[test]

@@ -95,11 +95,7 @@ pub struct Comparison {
     table: Arc<SessionTable>,
     clock: Arc<Clock>,
     core: WorkerEnd,
-    /// Idle for so long, a session that the kernel holds is kept alive; in milliseconds.
-    keep_alive_ms: u64,
-    /// Idle for so long, one that lingers although the kernel holds it is revived. The segment
-    /// that ended it is with the kernel by then. In milliseconds.
-    revive_ms: u64,
+    timeouts: Timeouts,
     /// A bit for each entry of each bucket: the kernel listed it in this check.
     listed: Box<[u8]>,
     /// The same: in the check before it was live, and the kernel did not list it.
@@ -123,8 +119,7 @@ impl Comparison {
     ) -> Comparison {
         let marks = || vec![0; table.buckets()].into_boxed_slice();
         Comparison {
-            keep_alive_ms: timeouts.established_ms / 2,
-            revive_ms: timeouts.linger_ms / 4,
+            timeouts: *timeouts,
             listed: marks(),
             missed: marks(),
             began_before: None,
@@ -133,6 +128,23 @@ impl Comparison {
             clock,
             core,
         }
+    }
+
+    /// Goes by other timeouts, and has the table go by them from the next check on: not before the
+    /// sessions that the kernel holds are kept by them, or it would forget those that are idle.
+    pub fn set_timeouts(&mut self, timeouts: &Timeouts) {
+        self.timeouts = *timeouts;
+    }
+
+    /// Idle for so long, a session that the kernel holds is kept alive; in milliseconds.
+    fn keep_alive_ms(&self) -> u64 {
+        self.timeouts.established_ms / 2
+    }
+
+    /// Idle for so long, one that lingers although the kernel holds it is revived. The segment
+    /// that ended it is with the kernel by then. In milliseconds.
+    fn revive_ms(&self) -> u64 {
+        self.timeouts.linger_ms / 4
     }
 
     /// Makes one check; `now` is what the workers' clock says.
@@ -155,7 +167,9 @@ impl Comparison {
         };
         let learnt = self.learn(&mut check, &now);
         self.core.ring_doorbell();
-        match learnt.and_then(|()| self.walk(&mut check, &now)) {
+        let walked = learnt.and_then(|()| self.walk(&mut check, &now));
+        self.table.set_timeouts(&self.timeouts);
+        match walked {
             Ok(()) => {
                 self.began_before = Some(check.began);
                 self.first = check.out_of_questions_at.unwrap_or(0);
@@ -248,7 +262,7 @@ impl Comparison {
         let is_listed = self.listed[bucket] & bit != 0;
         let idle_ms = self.table.idle_ms(entry, now);
         if is_live && is_listed {
-            if idle_ms >= self.keep_alive_ms {
+            if idle_ms >= self.keep_alive_ms() {
                 self.table.touch(entry, now);
                 check.findings.kept_alive += 1;
             }
@@ -260,7 +274,7 @@ impl Comparison {
         };
         let may_change = match state {
             State::HalfOpen => is_listed && version < check.began,
-            _ if state.is_lingering() => is_listed && idle_ms >= self.revive_ms,
+            _ if state.is_lingering() => is_listed && idle_ms >= self.revive_ms(),
             // Twice in a row: a list can pass one by while others come and go, and a kernel with
             // SYN cookies holds nothing until it has read the client's ACK.
             _ => self.missed[bucket] & bit != 0 && Some(version) < self.began_before,

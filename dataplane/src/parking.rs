@@ -82,6 +82,12 @@ impl<F> Parking<F> {
         Parking { limits, flows: HashMap::with_capacity(2 * limits.packets_max), packets: 0 }
     }
 
+    /// Goes on with other limits, whose `packets_max` is not above the first ones': no more is
+    /// ever allocated. What is parked stays for as long as it was to.
+    pub fn set_limits(&mut self, limits: ParkingLimits) {
+        self.limits = limits;
+    }
+
     /// Whether nothing is parked.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -224,5 +230,20 @@ mod tests {
         assert_eq!(due.as_slice(), &[Due::Expired(flow(1))]);
         let released = parking.release(&flow(1)).expect("waits");
         assert_eq!((released.came.us, released.asked.us), (0, 150));
+    }
+
+    #[test]
+    fn other_limits_are_for_what_comes_after_them() {
+        let mut parking = Parking::new(LIMITS);
+        parking.park(flow(1), 'a', Now::from_us(0));
+        parking.park(flow(1), 'b', Now::from_us(0));
+        let limits = ParkingLimits { packets_per_flow_max: 1, timeout_us: 10, ..LIMITS };
+        parking.set_limits(limits);
+        assert_eq!(parking.park(flow(1), 'c', Now::from_us(0)), Park::FlowFull('c'));
+        assert_eq!(parking.park(flow(2), 'd', Now::from_us(0)), Park::First);
+        let mut due = ArrayVec::<_, 8>::new();
+        parking.due(Now::from_us(10), &mut due);
+        assert_eq!(due.as_slice(), &[Due::Expired(flow(2))]);
+        assert_eq!(parking.release(&flow(1)).expect("waits").frames.as_slice(), &['a', 'b']);
     }
 }

@@ -1,5 +1,6 @@
 //! The services that this server announces, and the short name of a flow that they make
-//! possible: a service's number in place of its address and port. Never changes while workers run.
+//! possible: a service's number in place of its address and port. A set of them never changes;
+//! one that comes after it gives no number a second meaning.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,10 +16,16 @@ pub const SERVICES_MAX: usize = 64;
 pub struct Services {
     /// Address and port in one word, see [`v4_word`]; a service's number is its place.
     v4: ArrayVec<u64, SERVICES_MAX>,
-    v6: ArrayVec<([u64; 2], u16), SERVICES_MAX>,
+    /// The same for IPv6; the port has [`RETIRED_V6`] above it.
+    v6: ArrayVec<([u64; 2], u32), SERVICES_MAX>,
 }
 
-/// More service sockets than [`SERVICES_MAX`].
+/// Set in the word of a service that is none any more: no packet's word has it, so nothing is
+/// taken for that service's, but its keys still have a flow.
+const RETIRED_V4: u64 = 1 << 48;
+const RETIRED_V6: u32 = 1 << 16;
+
+/// More service sockets than [`SERVICES_MAX`], those of former services included.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("at most {SERVICES_MAX} pairs of service address and port are possible")]
 pub struct TooManyServices;
@@ -52,28 +59,82 @@ impl Services {
     /// # Errors
     /// [`TooManyServices`].
     pub fn new(sockets: impl IntoIterator<Item = SocketAddr>) -> Result<Services, TooManyServices> {
-        let mut services = Services::default();
+        Services::default().followed_by(sockets)
+    }
+
+    /// The set of these sockets, in the place of this set: a socket that was a service's has the
+    /// number that it had, and no other one gets it.
+    ///
+    /// # Errors
+    /// [`TooManyServices`].
+    pub fn followed_by(
+        &self,
+        sockets: impl IntoIterator<Item = SocketAddr>,
+    ) -> Result<Services, TooManyServices> {
+        let mut services = self.clone();
+        services.v4.iter_mut().for_each(|word| *word |= RETIRED_V4);
+        services.v6.iter_mut().for_each(|(_, port)| *port |= RETIRED_V6);
         for socket in sockets {
-            if services.contains(socket.ip(), socket.port()) {
-                continue;
-            }
-            if services.v4.len() + services.v6.len() == SERVICES_MAX {
-                return Err(TooManyServices);
-            }
-            match socket.ip() {
-                IpAddr::V4(address) => services.v4.push(v4_word(address.octets(), socket.port())),
-                IpAddr::V6(address) => {
-                    services.v6.push((v6_words(address.octets()), socket.port()));
-                }
-            }
+            services.add(socket)?;
         }
         Ok(services)
     }
 
-    /// Whether there are services of IPv4, and of IPv6.
+    fn add(&mut self, socket: SocketAddr) -> Result<(), TooManyServices> {
+        let is_full = self.numbers() == SERVICES_MAX;
+        match socket.ip() {
+            IpAddr::V4(address) => {
+                let new = v4_word(address.octets(), socket.port());
+                match self.v4.iter_mut().find(|word| **word & !RETIRED_V4 == new) {
+                    Some(word) => *word = new,
+                    None if is_full => return Err(TooManyServices),
+                    None => self.v4.push(new),
+                }
+            }
+            IpAddr::V6(address) => {
+                let new = (v6_words(address.octets()), u32::from(socket.port()));
+                match self.v6.iter_mut().find(|(a, port)| (*a, port & !RETIRED_V6) == new) {
+                    Some(service) => *service = new,
+                    None if is_full => return Err(TooManyServices),
+                    None => self.v6.push(new),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there are services of IPv4, and of IPv6; or were.
     #[must_use]
     pub fn families(&self) -> (bool, bool) {
         (!self.v4.is_empty(), !self.v6.is_empty())
+    }
+
+    /// How many sockets have a number, those of former services too: [`SERVICES_MAX`] at most.
+    #[must_use]
+    pub fn numbers(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Whether there are services that are none any more.
+    #[must_use]
+    pub fn any_retired(&self) -> bool {
+        self.v4.iter().any(|word| word & RETIRED_V4 != 0)
+            || self.v6.iter().any(|(_, port)| port & RETIRED_V6 != 0)
+    }
+
+    /// Whether a key is of a service that is none any more.
+    #[must_use]
+    pub fn is_retired(&self, key: &SessionKey) -> bool {
+        match *key {
+            SessionKey::V4(word) => {
+                let service = self.v4.get((word >> 48) as usize);
+                service.is_some_and(|word| word & RETIRED_V4 != 0)
+            }
+            SessionKey::V6 { tail, .. } => {
+                let service = self.v6.get((tail >> 16) as usize);
+                service.is_some_and(|(_, port)| port & RETIRED_V6 != 0)
+            }
+        }
     }
 
     /// Whether this socket is a service's.
@@ -95,7 +156,7 @@ impl Services {
             }
             IpAddr::V6(v6) => {
                 let wanted = v6_words(v6.octets());
-                self.v6.iter().any(|(words, _)| *words == wanted)
+                self.v6.iter().any(|(words, port)| *words == wanted && port & RETIRED_V6 == 0)
             }
         }
     }
@@ -104,10 +165,11 @@ impl Services {
     #[must_use]
     pub fn address_of_port(&self, port: u16, is_ipv4: bool) -> Option<IpAddr> {
         if is_ipv4 {
-            let word = self.v4.iter().find(|word| **word as u16 == port)?;
+            let is = |word: &&u64| **word & RETIRED_V4 == 0 && **word as u16 == port;
+            let word = self.v4.iter().find(is)?;
             Some(IpAddr::from(((word >> 16) as u32).to_be_bytes()))
         } else {
-            let (address, _) = self.v6.iter().find(|(_, other)| *other == port)?;
+            let (address, _) = self.v6.iter().find(|(_, other)| *other == u32::from(port))?;
             Some(IpAddr::from(octets(*address)))
         }
     }
@@ -159,7 +221,7 @@ impl Services {
         }
     }
 
-    /// The flow of a key that these services made; `None` when they did not.
+    /// The flow of a key that these services made, or those before them; `None` when they did not.
     #[must_use]
     pub fn flow(&self, key: &SessionKey) -> Option<FlowKey> {
         match *key {
@@ -171,7 +233,7 @@ impl Services {
             }
             SessionKey::V6 { client, tail } => {
                 let (service, port) = self.v6.get((tail >> 16) as usize)?;
-                Some(FlowKey::tcp_v6(octets(client), tail as u16, octets(*service), *port))
+                Some(FlowKey::tcp_v6(octets(client), tail as u16, octets(*service), *port as u16))
             }
         }
     }
@@ -184,7 +246,7 @@ impl Services {
 
     #[inline]
     fn number_v6(&self, address: [u64; 2], port: u16) -> Option<usize> {
-        self.v6.iter().position(|service| *service == (address, port))
+        self.v6.iter().position(|service| *service == (address, u32::from(port)))
     }
 }
 
@@ -248,5 +310,55 @@ mod tests {
         let socket = |port| SocketAddr::from(([192, 168, 0, 1], port));
         assert!(Services::new((1..=64).chain(1..=64).map(socket)).is_ok(), "each counts once");
         assert_eq!(Services::new((1..=65).map(socket)).err(), Some(TooManyServices));
+    }
+
+    fn sockets(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().expect("a socket")).collect()
+    }
+
+    #[test]
+    fn a_number_never_gets_a_second_meaning() {
+        let first = services();
+        let flows = [
+            FlowKey::tcp_v4([1; 4], 1, [192, 168, 0, 1], 443),
+            FlowKey::tcp_v6(
+                [1; 16],
+                1,
+                "2001:db8::1".parse::<std::net::Ipv6Addr>().expect("v6").octets(),
+                80,
+            ),
+        ];
+        let keys = flows.map(|flow| first.key(&flow).expect("a service's flow"));
+        assert!(!first.any_retired() && keys.iter().all(|key| !first.is_retired(key)));
+
+        let left = sockets(&["192.168.0.9:65535", "192.168.0.2:80", "[2001:db8::9]:80"]);
+        let second = first.followed_by(left).expect("few");
+        assert!(second.any_retired());
+        for (flow, key) in flows.iter().zip(&keys) {
+            assert_eq!(second.key(flow), None, "none of its packets is a service's");
+            assert_eq!(second.flow(key), Some(*flow), "its entries still have a flow");
+            assert!(second.is_retired(key));
+            assert!(!second.contains(flow.service().ip(), flow.service().port()));
+            assert!(!second.has_address(flow.service().ip()));
+        }
+        assert_eq!(second.address_of_port(443, true), None);
+        assert_eq!(second.address_of_port(80, false), Some("2001:db8::9".parse().expect("v6")));
+        // The second service of IPv4 comes at the place after all that there were.
+        let new = FlowKey::tcp_v4([1; 4], 1, [192, 168, 0, 9], 65535);
+        assert_eq!(second.key(&new), Some(SessionKey::V4(3 << 48 | 0x0101_0101 << 16 | 1)));
+
+        let back = ["192.168.0.1:443", "[2001:db8::1]:80"];
+        let third = second.followed_by(sockets(&back)).expect("few");
+        assert_eq!(flows.map(|flow| third.key(&flow)), keys.map(Some));
+        assert!(!third.is_retired(&keys[0]) && !third.is_retired(&keys[1]));
+        assert_eq!(third.key(&new), None);
+    }
+
+    #[test]
+    fn former_services_count_as_well() {
+        let socket = |port| SocketAddr::from(([192, 168, 0, 1], port));
+        let full = Services::new((1..=64).map(socket)).expect("just so many");
+        assert!(full.followed_by((1..=10).map(socket)).is_ok());
+        assert_eq!(full.followed_by([socket(65)]).err(), Some(TooManyServices));
     }
 }

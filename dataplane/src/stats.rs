@@ -34,9 +34,11 @@ counters! {
     UplinkReceived "uplink_received" "Frames received from the uplink."
     UplinkSent "uplink_sent" "Frames sent to the uplink."
     UplinkUnsent "uplink_unsent" "Frames dropped because the uplink's transmit queue stayed full."
+    UplinkTooBig "uplink_too_big" "Frames of the host dropped because they are longer than the uplink's MTU allows."
     HostReceived "host_received" "Frames received from the host."
     HostSent "host_sent" "Frames sent to the host."
     HostUnsent "host_unsent" "Frames dropped because the host port's transmit queue stayed full."
+    HostTooBig "host_too_big" "Frames dropped because they are longer than the host port's MTU allows."
     SwitchReflected "switch_reflected" "Through the NIC's switch: frames dropped because we sent them ourselves, which the NIC gave back."
     SwitchNotOurs "switch_not_ours" "Through the NIC's switch: frames dropped because they are for another station, or have no Ethernet header."
     SwitchGroup "switch_group" "Through the NIC's switch: broadcasts and multicasts dropped, because the kernel's function gets them itself."
@@ -118,6 +120,7 @@ counters! {
     RstWithheld "rst_withheld" "RSTs of the host dropped because what they answer may be of a later session on the flow, or because the client has been told just before (R12)."
     SessionClosed "session_closed" "Sessions withdrawn after FIN both ways or RST, and a linger (R8)."
     SessionExpired "session_expired" "Sessions withdrawn because they were idle or half-open for too long."
+    EntryRetired "entry_retired" "Entries taken out of the table because their service is none any more; the sessions among them are withdrawn."
     HalfOpenOverLimit "half_open_over_limit" "Half-open sessions above the limit: published only when their handshake completes or, inbound-only, not kept (R3)."
     PublishQueued "publish_queued" "Sessions handed to the DHT core to be published."
     PublishDeferred "publish_deferred" "Publications put off because the ring to the DHT core was full; the sweep repeats them."
@@ -165,7 +168,9 @@ impl Counter {
             self,
             Counter::SynClosing
                 | Counter::UplinkUnsent
+                | Counter::UplinkTooBig
                 | Counter::HostUnsent
+                | Counter::HostTooBig
                 | Counter::SwitchReflected
                 | Counter::SwitchNotOurs
                 | Counter::SwitchGroup
@@ -280,7 +285,9 @@ mod tests {
         let names: Vec<_> = drops.map(|counter| counter.name()).collect();
         let expected = [
             "uplink_unsent",
+            "uplink_too_big",
             "host_unsent",
+            "host_too_big",
             "switch_reflected",
             "switch_not_ours",
             "switch_group",

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::{ArcSwap, Cache};
 use arrayvec::ArrayVec;
 use holdfast_dpdk::tsc;
 use holdfast_handoff::{
@@ -21,7 +22,7 @@ use ipnet::IpNet;
 use crate::admission::{Admission, AdmissionLimits, Refusal, TokenBucket, source_prefix};
 use crate::capture::{Observer, Origin};
 use crate::classify::{self, Classifier, FromHost, FromUplink, Inside, Segment};
-use crate::encap::{self, EncapError, Tunnel};
+use crate::encap::{self, EncapError, LINK_HEADER_MAX, Tunnel};
 use crate::fragments::{Fragments, LIMITS};
 use crate::frame::Frame;
 use crate::idle::{Idle, IdleStrategy};
@@ -88,34 +89,44 @@ const SYN_ACK_MS: u64 = 900;
 /// Looks at an entry that another worker keeps changing, before the update is given up.
 const ATTEMPTS: usize = 4;
 
-/// What all workers of a server have in common and never changes while they run.
-#[derive(Debug)]
+/// What all workers of a server are told. Never changes; others may take its place
+/// ([`Worker::set_settings`]), in which only what says so differs.
+#[derive(Debug, Clone)]
 pub struct Settings {
-    /// Our locator, our services, our tunnels' port.
+    /// Our locator, our services, our tunnels' port. Its services may differ.
     pub classifier: Classifier,
     /// Prefixes of the members' locators, of our locator's family: who may tunnel to us and be
-    /// tunnelled to (R6).
+    /// tunnelled to (R6). May differ.
     pub members: Vec<IpNet>,
-    /// The uplink's MTU: bytes of IP packet in a frame.
-    pub uplink_mtu: usize,
+    /// What the ports carry.
+    pub ports: PortLimits,
     /// Half-open sessions that are published; those above wait for their handshake (R3).
-    /// Inbound-only, those that are kept at all.
+    /// Inbound-only, those that are kept at all. May differ.
     pub half_open_max: u64,
     /// What the host sends does not come by: sessions follow from what clients send, and their
     /// ends from what the kernel holds ([`crate::kernel`]).
     pub inbound_only: bool,
-    /// Limits of the parking, per worker.
+    /// Limits of the parking, per worker. May differ, but for `packets_max`.
     pub parking: ParkingLimits,
-    /// Limits on lookups, per worker.
+    /// Limits on lookups, per worker. May differ.
     pub admission: AdmissionLimits,
-    /// What to do when there is nothing to do.
+    /// What to do when there is nothing to do. May differ.
     pub idle: IdleStrategy,
+}
+
+/// What the ports carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortLimits {
+    /// The uplink's MTU: bytes of IP packet in a frame.
+    pub uplink_mtu: usize,
+    /// The MTU of the way to the host: a driver may refuse a longer frame for ever.
+    pub host_mtu: usize,
 }
 
 /// What workers share.
 #[derive(Debug, Clone)]
 pub struct Shared {
-    /// What never changes.
+    /// What holds for the turn.
     pub settings: Arc<Settings>,
     /// The session table.
     pub table: Arc<SessionTable>,
@@ -274,11 +285,20 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         self.observer = observer;
     }
 
-    /// Turns until `stop` is set. All workers share `clock`.
-    pub fn run(mut self, clock: TscClock, stop: &AtomicBool) {
+    /// Turns until `stop` is set. All workers share `clock`, and before each turn look whether
+    /// there are other `settings`: whoever puts them there keeps the former ones until all workers
+    /// have turned, so that none has to free them.
+    pub fn run(mut self, clock: TscClock, settings: &ArcSwap<Settings>, stop: &AtomicBool) {
+        let mut settings = Cache::new(settings);
         let mut idle = Idle::new(self.shared.settings.idle);
         let mut began = tsc();
         while !stop.load(Ordering::Relaxed) {
+            // One load and one comparison, unless they are others.
+            let latest = settings.load();
+            if !Arc::ptr_eq(latest, &self.shared.settings) {
+                self.set_settings(latest);
+                idle = Idle::new(latest.idle);
+            }
             let busy = self.turn(clock.at(began));
             idle.after_turn(busy);
             let ended = tsc();
@@ -286,6 +306,14 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             self.counters.add(cycles, ended.saturating_sub(began));
             began = ended;
         }
+    }
+
+    /// Goes on with other settings. What is parked, admitted or being looked up stays.
+    #[cold]
+    pub fn set_settings(&mut self, settings: &Arc<Settings>) {
+        self.parking.set_limits(settings.parking);
+        self.admission.set_limits(settings.admission);
+        self.shared.settings = Arc::clone(settings);
     }
 
     /// One turn: a burst from each port, what the DHT core answered, housekeeping when it is
@@ -836,9 +864,15 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                 superseded |= 1 << index;
             }
         }
+        let longest = self.shared.settings.ports.uplink_mtu + LINK_HEADER_MAX;
         for (index, frame) in burst.drain(..).enumerate() {
-            if superseded & (1 << index) == 0 {
+            if superseded & (1 << index) != 0 {
+                continue;
+            }
+            if frame.data().len() <= longest {
                 self.send_uplink(frame);
+            } else {
+                self.count(Counter::UplinkTooBig);
             }
         }
     }
@@ -846,11 +880,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     /// R11: the client's segments are to fit a tunnel, should their session move.
     #[inline(never)]
     fn clamp_mss(&self, frame: &mut U::Frame) {
-        let Settings { classifier, uplink_mtu, .. } = &*self.shared.settings;
+        let Settings { classifier, ports, .. } = &*self.shared.settings;
         let Ok(Some(packet)) = Packet::from_ethernet(frame.data()) else {
             return;
         };
-        let limit = mss::limit(&packet.network, *uplink_mtu, self.overhead(classifier.locator));
+        let limit = mss::limit(&packet.network, ports.uplink_mtu, self.overhead(classifier.locator));
         if mss::clamp(frame.data_mut(), &packet, limit) {
             self.count(Counter::MssClamped);
         }
@@ -1322,9 +1356,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// R8: an entry whose time has come leaves the table, and its record the DHT.
+    /// R8: an entry whose time has come, or whose service is none any more, leaves the table, and
+    /// its record the DHT.
     fn session_due(&mut self, due: expiry::Due, now: Tick) {
-        let (expiry::Due::Expire(entry) | expiry::Due::Publish(entry)) = due;
+        let (expiry::Due::Expire(entry) | expiry::Due::Retire(entry) | expiry::Due::Publish(entry)) =
+            due;
         let Some(listed) = self.shared.table.listed(&entry, now) else {
             return;
         };
@@ -1336,7 +1372,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             }
             return;
         }
+        let is_retired = matches!(due, expiry::Due::Retire(_));
         let counter = match entry.kind() {
+            _ if is_retired => Counter::EntryRetired,
             Kind::Redirect(_) => Counter::RedirectExpired,
             Kind::Local(state) if state.is_lingering() => Counter::SessionClosed,
             Kind::Local(_) => Counter::SessionExpired,
@@ -1346,7 +1384,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
         let version = self.shared.table.version(&entry);
         // First out of the table, which refuses if the session lives after all.
-        if !self.shared.table.remove_idle(&entry) {
+        let table = &self.shared.table;
+        let has_gone = if is_retired { table.remove(&entry) } else { table.remove_idle(&entry) };
+        if !has_gone {
             return;
         }
         self.count(counter);
@@ -1368,6 +1408,9 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         if let HostPort::Switch(switch) = &self.host {
             switch.address(frame.data_mut());
         }
+        if frame.data().len() > self.shared.settings.ports.host_mtu + LINK_HEADER_MAX {
+            return self.count(Counter::HostTooBig);
+        }
         if self.to_host.is_full() {
             self.flush();
         }
@@ -1388,7 +1431,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     #[inline(always)]
     fn send_tunnel(&mut self, mut frame: U::Frame, arrival: &Arrival, owner: OwnerId, now: Now) {
         let Arrival { at, headers, .. } = arrival;
-        let mtu = self.shared.settings.uplink_mtu;
+        let mtu = self.shared.settings.ports.uplink_mtu;
         let Some(tunnel) = self.tunnel(owner) else {
             return self.count(Counter::OwnersFull);
         };
@@ -1437,7 +1480,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn tunnel_mtu(&self, owner: OwnerId) -> usize {
         let Shared { settings, table, .. } = &self.shared;
         let remote = table.owners().locator(owner).unwrap_or(settings.classifier.locator);
-        settings.uplink_mtu.saturating_sub(self.overhead(remote))
+        settings.ports.uplink_mtu.saturating_sub(self.overhead(remote))
     }
 
     /// R11: the tunnel is no black hole. The sender learns what fits, and TCP sends it again.

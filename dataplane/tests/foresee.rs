@@ -24,7 +24,6 @@ fn r4_r5_the_worker_does_what_was_foretold() {
             owner(net.other),
             owner(net.stranger),
             Resolution::NotFound,
-            Resolution::Orphaned,
             Resolution::TimedOut,
         ];
         for table in tables {

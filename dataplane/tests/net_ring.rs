@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use arrayvec::ArrayVec;
 use holdfast_dataplane::port::DpdkPort;
 use holdfast_dataplane::session::table::SessionTable;
@@ -249,6 +250,7 @@ fn play_all(eal: &Eal, index: usize, pool: &Mempool, net: &Net) {
     let mut server = Server { uplink, host, cores: Vec::new() };
     let clock = TscClock::start(tsc(), eal.tsc_hz());
     let stop = AtomicBool::new(false);
+    let settings = ArcSwap::new(Arc::clone(&shared.settings));
 
     std::thread::scope(|scope| {
         let queues = uplink_queues.into_iter().zip(host_queues).enumerate();
@@ -258,11 +260,11 @@ fn play_all(eal: &Eal, index: usize, pool: &Mempool, net: &Net) {
             let counters = Arc::clone(&counters[worker]);
             let place = (worker, usize::from(WORKERS));
             let shared = shared.clone();
-            let stop = &stop;
+            let (settings, stop) = (&settings, &stop);
             scope.spawn(move || {
                 let _registration = eal.register_thread().unwrap();
                 let worker = Worker::new(shared, place, counters, end, uplink, host);
-                worker.run(clock, stop);
+                worker.run(clock, settings, stop);
             });
         }
         // A failed row must not leave the workers turning for ever.

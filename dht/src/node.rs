@@ -238,6 +238,14 @@ impl Node {
         })
     }
 
+    /// Goes on with this configuration's members and bootstrap nodes; all else in it must be as in
+    /// the first one.
+    pub fn set_cluster(&mut self, config: &Config) {
+        self.config.members.clone_from(&config.members);
+        self.config.bootstrap.clone_from(&config.bootstrap);
+        self.membership.set_bootstrap(config, self.now_us);
+    }
+
     /// Takes an event of the moment `now_us`, in µs since the node started, and returns what is
     /// to be done about it, in order.
     pub fn handle(&mut self, now_us: u64, event: Event<'_>) -> std::vec::Drain<'_, Action> {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_handoff::{Announcement, Clock, CoreEnd, Doorbell, Version, unix_us};
 use holdfast_net::FlowKey;
+use ipnet::IpNet;
 use mio::net::UdpSocket;
 use mio::{Events, Poll, Token, Waker};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -131,6 +132,7 @@ enum Command {
     Routing(usize, SyncSender<Routing>),
     Limits(SyncSender<Vec<Limit>>),
     Withdraw { flow: FlowKey, version: Version, reply: SyncSender<()> },
+    SetCluster(Vec<IpNet>, Vec<SocketAddr>, SyncSender<Result<(), ConfigError>>),
 }
 
 impl Handle {
@@ -203,6 +205,21 @@ impl Handle {
     /// [`HandleError`].
     pub fn withdraw(&self, flow: FlowKey, version: Version) -> Result<(), HandleError> {
         self.ask(|reply| Command::Withdraw { flow, version, reply })
+    }
+
+    /// Goes on with other networks of members and other bootstrap nodes ([`Config::members`],
+    /// [`Config::bootstrap`]): what servers send that are no members any more is dropped, so that
+    /// they are dead before long.
+    ///
+    /// # Errors
+    /// [`HandleError`], and inside what is wrong with them; nothing has changed then, unless that
+    /// is [`HandleError::TimedOut`]: it may still.
+    pub fn set_cluster(
+        &self,
+        members: Vec<IpNet>,
+        bootstrap: Vec<SocketAddr>,
+    ) -> Result<Result<(), ConfigError>, HandleError> {
+        self.ask(|reply| Command::SetCluster(members, bootstrap, reply))
     }
 
     /// Makes [`Service::run`] return soon.
@@ -534,6 +551,9 @@ impl Core {
                 self.handle(Event::Announcement(Announcement::Withdraw { flow, version }));
                 let _ = reply.try_send(());
             }
+            Command::SetCluster(members, bootstrap, reply) => {
+                let _ = reply.try_send(self.set_cluster(members, bootstrap));
+            }
             Command::Lookup(flow, reply) => {
                 let token = self.next_token;
                 self.next_token += 1;
@@ -556,6 +576,18 @@ impl Core {
             &[Counter::SendersForgotten],
         )]);
         limits
+    }
+
+    fn set_cluster(
+        &mut self,
+        members: Vec<IpNet>,
+        bootstrap: Vec<SocketAddr>,
+    ) -> Result<(), ConfigError> {
+        let config = Config { members, bootstrap, ..self.config.clone() };
+        config.check()?;
+        self.node.set_cluster(&config);
+        self.config = config;
+        Ok(())
     }
 
     /// Tells the node of an event and does what it wants done.

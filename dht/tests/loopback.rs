@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use holdfast_dht::auth::{HEADER_LEN, OVERHEAD, SEALED_MAX, SENDER_BURST, Sealer};
 use holdfast_dht::id::IdHasher;
 use holdfast_dht::message::{DATAGRAM_MAX, Datagram, Message, Sender};
-use holdfast_dht::{Config, Counter, HandleError, Keys, Outcome, Service, Statement, auth};
+use holdfast_dht::{
+    Config, ConfigError, Counter, HandleError, Keys, Outcome, Service, Statement, auth,
+};
 use holdfast_handoff::{Announcement, Answer, Clock, Resolution, Resolve, Version, unix_us};
 use holdfast_net::FlowKey;
 use server::{PATIENCE, Server, locator, until, until_complete};
@@ -217,6 +219,41 @@ fn a_lone_bootstrap_node_answers_and_strangers_are_dropped() {
             && counters.get(Counter::Malformed) == 2
             && counters.get(Counter::NotOurs) == 1
     });
+}
+
+#[test]
+fn members_and_bootstrap_nodes_change_while_it_runs() {
+    let start = |n: u8| {
+        let mut config = config(16, n);
+        config.members = vec![single(locator(16, n))];
+        config.bootstrap.clear();
+        config.dead_after = Duration::from_millis(200);
+        Server::start(config, keys(16))
+    };
+    let (one, other) = (start(1), start(2));
+    let both = vec![ipnet(locator(16, 0))];
+    let bootstrap = vec![(one.locator, PORT).into()];
+    let wrong = one.handle.set_cluster(vec![single(other.locator)], Vec::new()).unwrap();
+    assert_eq!(wrong, Err(ConfigError::NotMember(one.locator)));
+
+    other.handle.set_cluster(both.clone(), bootstrap.clone()).unwrap().unwrap();
+    until("the other to knock", || one.stats().counters.get(Counter::NotMember) > 0);
+    assert_eq!(one.stats().gauges.peers, 0);
+    one.handle.set_cluster(both, bootstrap.clone()).unwrap().unwrap();
+    until("each to know the other", || {
+        [&one, &other].iter().all(|server| server.stats().gauges.peers == 1)
+    });
+
+    one.handle.set_cluster(vec![single(one.locator)], Vec::new()).unwrap().unwrap();
+    until("the other to be dead", || {
+        let gauges = one.stats().gauges;
+        (gauges.peers, gauges.peers_dead) == (0, 1)
+    });
+    assert!(one.stats().gauges.joined, "it stands alone");
+}
+
+fn single(address: IpAddr) -> holdfast_dht::IpNet {
+    address.into()
 }
 
 fn ipnet(address: IpAddr) -> holdfast_dht::IpNet {

@@ -20,7 +20,7 @@ fault() {
 
 # --- what can happen --------------------------------------------------------------------
 
-add_case tap tap "host port TAP: sessions move to the other server and back"
+add_case tap tap "host port TAP: sessions move to the other server and come back"
 case_tap() { move_and_back; }
 
 move_and_back() {
@@ -31,12 +31,6 @@ move_and_back() {
     send_service_to server1
     sleep 2
 }
-
-add_case vhost vhost "host port virtio-user with vhost-net: the same"
-case_vhost() { move_and_back; }
-
-add_case switch switch "host port through the NIC's switch, the kernel on a VF of its own: the same"
-case_switch() { move_and_back; }
 
 add_case link tap "the uplink of the sessions' server loses its link, and has it again"
 case_link() {
@@ -79,15 +73,54 @@ case_killed() {
     sleep 3
 }
 
-# The daemon that runs is another one than at the case's start, and its log says why.
-expect_restart() { # SERVER [REASON]
-    local pid tries
+# expect_restart SERVER [REASON]: the daemon that runs is another one than at the case's start, and the
+# log of the one that ended says why.
+expect_restart() {
+    local pid tries log
     pid=$(jq .pid "$CASE_DIR/$1-before.json")
     for ((tries = 0; tries < 40; tries++)); do
-        [[ $(statistics "$1" | jq .pid) =~ ^("$pid"|)$ ]] || return 0
+        [[ $(statistics "$1" | jq .pid) =~ ^("$pid"|)$ ]] || break
         sleep 0.5
     done
-    fault "the daemon of $1 was not started again within 20 s"
+    ((tries < 40)) || fault "the daemon of $1 was not started again within 20 s"
+    log=$(in_machine "$1" 5 "grep -B 3 'holdfastd ended' $DAEMON_LOG | tail -n 4")
+    say "  $(grep -v TELEMETRY <<<"$log" | tail -n 2 | tr '\n' ' ')"
+    [[ $(tr '\n' ' ' <<<"$log") =~ ${2:-} ]] || fault "the log of $1's daemon does not say '$2'"
+}
+
+add_case reset tap "the PF of the sessions' server is reset under its daemon, which ends with an error and starts anew"
+case_reset() {
+    load_start
+    load_tell mark
+    send_service_to server2
+    sleep 1
+    in_machine server1 10 "ip link set eth0 down && sleep 1 && ip link set eth0 up"
+    expect_restart server1 "device $VF_ADDRESS was reset.*exit code 74"
+    sleep 3
+}
+
+add_case switch switch "host port through the NIC's switch, the kernel on a VF of its own: sessions move and come back"
+case_switch() { move_and_back; }
+
+add_case jumbo jumbo "MTU 9000, host port by vhost-net: sessions with segments of more than 8,000 bytes move"
+case_jumbo() {
+    load_start --echo-bytes 65536
+    load_tell mark
+    send_service_to server2
+    sleep 4
+    expect_segments
+    send_service_to server1
+    sleep 2
+}
+
+# Of all sessions, in both directions.
+expect_segments() {
+    local sizes
+    sizes=$(in_machine router 10 "ip netns exec client ss -tinH state established dst :$SERVE_PORT" |
+        grep -oE '\b(mss|rcvmss):[0-9]+' | sort | uniq -c)
+    say "  segments: $(tr -s ' \n' ' ' <<<"$sizes")"
+    awk -F: '{ if ($2 < 8000) small++; else if ($1 ~ /rcvmss/) there++; else here++ } END { exit small || !there || !here }' <<<"$sizes" ||
+        fault "segments are shorter than 8,000 bytes"
 }
 
 # --- running and judging --------------------------------------------------------------------
@@ -128,7 +161,7 @@ use_host_port() {
     [[ -z $HOST_PORT ]] || on_servers stop_daemon
     on_servers start_daemon "$1"
     HOST_PORT=$1
-    route_locators
+    follow_host_port
     wait_for_peers
 }
 

@@ -46,7 +46,7 @@ END
 for link in /sys/class/net/eth*; do
     [[ \$(cat \$link/address) != $(router_mac "$server") ]] || ip link set \${link##*/} name $server
 done
-ip link set $server mtu 1500 up
+ip link set $server up
 ip addr add $(router4 "$server")/24 dev $server
 ip addr add $(router6 "$server")/64 dev $server nodad
 END
@@ -62,9 +62,13 @@ route() { # SERVER ADDRESS4 ADDRESS6
     in_machine router 10 "ip route replace $2 via $(next_hop4 "$1") && ip route replace $3 via $(next_hop6 "$1")"
 }
 
-route_locators() {
+# The router's side of what has changed at the servers.
+follow_host_port() {
     local server
-    for server in "${SERVERS[@]}"; do route "$server" "$(locator "$server")" "$(locator6 "$server")"; done
+    for server in "${SERVERS[@]}"; do
+        in_machine router 10 "ip link set $server mtu $(mtu_of "$HOST_PORT" "$FABRIC_MTU")"
+        route "$server" "$(locator "$server")" "$(locator6 "$server")"
+    done
 }
 
 # send_service_to SERVER: the router's next hop for the service, from now on.

@@ -5,7 +5,9 @@
 # Of this run alone.
 CLUSTER_KEY=$(od -An -v -tx1 -N 32 /dev/urandom | tr -d ' \n')
 VF_ADDRESS=0000:01:10.0
-HUGE_PAGES_MIB=160
+HUGE_PAGES_MIB=224
+# Of the jumbo case: of the fabric, and of the hosts, so that a tunnel fits.
+FABRIC_MTU=9000 HOST_MTU=8900
 CONFIG=/etc/holdfast/holdfast.toml
 DAEMON_LOG=/run/holdfastd.log
 
@@ -52,11 +54,12 @@ locator = "$(locator "$1")"
 
 [dpdk]
 huge_pages = "on"
-memory_mib = 64
+memory_mib = 128
 
 [uplink]
 device = "$VF_ADDRESS"
 promiscuous = false
+mtu = $(mtu_of "$2" "$FABRIC_MTU")
 
 [host_port]
 $(host_port_keys "$@")
@@ -90,6 +93,8 @@ key_file = "/etc/holdfast/cluster.key"
 END
 }
 
+mtu_of() { if [[ $1 == jumbo ]]; then echo "$2"; else echo 1500; fi; } # HOST_PORT JUMBO_MTU
+
 # The NIC's switch gives the VF what is for its own address, and nothing else: the kernel's interface
 # has it as well, or the kernel is behind another VF.
 host_port_keys() { # NAME HOST_PORT
@@ -98,8 +103,9 @@ host_port_keys() { # NAME HOST_PORT
             printf 'device = "tap:host0"\n'
             printf 'mac = "%s"\n' "$(vf_mac "$1" 0)"
             ;;
-        vhost)
-            printf 'device = "virtio_user0,path=/dev/vhost-net,iface=host0,queues=1,queue_size=1024,mac=%s"\n' "$(vf_mac "$1" 0)"
+        jumbo)
+            printf 'device = "vhost:host0"\n'
+            printf 'mac = "%s"\n' "$(vf_mac "$1" 0)"
             ;;
         switch)
             printf 'device = "switch"\n'
@@ -129,7 +135,8 @@ while [[ ! -e /run/holdfastd.stop ]]; do
 done
 rm -f /run/holdfastd.pid
 LOOP
-[[ $2 != vhost ]] || modprobe vhost_net
+[[ $2 != jumbo ]] || modprobe vhost_net
+ip link set eth0 mtu $(mtu_of "$2" "$FABRIC_MTU")
 rm -f /run/holdfastd.stop
 setsid bash /run/keep-running >/dev/null 2>&1 &
 for ((tries = 0; tries < 150; tries++)); do
@@ -149,7 +156,7 @@ host_interface() { # NAME HOST_PORT
     cat <<END
 interface=$interface
 sysctl -q net.ipv4.conf.\$interface.rp_filter=0
-ip link set \$interface up
+ip link set \$interface mtu $(mtu_of "$2" "$HOST_MTU") up
 ip addr replace $(server4 "$1")/24 dev \$interface
 ip addr replace $(server6 "$1")/64 dev \$interface nodad
 ip route replace default via $(router4 "$1") dev \$interface

@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use holdfast::config::{Config, LoadError};
-use holdfast::lifecycle::Shutdown;
+use holdfast::lifecycle::{Hangup, Shutdown};
+use holdfast::uplink::DeviceLost;
 use holdfast::{announce, log, ports, systemd};
 use humantime_serde::re::humantime::parse_duration;
 
@@ -24,8 +25,9 @@ pub(crate) struct Command {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Run the appliance until SIGTERM or SIGINT. Exit status 78 when the configuration is not
-    /// valid.
+    /// Run the appliance until SIGTERM or SIGINT; SIGHUP has it read its configuration again. Exit
+    /// status 78 when the configuration is not valid, 74 when a port's device is lost: removed, or
+    /// reset.
     Run {
         /// The configuration file.
         config: PathBuf,
@@ -55,6 +57,8 @@ enum Verb {
 /// Exit status of a daemon whose configuration is not valid (sysexits(3), EX_CONFIG): no restart
 /// mends that.
 const INVALID: u8 = 78;
+/// Exit status of one whose NIC is lost (sysexits(3), EX_IOERR): started again it may be there.
+const LOST: u8 = 74;
 
 fn main() -> ExitCode {
     let verb = Command::parse().verb;
@@ -78,6 +82,9 @@ fn main() -> ExitCode {
                 }
                 _ => log::fatal(&error),
             }
+            if error.is::<DeviceLost>() {
+                return ExitCode::from(LOST);
+            }
             ExitCode::FAILURE
         }
     }
@@ -90,7 +97,8 @@ fn run(path: &Path) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     let shutdown = Shutdown::install().context("taking over signals")?;
-    holdfast::appliance::run(config, &shutdown)
+    let hangup = Hangup::install().context("taking over signals")?;
+    holdfast::appliance::run(config, path.to_owned(), &shutdown, hangup)
 }
 
 fn hold(path: &Path) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ mod drain;
 mod explain;
 mod incidents;
 mod lookup;
+mod reload;
 mod sessions;
 mod show;
 mod trace;
@@ -55,6 +56,7 @@ enum Verb {
     Undrain(drain::Undrain),
     Trace(trace::Trace),
     Capture(capture::Capture),
+    Reload(reload::Reload),
 }
 
 /// The daemon that is asked, and the form in which its answers are printed.
@@ -138,6 +140,7 @@ impl Cli {
             Verb::Undrain(undrain) => undrain.run(daemon),
             Verb::Trace(trace) => trace.run(daemon),
             Verb::Capture(capture) => capture.run(daemon),
+            Verb::Reload(reload) => reload.run(daemon),
         };
         let Err(failure) = outcome else {
             return ExitCode::SUCCESS;

@@ -26,7 +26,7 @@ use crate::protocol::{
 impl Commands {
     pub(super) fn explain(&self, flow: FlowKey) -> Result<ExplainReply, ProtocolError> {
         let appliance = &self.appliance;
-        let (config, table) = (&appliance.config, &appliance.table);
+        let (config, table) = (&*appliance.reload.config(), &appliance.table);
         let locator = config.node.locator;
         if !table.services().contains(flow.service().ip(), flow.service().port()) {
             return Ok(not_a_services(flow));

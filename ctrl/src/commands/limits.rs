@@ -22,7 +22,8 @@ impl Commands {
     pub(crate) fn limits(&self) -> Result<LimitsReply, ProtocolError> {
         let appliance = &self.appliance;
         let dht = &appliance.dht;
-        let mut limits = packet_path(&appliance.config, &appliance.counters, &appliance.table);
+        let config = appliance.reload.config();
+        let mut limits = packet_path(&config, &appliance.counters, &appliance.table);
         let refused = appliance.kernel_check.stats().counters.get("table_full").copied();
         limits[0].hits += refused.unwrap_or(0);
         limits.push(self.mbufs());
@@ -84,7 +85,7 @@ fn packet_path(
     let most = |gauge| workers.iter().map(|worker| worker.gauge(gauge)).max();
     let (gauges, (changes, changes_max, changes_lost)) = (table.gauges(), table.changes().usage());
     let (sessions, parking, admission) = (&config.sessions, &config.parking, &config.admission);
-    let services = config.service_sockets().count() as u64;
+    let services = table.services().numbers() as u64;
     use LimitScope::{Datagram, Flow, Server, SourcePrefix, Worker};
     let of_table = [
         (

@@ -10,6 +10,7 @@ mod limits;
 mod lookups;
 mod packets;
 mod peers;
+mod reload;
 mod routing;
 mod sessions;
 pub(crate) mod stats;
@@ -86,6 +87,11 @@ impl Commands {
                 let bounds = StreamBounds { time, count };
                 Reply::Stream(self.capture(&filter, snaplen, bytes, bounds, stream)?)
             }
+            Request::Reload { dry_run, confirm_ms } => {
+                Reply::Reload(self.reload(dry_run, confirm_ms)?)
+            }
+            Request::ReloadConfirm {} => Reply::Reload(self.reload_confirm()?),
+            Request::ReloadRollBack {} => Reply::Reload(self.reload_roll_back()?),
         })
     }
 

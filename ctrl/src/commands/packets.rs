@@ -101,7 +101,7 @@ impl Commands {
         let cores = &self.appliance.config.workers.cores;
         let start_unix_us = unix_us().saturating_sub(self.appliance.clock.at(dpdk::tsc()).us);
         stream.run(bounds, |items| {
-            let mut accountant = Accountant::new(self.appliance.classifier.clone());
+            let mut accountant = Accountant::new(self.appliance.reload.classifier());
             let mut items = Numbered { items, number: 0 };
             let mut capture = observations.start(wanted);
             loop {

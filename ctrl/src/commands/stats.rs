@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dht as dht;
@@ -13,6 +14,7 @@ use crate::protocol::{
     ControlStats, Counters, DhtStats, Distribution, ErrorCode, PortStats, ProtocolError,
     StatsReply, VersionReply, WorkerStats,
 };
+use crate::uplink::Link;
 
 impl Commands {
     pub(super) fn version(&self) -> VersionReply {
@@ -55,12 +57,13 @@ impl Commands {
             ports: ports
                 .uplink
                 .iter()
-                .map(|port| port_stats("uplink", port))
-                .chain(ports.host_port.iter().map(|port| port_stats("host_port", port)))
+                .map(|port| port_stats("uplink", port, Some(&ports.link)))
+                .chain(ports.host_port.iter().map(|port| port_stats("host_port", port, None)))
                 .collect::<Result<_, _>>()?,
             table: table.map(|(name, value)| (name.to_owned(), value)).into(),
             kernel_check: kernel_check.stats(),
             health: self.health_stats(),
+            reload: self.appliance.reload.stats(Instant::now()),
             control: self.control(),
             dht: dht_stats(&dht.stats().map_err(unavailable)?),
             incidents: self.appliance.incidents.stats(),
@@ -73,18 +76,20 @@ fn worker_counters(workers: &[&Arc<WorkerCounters>]) -> Counters {
     Counter::ALL.iter().map(|&counter| (counter.name().to_owned(), sum(counter))).collect()
 }
 
-fn port_stats(role: &str, port: &Port) -> Result<PortStats, ProtocolError> {
+fn port_stats(role: &str, port: &Port, link: Option<&Link>) -> Result<PortStats, ProtocolError> {
     let internal = |error: dpdk::Error| ProtocolError::new(ErrorCode::Internal, error.to_string());
     let info = port.info();
     let stats = port.stats().map_err(internal)?;
-    let link = port.link().map_err(internal)?;
+    let now = port.link().map_err(internal)?;
     Ok(PortStats {
         role: role.to_owned(),
         name: port.name().to_owned(),
         driver: info.device.driver.clone(),
         mac: info.device.mac.to_string(),
-        link_up: link.up,
-        speed_mbps: link.speed_mbps,
+        link_up: link.map_or(now.up, Link::is_up),
+        link_downs: link.map_or(0, Link::downs),
+        lacks: info.refused.iter().map(ToString::to_string).collect(),
+        speed_mbps: now.speed_mbps,
         mtu: info.mtu.into(),
         rx_packets: stats.rx_packets,
         rx_bytes: stats.rx_bytes,

@@ -29,9 +29,17 @@ pub enum Device {
         /// Name of the interface.
         name: String,
     },
+    /// A kernel interface by vhost-net, which is made with this name: the kernel copies, not the worker.
+    Vhost {
+        /// Name of the interface.
+        name: String,
+    },
     /// No port of its own: the uplink's, and the NIC's switch behind it. Only for the host port.
     Switch,
 }
+
+/// Descriptors of a queue that vhost-net serves: the most that it takes.
+const VHOST_QUEUE: u16 = 1024;
 
 /// What [`Device::Switch`] is called.
 const SWITCH: &str = "switch";
@@ -40,7 +48,7 @@ const SWITCH: &str = "switch";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error(
     "expected a PCI address (\"0000:3b:02.0\"), a DPDK virtual device (\"net_ring0,ARGUMENTS\"), \
-     a TAP (\"tap:NAME\"), a network interface (\"eth1\") of at most 15 characters or, for the host \
+     a TAP (\"tap:NAME\"), vhost-net (\"vhost:NAME\"), a network interface (\"eth1\") of at most 15 characters or, for the host \
      port, \"switch\""
 )]
 pub struct DeviceError;
@@ -55,6 +63,10 @@ impl FromStr for Device {
         if let Some(name) = text.strip_prefix("tap:") {
             let name = interface_name(name).ok_or(DeviceError)?;
             return Ok(Device::Tap { name });
+        }
+        if let Some(name) = text.strip_prefix("vhost:") {
+            let name = interface_name(name).ok_or(DeviceError)?;
+            return Ok(Device::Vhost { name });
         }
         if text.starts_with("net_") || text.starts_with("virtio_user") {
             return vdev(text).ok_or(DeviceError);
@@ -104,6 +116,7 @@ impl fmt::Display for Device {
             Device::Vdev { name, args } => write!(f, "{name},{args}"),
             Device::Interface(name) => f.write_str(name),
             Device::Tap { name } => write!(f, "tap:{name}"),
+            Device::Vhost { name } => write!(f, "vhost:{name}"),
             Device::Switch => f.write_str(SWITCH),
         }
     }
@@ -119,14 +132,15 @@ impl Device {
             Device::Vdev { name, .. } => name.clone(),
             Device::Interface(_) => format!("net_af_xdp{index}"),
             Device::Tap { .. } => format!("net_tap{index}"),
+            Device::Vhost { .. } => format!("virtio_user{index}"),
             Device::Switch => SWITCH.to_owned(),
         }
     }
 
     /// What is attached to get this device with `queues` queue pairs; nothing for a PCI device,
     /// which the EAL finds by itself (`--allow`), and for a switch, which is no device. AF_XDP is one device per queue: veth has no
-    /// "combined" channels, which the driver wants for more. `mac` is the address of a TAP; the
-    /// other devices have theirs. A TAP outlives the daemon: without carrier, but with its
+    /// "combined" channels, which the driver wants for more. `mac` is the address of a TAP, or of
+    /// vhost-net's interface; the other devices have theirs. A TAP outlives the daemon: without carrier, but with its
     /// addresses and routes, for the next daemon to take over. `role` tells the devices of a
     /// server apart.
     #[must_use]
@@ -144,6 +158,13 @@ impl Device {
                 let mac = mac.map(|mac| format!(",mac={mac}")).unwrap_or_default();
                 vec![format!("net_tap{role},iface={interface}{mac},persist")]
             }
+            Device::Vhost { name: interface } => {
+                let mac = mac.map(|mac| format!(",mac={mac}")).unwrap_or_default();
+                vec![format!(
+                    "virtio_user{role},path=/dev/vhost-net,iface={interface}{mac},queues={queues},\
+                     queue_size={VHOST_QUEUE}"
+                )]
+            }
         }
     }
 
@@ -152,7 +173,7 @@ impl Device {
     pub fn interface(&self) -> Option<&str> {
         match self {
             Device::Pci(_) | Device::Switch => None,
-            Device::Interface(name) | Device::Tap { name } => Some(name),
+            Device::Interface(name) | Device::Tap { name } | Device::Vhost { name } => Some(name),
             Device::Vdev { args, .. } => args.split(',').find_map(|arg| arg.strip_prefix("iface=")),
         }
     }
@@ -218,6 +239,7 @@ mod tests {
             ("eth1", Device::Interface("eth1".to_owned())),
             ("eth1.100", Device::Interface("eth1.100".to_owned())),
             ("tap:host0", tap),
+            ("vhost:host0", Device::Vhost { name: "host0".to_owned() }),
             ("switch", Device::Switch),
             ("switch1", Device::Interface("switch1".to_owned())),
         ];
@@ -228,8 +250,16 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_device() {
-        let rows =
-            ["", "tap:", "a name", "interface-too-long", "eth1,x", "net_ring 0", "00:3b:02.0.1"];
+        let rows = [
+            "",
+            "tap:",
+            "vhost:",
+            "a name",
+            "interface-too-long",
+            "eth1,x",
+            "net_ring 0",
+            "00:3b:02.0.1",
+        ];
         for text in rows.iter().chain(&["0000:3b:20.0", "0000:3b:02.8", "..", "tap:a/b"]) {
             assert_eq!(text.parse::<Device>(), Err(DeviceError), "{text}");
         }
@@ -241,7 +271,7 @@ mod tests {
             let device: Device = text.parse().expect("a device");
             device.eal_vdevs(1, 2, mac.map(|mac| mac.parse().expect("an address")))
         };
-        let rows: [(_, _, &[&str]); 5] = [
+        let rows: [(_, _, &[&str]); 6] = [
             ("0000:3b:02.0", None, &[]),
             ("net_ring0", None, &["net_ring0"]),
             (
@@ -250,6 +280,12 @@ mod tests {
                 &["net_af_xdp2,iface=eth1,start_queue=0", "net_af_xdp3,iface=eth1,start_queue=1"],
             ),
             ("tap:host0", None, &["net_tap1,iface=host0,persist"]),
+            (
+                "vhost:host0",
+                Some("02:00:00:00:00:0a"),
+                &["virtio_user1,path=/dev/vhost-net,iface=host0,mac=02:00:00:00:00:0a,queues=2,\
+                   queue_size=1024"],
+            ),
             (
                 "tap:host0",
                 Some("02:00:00:00:00:0A"),

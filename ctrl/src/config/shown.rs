@@ -155,12 +155,13 @@ fn shown_dpdk(dpdk: &Dpdk) -> Value {
 }
 
 fn shown_uplink(uplink: &Uplink) -> Value {
-    let Uplink { device, rx_descriptors, tx_descriptors, promiscuous } = uplink;
+    let Uplink { device, rx_descriptors, tx_descriptors, promiscuous, mtu } = uplink;
     json!({
         "device": text(device),
         "rx_descriptors": rx_descriptors,
         "tx_descriptors": tx_descriptors,
         "promiscuous": promiscuous,
+        "mtu": mtu,
     })
 }
 

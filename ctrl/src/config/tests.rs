@@ -94,7 +94,7 @@ fn what_is_shown_is_the_configuration() {
         let config = Config::parse("c.toml", &text).unwrap();
         let shown = config.shown();
         assert_eq!(shown["cluster"]["keys"], serde_json::json!({"sealing": 0, "opening": null}));
-        let reply = crate::protocol::ConfigReply { config: shown, warnings: Vec::new() };
+        let reply = crate::protocol::ConfigReply { config: shown, ..Default::default() };
         let text = crate::show::config(&reply);
         assert!(!text.contains("0f0f"), "{text}");
         assert!(text.contains("# key 0 seals"), "{text}");
@@ -167,6 +167,69 @@ fn the_guide_documents_every_key_with_its_default_and_range() {
         assert_eq!(cells[3], range.as_deref().unwrap_or(cells[3]), "range of {key}");
     }
     assert!(documented.is_empty(), "in the guide but not known: {documented:?}");
+}
+
+#[test]
+fn the_guide_marks_the_keys_that_a_reload_changes() {
+    let (_, known) = read("minimal.toml", &minimal()).unwrap();
+    let mut reloaded: BTreeSet<&str> = RELOADED.iter().copied().collect();
+    for known in known {
+        let key = known.key.replace("[0]", "");
+        let row = GUIDE.lines().find(|line| line.starts_with(&format!("| `{key}` |"))).unwrap();
+        let meaning = row.split('|').nth(4).unwrap();
+        let is_reloaded = reloaded.remove(key.as_str());
+        assert_eq!(meaning.starts_with(" ↻ "), is_reloaded, "mark of {key}");
+    }
+    assert!(reloaded.is_empty(), "reloaded but not known: {reloaded:?}");
+    assert!(is_reloaded("service") && is_reloaded("admission.burst"));
+    assert!(!is_reloaded("dht.listen") && !is_reloaded("node.locato") && !is_reloaded("nod"));
+}
+
+/// What replaces what in the minimal example, and the keys that are otherwise then.
+const CHANGED: &[(&str, &str, &[&str])] = &[
+    ("", "", &[]),
+    ("", "[sessions]\nlinger = \"60s\"\n[admission]\nburst = 4_096", &[]),
+    ("[uplink]", "log = \"debug\"\n[uplink]", &["node.log"]),
+    ("[uplink]", "control_group = \"0\"\n[uplink]", &["node.control_group"]),
+    ("\"eth1\"", "\"eth2\"\nrx_descriptors = 512", &["uplink.device", "uplink.rx_descriptors"]),
+    ("[80, 443]", "[443]", &["service"]),
+    ("", "[dht]\nbootstrap = [\"10.0.0.2:7000\"]", &["dht.bootstrap"]),
+    ("/24\"]", "/24\", \"10.0.1.0/24\"]", &["cluster.members"]),
+];
+
+#[test]
+fn changes_are_named_by_their_keys_and_only_real_ones() {
+    let before = Config::parse("c.toml", &minimal()).unwrap();
+    for (old, new, keys) in CHANGED {
+        let text = if old.is_empty() { minimal() + new } else { minimal().replacen(old, new, 1) };
+        let after = Config::parse("c.toml", &text).unwrap();
+        let changes = before.changes(&after);
+        let changed: Vec<&str> = changes.iter().map(|change| change.key.as_str()).collect();
+        assert_eq!(&changed, keys, "{new}");
+        let back = after.changes(&before);
+        for (change, back) in changes.iter().zip(back) {
+            assert_eq!((&change.before, &change.after), (&back.after, &back.before));
+        }
+    }
+}
+
+#[test]
+fn other_keys_of_the_cluster_are_a_change_of_their_file() {
+    let before = Config::parse("c.toml", &minimal()).unwrap();
+    let mut after = before.clone();
+    after.cluster.keys.as_mut().unwrap().sealing.secret.0[5] ^= 1;
+    let changes = before.changes(&after);
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[0].key, "cluster.key_file");
+    let shown = format!("{changes:?}");
+    assert!(!shown.contains("0f0f") && !shown.contains("15, 15"), "{shown}");
+
+    let other = key_file(&"0e".repeat(32), 0o640);
+    let path = other.path().join("cluster.key");
+    let text = MINIMAL.replace(KEY_FILE, path.to_str().unwrap());
+    let changes = before.changes(&Config::parse("c.toml", &text).unwrap());
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[0].after, path.to_str().unwrap());
 }
 
 #[test]
@@ -445,6 +508,31 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ),
     ("[uplink]", "[uplink]\npromiscuous = 1", "uplink.promiscuous = 1: expected true or false"),
     (
+        "\"eth1\"",
+        "\"0000:3b:02.0\"\nmtu = 1279",
+        "c.toml:7:7: uplink.mtu = 1279: expected a whole number from 1280 to 9702",
+    ),
+    (
+        "\"eth1\"",
+        "\"eth1\"\nmtu = 9000",
+        "c.toml:7:7: uplink.mtu = 9000: eth1 has its own: ip link set eth1 mtu 9000",
+    ),
+    (
+        "\"eth1\"",
+        "\"tap:wire0\"\nmtu = 9000",
+        "c.toml:7:7: uplink.mtu = 9000: expected 1500, which is what the TAP wire0 takes",
+    ),
+    (
+        "\"eth1\"",
+        "\"0000:3b:02.0\"\nmtu = 2023\n[host_port]\ndevice = \"eth1\"",
+        "c.toml:7:7: uplink.mtu = 2023: expected at most 2022: the host port eth1 is AF_XDP's",
+    ),
+    (
+        "\"eth1\"",
+        "\"0000:3b:02.0\"\nmtu = 9000\n[dpdk]\nmemory_mib = 74",
+        "c.toml:9:14: dpdk.memory_mib = 74: expected at least 75, what the mbufs of all workers take",
+    ),
+    (
         "[uplink]",
         "[uplink]\nrx_descriptors = 1000",
         "uplink.rx_descriptors = 1000: expected a power of two",
@@ -593,7 +681,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "",
         "[host_port]\ndevice = \"eth2\"\nmac = \"02:00:00:00:00:01\"",
-        "host_port.mac = \"02:00:00:00:00:01\": expected only with a device \"tap:NAME\" or \"switch\"",
+        "host_port.mac = \"02:00:00:00:00:01\": expected only with a device \"tap:NAME\", \"vhost:NAME\" or \"switch\"",
     ),
     ("\"eth1\"", "\"switch\"", "c.toml:6:10: uplink.device = \"switch\": expected a PCI address"),
     (

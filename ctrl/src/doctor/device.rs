@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::Check;
 use super::machine::Machine;
+use super::{Check, switch};
 use crate::config::{Config, Device, Encapsulation};
 
 /// Drivers that leave a device to a program.
@@ -27,9 +27,9 @@ pub(super) fn examine(machine: &Machine, config: &Config, checks: &mut Vec<Check
                 examine_interface(machine, config, (name, interface), checks);
             }
             Device::Tap { .. } => checks.push(examine_tap(machine, name)),
+            Device::Vhost { .. } => checks.push(examine_vhost(machine, name)),
             Device::Vdev { .. } => checks.push(Check::ok(name, device.to_string())),
-            // The uplink's device.
-            Device::Switch => {}
+            Device::Switch => switch::examine(machine, config, checks),
         }
     }
     checks.push(examine_mtu(machine, config));
@@ -73,7 +73,7 @@ fn examine_pci(
     if !SHARED_DRIVERS.contains(&driver.as_str()) {
         checks.push(examine_iommu(machine, address));
     }
-    checks.extend(examine_vf(machine, address));
+    checks.extend(examine_vf(machine, config, address));
     checks.extend(examine_node(machine, config, address));
 }
 
@@ -104,8 +104,10 @@ fn examine_iommu(machine: &Machine, address: &str) -> Check {
 }
 
 /// Of a virtual function: what its physical function lets it do.
-fn examine_vf(machine: &Machine, address: &str) -> Option<Check> {
+fn examine_vf(machine: &Machine, config: &Config, address: &str) -> Option<Check> {
     let name = "sr-iov";
+    // It sends with its own address then, and takes only what is for that.
+    let is_switch = config.host_port.device == Device::Switch;
     let pf = format!("sys/bus/pci/devices/{address}/physfn");
     let pf_address = machine.link(&pf)?;
     let Some(interface) = machine.names(&format!("{pf}/net")).into_iter().next() else {
@@ -131,6 +133,7 @@ fn examine_vf(machine: &Machine, address: &str) -> Option<Check> {
             let found = format!("{interface} does not say what VF {number} may do");
             Check::warn(name, found, format!("ip link show dev {interface}"))
         }
+        Some(_) if is_switch => Check::ok(name, format!("{address} is VF {number} of {interface}")),
         Some(vf) if vf["spoofchk"] == true => {
             let found = format!(
                 "VF {number} of {interface} is checked for spoofing: what the kernel sends with \
@@ -236,6 +239,18 @@ fn examine_tap(machine: &Machine, name: &'static str) -> Check {
     }
 }
 
+fn examine_vhost(machine: &Machine, name: &'static str) -> Check {
+    if !machine.has("dev/net/tun") {
+        return Check::fail(name, "there is no /dev/net/tun", "modprobe tun");
+    }
+    if machine.has("dev/vhost-net") {
+        Check::ok(name, "a kernel interface by vhost-net")
+    } else {
+        let found = "there is no /dev/vhost-net";
+        Check::fail(name, found, "modprobe vhost_net, or host_port.device = \"tap:NAME\"")
+    }
+}
+
 /// A device's MTU, where a file tells it.
 fn mtu(machine: &Machine, device: &Device) -> Option<u64> {
     let of = |interface: &str| machine.number(&format!("sys/class/net/{interface}/mtu"));
@@ -258,7 +273,14 @@ fn examine_mtu(machine: &Machine, config: &Config) -> Check {
         Encapsulation::Ipip => ip,
         Encapsulation::Rewrite => 0,
     };
-    let host = mtu(machine, &config.host_port.device).unwrap_or(TAP_MTU);
+    let host = match &config.host_port.device {
+        Device::Switch => {
+            let kernels = switch::interface(machine, config);
+            kernels.and_then(|name| machine.number(&format!("sys/class/net/{name}/mtu")))
+        }
+        device => mtu(machine, device),
+    };
+    let host = host.unwrap_or(TAP_MTU);
     let Some(uplink) = mtu(machine, &config.uplink.device) else {
         return Check::ok(
             name,
@@ -292,7 +314,11 @@ fn examine_mtu(machine: &Machine, config: &Config) -> Check {
 /// Whether the kernel drops what comes by the host port for want of a route back there.
 fn examine_rp_filter(machine: &Machine, config: &Config) -> Option<Check> {
     let name = "rp_filter";
-    let host = config.host_port.device.interface()?;
+    let host = match &config.host_port.device {
+        Device::Switch => switch::interface(machine, config)?,
+        device => device.interface()?.to_owned(),
+    };
+    let host = host.as_str();
     let services = config.services.iter().any(|service| matches!(service.address, IpAddr::V4(_)));
     if !services {
         return None;

@@ -1,9 +1,11 @@
 //! Looks at a server for what holdfast needs of it and says what is wrong, with the command that
-//! mends it. Reads, and asks two programs; never changes anything, and needs no running daemon.
+//! mends it. Reads, and asks some programs and the daemon, if one runs; never changes anything.
 
 mod cores;
+mod daemon;
 mod device;
 mod machine;
+mod switch;
 mod system;
 
 use std::fmt::Write as _;
@@ -64,6 +66,7 @@ impl Doctor {
                 device::examine(&machine, &config, &mut checks);
                 cores::examine(&machine, &config, &mut checks);
                 system::examine(&machine, &config, &mut checks);
+                daemon::examine(&config, &mut checks);
             }
             Err(LoadError::Invalid(errors)) => {
                 let errors = errors.0.iter().map(ToString::to_string);

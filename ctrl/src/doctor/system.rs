@@ -113,7 +113,7 @@ fn examine_sysctls(machine: &Machine) -> Vec<Check> {
 }
 
 /// Whether an address is on an interface of this network namespace.
-fn has_address(machine: &Machine, address: IpAddr) -> bool {
+pub(super) fn has_address(machine: &Machine, address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
             // Below each leaf stands what it is: an own address is "host LOCAL".

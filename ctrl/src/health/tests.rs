@@ -472,6 +472,37 @@ fn a_prefix_that_is_not_configured_any_more_is_withdrawn() {
     assert_eq!(bench.told(), "-6");
 }
 
+/// As at a reload.
+#[test]
+fn prefixes_come_and_go_and_the_others_stand_where_they_stood() {
+    let mut bench = Bench::ready();
+    bench.told();
+    let [v4, v6] = prefixes();
+    bench.health.set_prefixes(vec![v4], bench.now());
+    bench.hours(1);
+    let report = bench.health.report(0, bench.now());
+    assert_eq!((report.prefixes.len(), report.prefixes[0].state), (1, State::Ready));
+    assert_eq!(report.prefixes[0].since_ms, 3_600_000, "it has not moved");
+    assert!(bench.told().contains("-6"));
+    let mut bench = bench.restart();
+    [0, 1].into_iter().for_each(|index| bench.checked(index, Ok(())));
+    bench.health.set_prefixes(vec![v4], bench.now());
+    bench.hours(0);
+    bench.hours(0);
+    let told = bench.told();
+    assert!(told.ends_with("+4") && !told.contains('6'), "the other is not left over: {told}");
+
+    bench.checked(1, failed());
+    bench.health.set_prefixes(vec![v4, v6], bench.now());
+    bench.hours(1);
+    assert_eq!(bench.states(), [State::Ready, State::Unhealthy], "it has its check");
+    bench.checked(1, Ok(()));
+    bench.hours(0);
+    assert_eq!(bench.states(), [State::Ready; 2]);
+    bench.hours(0);
+    assert!(bench.told().ends_with("+4+6"));
+}
+
 /// As while `holdfastd withdraw` is at work.
 #[test]
 fn nothing_is_announced_while_another_process_has_it_in_hand() {

@@ -204,12 +204,18 @@ impl<S: Server + ?Sized> Driver<S> {
         routes
     }
 
-    /// Prefixes that the daemon before announced, and that are not in the configuration any more.
+    /// Prefixes that the daemon before announced, or this one, and that are not in the
+    /// configuration any more.
     fn left_over(&self) -> Routes {
         let inner = self.health.inner();
         let is_known = |prefix| inner.prefixes.iter().any(|known| known.prefix == prefix);
-        let left = self.left.iter().map(|(prefix, _)| *prefix).filter(|prefix| !is_known(*prefix));
-        left.map(|prefix| (prefix, Some(Route::Withdrawn))).collect()
+        let told = &inner.announcer.told;
+        let told = told.iter().filter(|(prefix, _)| is_announced(told, *prefix));
+        let left = self.left.iter().chain(told).map(|(prefix, _)| *prefix);
+        let mut left: Vec<IpNet> = left.filter(|prefix| !is_known(*prefix)).collect();
+        left.sort_unstable();
+        left.dedup();
+        left.into_iter().map(|prefix| (prefix, Some(Route::Withdrawn))).collect()
     }
 
     /// Says what keeps the server from being announced, for as long as it has not joined or not

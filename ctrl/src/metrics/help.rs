@@ -21,7 +21,9 @@ pub const RX_NO_MBUF: &str = "Packets received for which there was no mbuf.";
 pub const TX_PACKETS: &str = "Packets sent.";
 pub const TX_BYTES: &str = "Bytes sent.";
 pub const TX_ERRORS: &str = "Packets that the device failed to send.";
-pub const LINK_UP: &str = "1 when the link is up. An AF_XDP device always says so.";
+pub const LINK_DOWNS: &str = "How often the uplink's link went down.";
+pub const LINK_UP: &str =
+    "1 when the link is up. Of a host port by AF_XDP its driver always says so.";
 pub const MTU: &str = "Largest IP packet.";
 pub const SPEED: &str = "Speed of the link, if it has one.";
 
@@ -151,6 +153,13 @@ pub const CONTROL: &[(&str, &str)] = &[
     ("clients_now", "Clients of the control socket that are being served."),
     ("streams_now", "Streams under way."),
 ];
+pub const RELOAD: &[(&str, &str)] = &[
+    ("applied", "Reloads of the configuration that were applied."),
+    ("refused", "Reloads of which nothing was applied: an error, or a key that needs a restart."),
+    ("confirmed", "Reloads that were to be confirmed, and were."),
+    ("rolled_back", "Reloads that were rolled back, by command or unconfirmed."),
+];
+pub const UNCONFIRMED: &str = "1 while a reload waits for its confirmation.";
 pub const CONTROL_REQUESTS: &str = "Requests at the control socket, by command.";
 
 pub const LIMIT: &str = "How much there can be of what is bounded.";

@@ -71,6 +71,10 @@ fn snapshot() -> Snapshot {
             table: numbered(&mut table.into_iter()),
             kernel_check,
             health: health(),
+            reload: ReloadStats {
+                counters: numbered(&mut help::RELOAD.iter().map(|(name, _)| *name)),
+                gauges: [("unconfirmed_ms".to_owned(), 250)].into(),
+            },
             dht,
             control,
             incidents: IncidentStats {
@@ -207,6 +211,10 @@ fn says_what_show_stats_says() {
         "holdfast_lost_sessions_total{reason=\"not_found\"}",
         stats.incidents.losses["not_found"] as f64,
     );
+    for (name, value) in &stats.reload.counters {
+        is(&format!("holdfast_reload_{name}_total"), *value as f64);
+    }
+    is("holdfast_reload_unconfirmed", 1.0);
     is("holdfast_incident_open", 1.0);
     is("holdfast_incident_open_sessions{outcome=\"saved\"}", 1.0);
     assert!(text.contains("holdfast_build_info{version=\"1.2.3\",dpdk_version=\"DPDK \\\"x\\\"\",locator=\"10.0.0.1\"} 1\n"));
@@ -292,6 +300,7 @@ fn every_part_of_show_stats_is_known_here() {
         "locator",
         "pid",
         "ports",
+        "reload",
         "table",
         "totals",
         "uptime_ms",

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::UnconfirmedReload;
+
 /// The configuration in effect.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigReply {
@@ -12,4 +14,7 @@ pub struct ConfigReply {
     pub config: Map<String, Value>,
     /// What works but is probably not meant.
     pub warnings: Vec<String>,
+    /// A reload that is rolled back unless it is confirmed.
+    #[serde(default)]
+    pub unconfirmed: Option<UnconfirmedReload>,
 }

@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::{
     ConfigReply, ExplainReply, HealthReply, Incident, IncidentsReply, LimitsReply, LookupReply,
-    LookupsReply, PROTOCOL_VERSION, PacketItem, PeersReply, ProtocolError, Request, RoutingReply,
-    SessionChange, SessionEntry, SessionsCountReply, SessionsDeleteReply, SessionsReply,
-    StatsReply, StreamReply, VersionReply, WorkersReply,
+    LookupsReply, PROTOCOL_VERSION, PacketItem, PeersReply, ProtocolError, ReloadReply, Request,
+    RoutingReply, SessionChange, SessionEntry, SessionsCountReply, SessionsDeleteReply,
+    SessionsReply, StatsReply, StreamReply, VersionReply, WorkersReply,
 };
 
 /// What answers a command: the schema of its `ok` object, and of a stream's items.
@@ -53,6 +53,9 @@ fn answers(generator: &mut SchemaGenerator) -> Vec<Answer> {
         answer::<HealthReply>(generator, "undrain"),
         stream::<PacketItem>(generator, "trace"),
         stream::<PacketItem>(generator, "capture"),
+        answer::<ReloadReply>(generator, "reload"),
+        answer::<ReloadReply>(generator, "reload_confirm"),
+        answer::<ReloadReply>(generator, "reload_roll_back"),
     ]
 }
 

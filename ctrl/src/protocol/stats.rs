@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Counters, HealthStats, IncidentStats};
+use super::{Counters, HealthStats, IncidentStats, ReloadStats};
 
 /// Who answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -43,6 +43,9 @@ pub struct StatsReply {
     /// Checks of the services, announcing and drain.
     #[serde(default)]
     pub health: HealthStats,
+    /// Reloads of the configuration.
+    #[serde(default)]
+    pub reload: ReloadStats,
     /// The DHT core.
     pub dht: DhtStats,
     /// The control socket.
@@ -94,6 +97,12 @@ pub struct PortStats {
     pub mac: String,
     /// Whether the link is up.
     pub link_up: bool,
+    /// How often the uplink's link went down; 0 of the host port.
+    #[serde(default)]
+    pub link_downs: u64,
+    /// What the device was asked for and cannot do, in words.
+    #[serde(default)]
+    pub lacks: Vec<String>,
     /// Speed of the link in Mbit/s, if it has one.
     pub speed_mbps: Option<u32>,
     /// Largest IP packet in bytes.

@@ -64,6 +64,11 @@ fn requests() -> Vec<Request> {
             for_ms: 1_000.try_into().unwrap(),
             count: 5.try_into().unwrap(),
         },
+        Request::Reload { dry_run: false, confirm_ms: None },
+        Request::Reload { dry_run: true, confirm_ms: None },
+        Request::Reload { dry_run: false, confirm_ms: Some(CONFIRM_MS_MAX.try_into().unwrap()) },
+        Request::ReloadConfirm {},
+        Request::ReloadRollBack {},
     ]
 }
 
@@ -113,7 +118,18 @@ fn these_commands_are_for_root_and_all_others_only_read() {
         .filter(|(_, access)| *access == Access::Change)
         .map(|(name, _)| *name)
         .collect();
-    assert_eq!(changing, ["sessions_delete", "drain", "undrain", "capture"]);
+    assert_eq!(
+        changing,
+        [
+            "sessions_delete",
+            "drain",
+            "undrain",
+            "capture",
+            "reload",
+            "reload_confirm",
+            "reload_roll_back"
+        ]
+    );
     for request in requests() {
         let is_change = changing.contains(&request.command());
         assert_eq!(request.access() == Access::Change, is_change, "{request:?}");

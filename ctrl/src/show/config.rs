@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
-use crate::protocol::ConfigReply;
+use crate::protocol::{ConfigReply, UnconfirmedReload};
 
 /// The order of the guide.
 const SECTIONS: [&str; 14] = [
@@ -31,6 +31,12 @@ pub fn config(reply: &ConfigReply) -> String {
     for warning in &reply.warnings {
         // Writing into a String cannot fail.
         let _ = writeln!(text, "# warning: {warning}");
+    }
+    if let Some(UnconfirmedReload { left_ms, changes }) = &reply.unconfirmed {
+        let lines = super::reload::unconfirmed(*left_ms) + &super::reload::changes(changes);
+        for line in lines.lines() {
+            let _ = writeln!(text, "# {line}");
+        }
     }
     let place = |name: &str| SECTIONS.iter().position(|section| *section == name);
     let mut sections: Vec<(&String, &Value)> = reply.config.iter().collect();

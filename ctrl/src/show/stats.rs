@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use crate::protocol::{
-    ControlStats, Counters, Distribution, KernelCheckStats, PortStats, StatsReply, VersionReply,
+    ControlStats, Counters, Distribution, KernelCheckStats, PortStats, ReloadStats, StatsReply,
+    VersionReply,
 };
 
 use super::{NONE, Table, micros, millis, or_none};
@@ -50,6 +51,9 @@ pub fn stats(reply: &StatsReply, all: bool) -> String {
     let ControlStats { gauges, counters, requests } = &reply.control;
     text += &numbers(&of_now(gauges), counters, all, &mut hidden);
     text += &numbers(&Counters::new(), requests, all, &mut hidden);
+    text += "\nRELOADS\n";
+    let ReloadStats { gauges, counters } = &reply.reload;
+    text += &numbers(gauges, counters, all, &mut hidden);
     text += "\nDISTRIBUTIONS\n";
     text += &distributions(&reply.dht.distributions);
     if hidden > 0 {
@@ -66,7 +70,8 @@ fn of_now(gauges: &Counters) -> Counters {
 
 /// The devices, and what went through them in packets.
 fn ports(ports: &[PortStats]) -> String {
-    let mut devices = Table::new(&["ROLE", "NAME", "DRIVER", "MAC", "LINK", "MTU"], &[5]);
+    let head = ["ROLE", "NAME", "DRIVER", "MAC", "LINK", "DOWNS", "MTU", "LACKS"];
+    let mut devices = Table::new(&head, &[5, 6]);
     let head =
         ["ROLE", "NAME", "RX PACKETS", "MISSED", "ERRORS", "NO MBUF", "TX PACKETS", "ERRORS"];
     let mut packets = Table::new(&head, &[2, 3, 4, 5, 6, 7]);
@@ -77,7 +82,9 @@ fn ports(ports: &[PortStats]) -> String {
             port.driver.clone(),
             port.mac.clone(),
             if port.link_up { "up" } else { "DOWN" }.to_owned(),
+            port.link_downs.to_string(),
             port.mtu.to_string(),
+            if port.lacks.is_empty() { "-".to_owned() } else { port.lacks.join("; ") },
         ]);
         packets.row(vec![
             port.role.clone(),

@@ -66,6 +66,7 @@
 mod cpu;
 mod eal;
 mod error;
+mod events;
 mod mbuf;
 mod memory;
 mod mempool;
@@ -79,6 +80,7 @@ mod thread;
 pub use cpu::{prefetch, tsc};
 pub use eal::{Eal, version};
 pub use error::Error;
+pub use events::Loss;
 pub use mbuf::{HEADROOM, Mbuf};
 pub use memory::{LINE_WORDS, Line, Lines, matching_words};
 pub use mempool::{Mempool, MempoolConfig};

@@ -9,6 +9,7 @@ use holdfast_dpdk_sys as sys;
 
 use crate::eal::{Eal, EalInner};
 use crate::error::{Error, c_string, check, strerror};
+use crate::events::{Listener, Loss};
 use crate::mbuf::HEADROOM;
 use crate::mempool::Mempool;
 use crate::port_info::{Checksums, DeviceInfo, Link, MacAddress, PortInfo, PortStats, Refusal};
@@ -40,10 +41,12 @@ pub struct PortConfig {
     pub promiscuous: bool,
     /// Receive frames to any multicast address.
     pub all_multicast: bool,
+    /// Have the device say by itself that its link has changed, if it can.
+    pub link_interrupt: bool,
 }
 
 impl Default for PortConfig {
-    /// One queue each way, 1,024 descriptors, RSS, promiscuous and all-multicast.
+    /// One queue each way, 1,024 descriptors, RSS, promiscuous and all-multicast, no link interrupt.
     fn default() -> Self {
         PortConfig {
             rx_queues: 1,
@@ -54,6 +57,7 @@ impl Default for PortConfig {
             rss: true,
             promiscuous: true,
             all_multicast: true,
+            link_interrupt: false,
         }
     }
 }
@@ -87,6 +91,8 @@ pub(crate) struct PortInner {
     pools: Vec<Mempool>,
     /// What a ring port's queues are made of.
     rings: Option<Arc<Rings>>,
+    /// What the device says of itself, from before its start.
+    listener: Option<Listener>,
     eal: Arc<EalInner>,
 }
 
@@ -220,6 +226,7 @@ impl Device {
                 promiscuous: false,
                 pools: Vec::new(),
                 rings: None,
+                listener: None,
                 eal: Arc::clone(&eal.inner),
             },
         })
@@ -280,6 +287,18 @@ impl Port {
     #[must_use]
     pub fn info(&self) -> &PortInfo {
         &self.info
+    }
+
+    /// Why the device is lost, if it is: the port can only be closed then.
+    #[must_use]
+    pub fn loss(&self) -> Option<Loss> {
+        self.inner.listener.as_ref().and_then(|listener| listener.events().loss())
+    }
+
+    /// How often the device said that its link has changed.
+    #[must_use]
+    pub fn link_changes(&self) -> u64 {
+        self.inner.listener.as_ref().map_or(0, |listener| listener.events().link_changes())
     }
 
     /// Counters since the start.
@@ -411,6 +430,7 @@ impl PortInner {
                 tcp: tx & sys::HOLDFAST_TX_OFFLOAD_TCP_CKSUM != 0,
                 udp: tx & sys::HOLDFAST_TX_OFFLOAD_UDP_CKSUM != 0,
             },
+            link_interrupt: flags(&raw) & sys::HOLDFAST_DEV_INTR_LSC != 0,
         })
     }
 
@@ -437,11 +457,15 @@ impl PortInner {
     ) -> Result<PortInfo, Error> {
         let mut refused = Vec::new();
         let rss = self.rss(config, &mut refused)?;
+        if config.link_interrupt && !device.link_interrupt {
+            refused.push(Refusal::LinkInterrupt);
+        }
         self.configure(config, &rss)?;
         let (rx_descriptors, tx_descriptors) = self.set_up_queues(config)?;
         if let Some(mtu) = config.mtu {
             self.set_mtu(mtu, &mut refused)?;
         }
+        self.listener = Some(Listener::new(self.id, raw_info(self.id, &self.name)?.device));
         // SAFETY: a configured port whose queues are set up.
         let code = unsafe { sys::rte_eth_dev_start(self.id) };
         self.check("rte_eth_dev_start", code)?;
@@ -478,7 +502,13 @@ impl PortInner {
     }
 
     fn configure(&mut self, config: &PortConfig, rss: &Rss) -> Result<(), Error> {
+        let offered = flags(&raw_info(self.id, &self.name)?);
         let mut raw = sys::rte_eth_conf::default();
+        let has = |flag: u32| u32::from(offered & flag != 0);
+        if config.link_interrupt {
+            raw.intr_conf.set_lsc(has(sys::HOLDFAST_DEV_INTR_LSC));
+        }
+        raw.intr_conf.set_rmv(has(sys::HOLDFAST_DEV_INTR_RMV));
         // 0 lets DPDK choose.
         raw.rxmode.mtu = config.mtu.map_or(0, u32::from);
         raw.rxmode.offloads = rss.offload;
@@ -578,6 +608,8 @@ impl Drop for PortInner {
             // SAFETY: queues hold this object, so none is in use.
             unsafe { sys::rte_eth_dev_stop(self.id) };
         }
+        // It says nothing more that anybody hears.
+        drop(self.listener.take());
         if self.state != State::Claimed {
             // SAFETY: a stopped port that nobody uses. Its pools are dropped afterwards.
             unsafe { sys::rte_eth_dev_close(self.id) };
@@ -631,6 +663,15 @@ fn raw_info(id: u16, name: &str) -> Result<sys::rte_eth_dev_info, Error> {
     let code = unsafe { sys::rte_eth_dev_info_get(id, &raw mut raw) };
     check("rte_eth_dev_info_get", name, code)?;
     Ok(raw)
+}
+
+/// `RTE_ETH_DEV_…` flags of a device.
+fn flags(raw: &sys::rte_eth_dev_info) -> u32 {
+    if raw.dev_flags.is_null() {
+        return 0;
+    }
+    // SAFETY: points into DPDK's own data of a valid port.
+    unsafe { *raw.dev_flags }
 }
 
 /// The largest MTU that DPDK accepts for the device. Drivers such as TAP leave `max_mtu` open

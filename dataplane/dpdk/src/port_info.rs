@@ -63,6 +63,8 @@ pub struct DeviceInfo {
     pub rx_checksums: Checksums,
     /// Transmit checksums it can fill in. Holdfast asks for none.
     pub tx_checksums: Checksums,
+    /// Whether it says by itself that its link has changed.
+    pub link_interrupt: bool,
 }
 
 /// Link state.
@@ -100,6 +102,8 @@ pub enum Refusal {
     AllMulticast(String),
     /// The device itself could not be told its MTU; only DPDK knows of it.
     Mtu(String),
+    /// It does not say by itself that its link has changed: whoever wants to know must look.
+    LinkInterrupt,
 }
 
 impl fmt::Display for Refusal {
@@ -110,6 +114,7 @@ impl fmt::Display for Refusal {
             Refusal::Promiscuous(why) => write!(f, "no promiscuous mode: {why}"),
             Refusal::AllMulticast(why) => write!(f, "no all-multicast mode: {why}"),
             Refusal::Mtu(why) => write!(f, "MTU not set in the device: {why}"),
+            Refusal::LinkInterrupt => f.write_str("no link interrupt"),
         }
     }
 }

@@ -123,14 +123,19 @@ pub fn balance(counters: &WorkerCounters) -> Balance {
     equal("each packet of another owner is tunnelled or dropped", others, sum(&TUNNELLED));
 
     let to_host = passed + sum(&TO_HOST);
-    let at_host =
-        get(Counter::HostSent) + get(Counter::HostUnsent) + get(Counter::TunnelSuperseded);
+    let at_host = sum(&[
+        Counter::HostSent,
+        Counter::HostUnsent,
+        Counter::HostTooBig,
+        Counter::TunnelSuperseded,
+    ]);
     let to_uplink = get(Counter::HostReceived)
         + get(Counter::TunnelSent)
         + get(Counter::TooBigAnswered)
         + get(Counter::NeighbourAnswered);
     let at_uplink = get(Counter::UplinkSent)
         + get(Counter::UplinkUnsent)
+        + get(Counter::UplinkTooBig)
         + get(Counter::HostWithheld)
         + get(Counter::RstWithheld);
     let ring_full = get(Counter::LookupRingFull);

@@ -632,6 +632,8 @@ impl<'a> Bench<'a> {
             origin.sent.set(origin.sent.get() + 1);
             assert!(origin.sent.get() <= 1 + origin.made.get(), "sent twice: {origin:?}");
             assert_ne!(origin.forbidden.get(), Some(to), "sent to the wrong side: {origin:?}");
+            let mtu = if to == Side::Uplink { self.world.mtu() } else { self.world.host_mtu() };
+            assert!(frame.data().len() <= mtu + 18, "longer than may be: {origin:?}");
             match (origin.side, to) {
                 (Side::Host, Side::Uplink) => {
                     let Origin { bytes, spoken, .. } = &**origin;
@@ -785,8 +787,13 @@ impl<'a> Bench<'a> {
         assert!(books.waiting <= WAITING_MAX, "{books:?}");
         assert!(books.fragments <= fragments::WAITING_MAX as u64, "{books:?}");
         let [from_uplink, from_host] = self.dropped_by_ports;
-        assert!(from_uplink <= count(Counter::HostUnsent), "a frame that passes was dropped");
-        assert!(from_host <= count(Counter::UplinkUnsent), "a frame of the host's was dropped");
+        let (host, uplink) = (
+            [Counter::HostUnsent, Counter::HostTooBig],
+            [Counter::UplinkUnsent, Counter::UplinkTooBig],
+        );
+        let most = |ways: [Counter; 2]| ways.map(count).iter().sum::<u64>();
+        assert!(from_uplink <= most(host), "a frame that passes was dropped");
+        assert!(from_host <= most(uplink), "a frame of the host's was dropped");
     }
 
     /// Nothing is kept for ever.

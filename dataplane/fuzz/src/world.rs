@@ -9,7 +9,7 @@ use holdfast_dataplane::idle::IdleStrategy;
 use holdfast_dataplane::parking::ParkingLimits;
 use holdfast_dataplane::service::Services;
 use holdfast_dataplane::switch::Switch;
-use holdfast_dataplane::worker::Settings;
+use holdfast_dataplane::worker::{PortLimits, Settings};
 use holdfast_net::FlowKey;
 use ipnet::IpNet;
 
@@ -206,6 +206,12 @@ impl World {
         is_service.then(|| FlowKey::tcp(client, service))?
     }
 
+    /// The way to the host takes packets of so many bytes.
+    #[must_use]
+    pub fn host_mtu(&self) -> usize {
+        if self.is_tight { 1280 } else { self.mtu() }
+    }
+
     /// Packets that may be parked.
     #[must_use]
     pub fn parked_max(&self) -> usize {
@@ -262,7 +268,7 @@ impl World {
                 },
             },
             members: vec![net(self.locator(), if self.is_v6 { 64 } else { 24 })],
-            uplink_mtu: self.mtu(),
+            ports: PortLimits { uplink_mtu: self.mtu(), host_mtu: self.host_mtu() },
             half_open_max: if self.is_tight { 2 } else { 16 },
             inbound_only: self.is_inbound_only,
             parking: ParkingLimits {

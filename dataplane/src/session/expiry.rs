@@ -48,6 +48,8 @@ impl Timeouts {
 pub enum Due {
     /// It was idle for too long: withdraw and remove it.
     Expire(Entry),
+    /// Its service is none any more: withdraw and remove it, idle or not.
+    Retire(Entry),
     /// Its publication was put off: try again.
     Publish(Entry),
 }
@@ -72,9 +74,13 @@ impl Sweep {
 
     /// Looks at the next slice and gathers what is due.
     pub fn slice(&mut self, table: &SessionTable, now: Tick, due: &mut ArrayVec<Due, DUE_MAX>) {
+        let retired = table.retired();
+        let is_retired = |entry: &Entry| retired.as_ref().is_some_and(|retired| retired(entry));
         for _ in 0..self.slice {
             table.visit(self.next, |entry| {
-                let found = if table.is_due(&entry, now) {
+                let found = if is_retired(&entry) {
+                    Due::Retire(entry)
+                } else if table.is_due(&entry, now) {
                     Due::Expire(entry)
                 } else if wants_publishing(&entry) {
                     Due::Publish(entry)

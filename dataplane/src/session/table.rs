@@ -17,8 +17,10 @@
 
 use std::hash::Hasher;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use arrayvec::ArrayVec;
 use crossbeam::utils::CachePadded;
 use holdfast_dpdk::{Line, Lines, prefetch, tsc};
@@ -206,7 +208,11 @@ impl Located {
 
 /// The table.
 pub struct SessionTable {
-    services: Services,
+    /// Whoever sets other services writes it. Never read on the way of a segment whose flow has an
+    /// entry.
+    services: ArcSwap<Services>,
+    /// Families that there is memory for.
+    families: (bool, bool),
     owners: Owners,
     unknown: Recent,
     opening: Recent,
@@ -273,10 +279,11 @@ impl SessionTable {
     ) -> Result<SessionTable, NoMemory> {
         assert!((1..=CAPACITY_MAX).contains(&capacity), "capacity out of range");
         assert!([load.0, load.1].iter().all(|percent| (20..=100).contains(percent)), "load");
-        let (has_v4, has_v6) = services.families();
+        let families @ (has_v4, has_v6) = services.families();
         let slots = |has: bool, percent| if has { capacity * 100 / percent } else { 1 };
         Ok(SessionTable {
-            services,
+            services: ArcSwap::from_pointee(services),
+            families,
             owners: Owners::default(),
             unknown: Recent::new(UNKNOWN_PLACES),
             opening: Recent::new(OPENING_PLACES),
@@ -295,8 +302,33 @@ impl SessionTable {
 
     /// The services whose flows it holds.
     #[must_use]
-    pub fn services(&self) -> &Services {
-        &self.services
+    pub fn services(&self) -> Arc<Services> {
+        self.services.load_full()
+    }
+
+    /// The families, IPv4 and IPv6, that it has memory for: of other services it holds nothing.
+    #[must_use]
+    pub fn families(&self) -> (bool, bool) {
+        self.families
+    }
+
+    /// Goes on with other services, which must have been made by [`Services::followed_by`] of the
+    /// ones until now. The workers' sweeps take away the entries of those that are none any more.
+    pub fn set_services(&self, services: Services) {
+        self.services.store(Arc::new(services));
+    }
+
+    /// Goes on with other timeouts, none longer than [`SessionTable::timeouts_max`] says. Entries
+    /// that are idle for longer go with the next sweep.
+    pub fn set_timeouts(&self, timeouts: &Timeouts) {
+        self.ageing.set_timeouts(timeouts);
+    }
+
+    /// The longest timeouts that it can keep: its entries' time stamps are made for those that it
+    /// began with.
+    #[must_use]
+    pub fn timeouts_max(&self) -> Timeouts {
+        self.ageing.timeouts_max()
     }
 
     /// The owners that its redirects point to.
@@ -339,7 +371,7 @@ impl SessionTable {
     /// Size in bytes of the pages that buckets lie in: the smaller where families differ.
     #[must_use]
     pub fn page_bytes(&self) -> usize {
-        let (has_v4, has_v6) = self.services.families();
+        let (has_v4, has_v6) = self.families;
         let families = [(has_v4, &self.v4), (has_v6, &self.v6)].into_iter();
         let pages = families.filter(|(has, _)| *has).map(|(_, family)| family.lines.page_bytes());
         pages.min().unwrap_or_default()
@@ -382,7 +414,7 @@ impl SessionTable {
     /// [`SessionTable::locate`] for a flow; `None` when it is of no service of ours.
     #[must_use]
     pub fn locate_flow(&self, flow: &FlowKey) -> Option<Located> {
-        Some(self.locate(&self.services.key(flow)?))
+        Some(self.locate(&self.services.load().key(flow)?))
     }
 
     /// The flow that was located.
@@ -392,7 +424,7 @@ impl SessionTable {
             AtFamily::V4(at) => SessionKey::V4(self.v4.key_at(at)),
             AtFamily::V6(at) => SessionKey::V6 { client: at.key.client, tail: at.key.tail },
         };
-        self.services.flow(&key)
+        self.services.load().flow(&key)
     }
 
     /// [`SessionTable::prefetch`], and for what an insertion writes beside the bucket.
@@ -649,15 +681,29 @@ impl SessionTable {
         Some(Listed { flow, session, idle_ms })
     }
 
+    /// The key of an entry; of another one when that is there by now.
+    fn key(&self, entry: &Entry) -> Option<SessionKey> {
+        if entry.place.is_v6() {
+            let KeyV6 { client, tail } = self.v6.key_v6(entry)?;
+            return Some(SessionKey::V6 { client, tail });
+        }
+        Some(SessionKey::V4(self.v4.key_at(&self.v4.placed_v4(entry).1)))
+    }
+
+    /// Tells entries of services that are none any more; `None` when there are no such services.
+    #[must_use]
+    pub fn retired(&self) -> Option<impl Fn(&Entry) -> bool> {
+        let services = self.services.load();
+        if !services.any_retired() {
+            return None;
+        }
+        let is_retired = move |key: &SessionKey| services.is_retired(key);
+        Some(move |entry: &Entry| self.key(entry).as_ref().is_some_and(&is_retired))
+    }
+
     /// The flow of an entry; of another one when that is there by now.
     fn flow_of(&self, entry: &Entry) -> Option<FlowKey> {
-        let key = if entry.place.is_v6() {
-            let KeyV6 { client, tail } = self.v6.key_v6(entry)?;
-            SessionKey::V6 { client, tail }
-        } else {
-            SessionKey::V4(self.v4.key_at(&self.v4.placed_v4(entry).1))
-        };
-        self.services.flow(&key)
+        self.services.load().flow(&self.key(entry)?)
     }
 
     /// Tells those who watch of an entry that is new or has changed.

@@ -9,6 +9,8 @@
 //! fine where timeouts are short, coarse where they are long, so that few bits serve seconds and
 //! days, and a busy session's line is written once a unit.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::bucket::{META, STATE};
 use super::expiry::Timeouts;
 use super::owners::OwnerId;
@@ -91,38 +93,54 @@ fn stamp_shift(state: u64) -> u32 {
 }
 
 /// Time as stamps keep it: what entries of each state may be idle for, and their unit.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Ageing {
     /// A unit of each state's stamp is 2 to the power of this, in ticks.
     unit_shift: [u8; 8],
-    /// Units after which an entry of each state is due.
-    due_units: [u32; 8],
+    /// Units after which an entry of each state is due. Whoever sets other timeouts writes it,
+    /// workers read it.
+    due_units: [AtomicU32; 8],
 }
 
 impl Ageing {
     /// Stamps for these timeouts.
     #[must_use]
     pub fn new(timeouts: &Timeouts) -> Ageing {
-        let mut ageing = Ageing { unit_shift: [0; 8], due_units: [u32::MAX; 8] };
-        for state in State::ALL {
-            ageing.set(state as u64, timeouts.of_local(state));
+        let due_units = [const { AtomicU32::new(u32::MAX) }; 8];
+        let mut ageing = Ageing { unit_shift: [0; 8], due_units };
+        for (state, timeout_ms) in by_state(timeouts) {
+            let ticks = timeout_ms.div_ceil(Tick::MS);
+            let shift = &mut ageing.unit_shift[state as usize];
+            while ticks.div_ceil(1 << *shift) > units_max(state) {
+                *shift += 1;
+            }
         }
-        ageing.set(REDIRECT, timeouts.redirect_ms);
+        ageing.set_timeouts(timeouts);
         ageing
     }
 
-    fn set(&mut self, state: u64, timeout_ms: u64) {
-        // A quarter of what the stamp can count: twice that must pass between two sweeps before
-        // an idle entry looks like one of the future.
-        let units_max = 1 << (stamp_bits(state) - 2);
-        let ticks = timeout_ms.div_ceil(Tick::MS);
-        let mut shift = 0u8;
-        while ticks.div_ceil(1 << shift) > units_max {
-            shift += 1;
+    /// Entries may be idle for other times from now on. The units stay, for stamps are in them:
+    /// no time may be longer than [`Ageing::timeouts_max`] says.
+    pub fn set_timeouts(&self, timeouts: &Timeouts) {
+        for (state, timeout_ms) in by_state(timeouts) {
+            let ticks = timeout_ms.div_ceil(Tick::MS);
+            let units = ticks.div_ceil(1 << self.unit_shift[state as usize]);
+            debug_assert!(units <= units_max(state), "{timeouts:?}");
+            // One more: the stamp says in which unit the last packet came, not when in it.
+            self.due_units[state as usize].store(units as u32 + 1, Ordering::Relaxed);
         }
-        self.unit_shift[state as usize] = shift;
-        // One more: the stamp says in which unit the last packet came, not when in it.
-        self.due_units[state as usize] = ticks.div_ceil(1 << shift) as u32 + 1;
+    }
+
+    /// The longest timeouts that stamps can count in these units.
+    #[must_use]
+    pub fn timeouts_max(&self) -> Timeouts {
+        let of = |state| (units_max(state) << self.unit_shift[state as usize]) * Tick::MS;
+        Timeouts {
+            half_open_ms: of(State::HalfOpen as u64),
+            established_ms: of(State::Established as u64),
+            linger_ms: of(State::Closed as u64),
+            redirect_ms: of(REDIRECT),
+        }
     }
 
     /// Meta bits of a local session that was seen at `now`.
@@ -168,8 +186,21 @@ impl Ageing {
     #[inline]
     #[must_use]
     pub fn is_due(&self, word: u64, now: Tick) -> bool {
-        self.idle_units(word, now) >= self.due_units[(word & STATE) as usize]
+        let due_units = &self.due_units[(word & STATE) as usize];
+        self.idle_units(word, now) >= due_units.load(Ordering::Relaxed)
     }
+}
+
+/// How long an entry of each state may be idle, in milliseconds.
+fn by_state(timeouts: &Timeouts) -> impl Iterator<Item = (u64, u64)> {
+    let local = State::ALL.into_iter().map(|state| (state as u64, timeouts.of_local(state)));
+    local.chain([(REDIRECT, timeouts.redirect_ms)])
+}
+
+/// Units of a timeout, at most: a quarter of what the stamp can count. Twice that must pass between
+/// two sweeps before an idle entry looks like one of the future.
+fn units_max(state: u64) -> u64 {
+    1 << (stamp_bits(state) - 2)
 }
 
 fn stamp_bits(state: u64) -> u32 {
@@ -219,6 +250,45 @@ mod tests {
                 prop_assert_eq!(kind(word), kind(later));
             }
         }
+    }
+
+    proptest! {
+        /// Whatever the units were made for, other timeouts hold as well, up to the longest: never
+        /// too soon, and at most two units late.
+        #[test]
+        fn other_timeouts_hold_in_the_same_units(
+            first_ms in SECOND..30 * DAY,
+            part in 1u64..=1000,
+            seen in 0u32..1 << 30,
+        ) {
+            let ageing = ageing(first_ms);
+            let Timeouts { established_ms, redirect_ms, .. } = ageing.timeouts_max();
+            prop_assert!(established_ms >= first_ms && redirect_ms >= first_ms);
+            let words = [
+                (ageing.redirect(OwnerId(5), Tick(seen)), redirect_ms),
+                (ageing.local(State::Established, VERSIONED, Tick(seen)), established_ms),
+            ];
+            for (word, max_ms) in words {
+                let timeout_ms = (max_ms * part / 1000).max(SECOND);
+                ageing.set_timeouts(&Timeouts {
+                    half_open_ms: SECOND,
+                    established_ms: timeout_ms.min(established_ms),
+                    linger_ms: SECOND,
+                    redirect_ms: timeout_ms.min(redirect_ms),
+                });
+                let slack_ms = (2 * Tick::MS) << ageing.unit_shift[(word & STATE) as usize];
+                let after = |ms: u64| Tick(seen.wrapping_add((ms / Tick::MS) as u32));
+                prop_assert!(!ageing.is_due(word, after(timeout_ms - Tick::MS)));
+                prop_assert!(ageing.is_due(word, after(timeout_ms + slack_ms)));
+            }
+        }
+    }
+
+    #[test]
+    fn short_states_have_room_for_all_that_can_be_configured() {
+        let minutes_10 = 600 * SECOND;
+        let max = ageing(SECOND).timeouts_max();
+        assert!(max.half_open_ms > minutes_10 && max.linger_ms > minutes_10, "{max:?}");
     }
 
     #[test]

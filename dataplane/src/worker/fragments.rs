@@ -210,7 +210,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     fn send_fragment(&mut self, mut frame: U::Frame, at: &Located, owner: OwnerId) {
-        let mtu = self.shared.settings.uplink_mtu;
+        let mtu = self.shared.settings.ports.uplink_mtu;
         let packet = Packet::from_ethernet(frame.data()).ok().flatten();
         let (Some(packet), Some(tunnel)) = (packet, self.tunnel(owner)) else {
             return self.count(Counter::OwnersFull);

@@ -31,7 +31,7 @@ use holdfast_dataplane::stats::{Counter, WorkerCounters};
 use holdfast_dataplane::switch::Switch;
 use holdfast_dataplane::time::Now;
 use holdfast_dataplane::too_big::answer as answer_too_big;
-use holdfast_dataplane::worker::{Settings, Shared, Worker};
+use holdfast_dataplane::worker::{PortLimits, Settings, Shared, Worker};
 use holdfast_handoff::{
     Announcement, Answer, Clock, CoreEnd, Doorbell, Resolution, StrayReport, StrayReports, Version,
     rings, stray_reports,
@@ -367,7 +367,7 @@ pub fn settings(net: &Net, half_open_max: u64) -> Settings {
             encapsulation: Encapsulation::Gue,
         },
         members: vec![member(net.me)],
-        uplink_mtu: 1500,
+        ports: PortLimits { uplink_mtu: 1500, host_mtu: 1500 },
         half_open_max,
         inbound_only: false,
         parking: ParkingLimits {

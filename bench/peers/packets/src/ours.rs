@@ -17,7 +17,7 @@ use holdfast_dataplane::session::table::{Insert, Located, SessionTable};
 use holdfast_dataplane::session::{Session, State};
 use holdfast_dataplane::stats::WorkerCounters;
 use holdfast_dataplane::time::Tick;
-use holdfast_dataplane::worker::{Settings, Shared, Worker};
+use holdfast_dataplane::worker::{PortLimits, Settings, Shared, Worker};
 use holdfast_handoff::{CoreEnd, Doorbell, Version, rings};
 use holdfast_net::{FlowKey, HashKey};
 
@@ -278,13 +278,13 @@ pub fn shared(table: &Ours, tunnel: Tunnel, family: Family) -> Result<Shared> {
     let v6 = has_v6_locators(tunnel, family);
     let settings = Settings {
         classifier: Classifier {
-            services: table.0.services().clone(),
+            services: Services::clone(&table.0.services()),
             locator: if v6 { LOCAL_V6.into() } else { LOCAL.into() },
             tunnel_port: TUNNEL_PORT,
             encapsulation,
         },
         members: vec!["10.0.0.0/24".parse()?, "fd00::/64".parse()?],
-        uplink_mtu: 1500,
+        ports: PortLimits { uplink_mtu: 1500, host_mtu: 1500 },
         half_open_max: 1 << 20,
         inbound_only: false,
         parking: ParkingLimits {

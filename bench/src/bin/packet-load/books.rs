@@ -112,7 +112,7 @@ const BOOKS: &[Entry] = &[
             "released_host",
             "tunnel_received",
         ],
-        right: &["host_sent", "host_unsent", "tunnel_superseded"],
+        right: &["host_sent", "host_unsent", "host_too_big", "tunnel_superseded"],
         slack: &[],
     },
     Entry {
@@ -139,7 +139,7 @@ const BOOKS: &[Entry] = &[
     Entry {
         what: "what goes to the uplink is sent or dropped",
         left: &["host_received", "tunnel_sent", "too_big_answered"],
-        right: &["uplink_sent", "uplink_unsent", "host_withheld", "rst_withheld"],
+        right: &["uplink_sent", "uplink_unsent", "uplink_too_big", "host_withheld", "rst_withheld"],
         slack: &[],
     },
     Entry {
@@ -180,7 +180,9 @@ const DROPS: &[&str] = &[
     "host_withheld",
     "rst_withheld",
     "host_unsent",
+    "host_too_big",
     "uplink_unsent",
+    "uplink_too_big",
     "uplink.rx_missed",
     "uplink.rx_errors",
     "host_port.rx_missed",

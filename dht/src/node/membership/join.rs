@@ -11,6 +11,7 @@ use crate::config::{Config, us};
 use crate::id::Id;
 use crate::message::NODES_MAX;
 use crate::node::Node;
+use crate::node::membership::Membership;
 use crate::request::Purpose;
 use crate::stats::Counter;
 
@@ -66,10 +67,9 @@ impl Join {
     }
 
     pub(super) fn new(config: &Config) -> Join {
-        let named = config.bootstrap.contains(&config.listen);
         Join {
             joined: config.bootstrap.is_empty(),
-            alone_at_us: named.then_some(ALONE_US),
+            alone_at_us: alone_at_us(config, 0),
             at_us: 0,
             pause_us: JOIN_US_MIN,
             meetings: VecDeque::new(),
@@ -80,6 +80,20 @@ impl Join {
             refresh_pause_us: REFRESH_US_MIN,
             refreshed_len: 0,
         }
+    }
+}
+
+/// One that is among the bootstrap nodes may stand alone some time after it began to ask them.
+fn alone_at_us(config: &Config, now_us: u64) -> Option<u64> {
+    config.bootstrap.contains(&config.listen).then_some(now_us + ALONE_US)
+}
+
+impl Membership {
+    /// There are other bootstrap nodes. Who has joined stays so; who has not asks them.
+    pub(in crate::node) fn set_bootstrap(&mut self, config: &Config, now_us: u64) {
+        self.join.alone_at_us = alone_at_us(config, now_us);
+        self.join.joined |= config.bootstrap.is_empty();
+        self.join.at_us = now_us;
     }
 }
 
