@@ -8,7 +8,7 @@
 # Router and client are one guest, the client in a network namespace of its own: a router must be
 # a real one, with ARP and ND, and its next hop for the service can be changed.
 
-BOOT_SECONDS_MAX=150
+BOOT_SECONDS_MAX=300
 MACHINES=(server1 server2 router)
 
 machine_dir() { echo "$RUN_DIR/$1"; }
@@ -87,10 +87,12 @@ machine_runs() { machine_pid "$1" >/dev/null; }
 
 serial_log() { cat "$(machine_dir "$1")/serial.log" 2>/dev/null || true; }
 
+is_ready() { machine_runs "$1" && serial_log "$1" | grep -q 'ready after'; }
+
 wait_for_machine() { # NAME
     local deadline=$((SECONDS + BOOT_SECONDS_MAX)) dir
     dir=$(machine_dir "$1")
-    until serial_log "$1" | grep -q 'ready after'; do
+    until is_ready "$1"; do
         if ! jobs -rp | grep -q . || serial_log "$1" | grep -q 'Kernel panic'; then
             die "$1 does not start: $(tail -n 3 "$dir/qemu.log") $(serial_log "$1" | tail -n 5)"
         fi
