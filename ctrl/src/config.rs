@@ -221,6 +221,8 @@ pub struct Uplink {
     pub promiscuous: bool,
     /// Bytes of the largest IP packet, of a device that is no interface of the kernel.
     pub mtu: u16,
+    /// Whether the device does what it offers of tags and checksums.
+    pub offloads: bool,
 }
 
 impl Uplink {
@@ -711,6 +713,7 @@ fn uplink(reader: &mut Reader<'_>, promiscuous: bool) -> Uplink {
         tx_descriptors: section.number("tx_descriptors", 1024, 64..=32768),
         promiscuous: section.flag("promiscuous", promiscuous),
         mtu: section.number("mtu", MTU_DEFAULT, 1280..=9702),
+        offloads: section.flag("offloads", true),
     };
     section.finish();
     uplink

@@ -284,7 +284,7 @@ mod tests {
 
     /// Both families, and IPv4 through a socket of IPv6, against the kernel of this machine.
     #[test]
-    fn r7_finds_the_kernels_sessions() {
+    fn r1_r7_finds_the_kernels_sessions() {
         for (listen, connect) in
             [("127.0.0.1:0", None), ("[::1]:0", None), ("[::]:0", Some("127.0.0.1"))]
         {

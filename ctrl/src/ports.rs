@@ -131,7 +131,8 @@ impl Ports {
         // Of an interface of its own the kernel knows best.
         let link_interrupt = !is_interface;
         let mtu = config.uplink.mtu_for(&config.uplink.device);
-        let uplink_config = PortConfig { link_interrupt, mtu, ..port_config };
+        let offloads = config.uplink.offloads;
+        let uplink_config = PortConfig { link_interrupt, mtu, offloads, ..port_config };
         let uplink = &config.uplink.device;
         let (uplink_ports, uplink_queues) = start(eal, uplink, 0, None, &uplink_config, &pools)
             .with_context(|| format!("starting the uplink {uplink}"))?;
@@ -197,6 +198,7 @@ impl Ports {
             uplink_mtu,
             // Behind the NIC's switch it is the uplink's.
             host_mtu: host_mtu.map_or(uplink_mtu, usize::from),
+            offloads_checksum: self.uplink.iter().all(|port| port.info().offloads.ipv4_checksum),
         })
     }
 

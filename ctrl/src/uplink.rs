@@ -65,6 +65,8 @@ struct Look {
     /// How often the device had said that it has changed.
     changes: u64,
     at: Option<Instant>,
+    /// How it was at the first look is no change.
+    is_first: bool,
 }
 
 impl Link {
@@ -74,7 +76,7 @@ impl Link {
         Link {
             up: AtomicBool::new(true),
             downs: AtomicU64::new(0),
-            look: Mutex::new(Look { carrier, changes: 0, at: None }),
+            look: Mutex::new(Look { carrier, changes: 0, at: None, is_first: true }),
         }
     }
 
@@ -105,11 +107,12 @@ impl Link {
             }
             None => return self.is_up(),
         };
+        let is_first = std::mem::take(&mut look.is_first);
         if up != self.up.swap(up, Ordering::Relaxed) {
             if up {
                 info!("the uplink's link is up");
             } else {
-                self.downs.fetch_add(1, Ordering::Relaxed);
+                self.downs.fetch_add(u64::from(!is_first), Ordering::Relaxed);
                 warn!("the uplink's link is down: nothing passes until it is up again");
             }
         }
@@ -135,6 +138,7 @@ mod tests {
             }
             (link.look(&[], Instant::now()), link.is_up(), link.downs())
         };
+        assert_eq!(looks(Some("0\n")), (false, false, 0), "it did not go down");
         assert_eq!(looks(Some("1\n")), (true, true, 0));
         assert_eq!(looks(Some("0\n")), (false, false, 1));
         assert_eq!(looks(Some("0\n")), (false, false, 1), "counted once");

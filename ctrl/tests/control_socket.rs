@@ -7,8 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use holdfast::client::{self, AskError, StreamLine, ask};
@@ -472,18 +472,17 @@ fn a_stream_is_no_faster_than_its_rate() {
 
 /// holdfastctl as another user than the daemon's: `nobody`, and of its group.
 fn as_nobody(path: &Path, arguments: &str) -> Output {
-    let mut command = Command::new(&*CTL);
+    // Where everybody finds it.
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("holdfastctl");
+    std::fs::copy(env!("CARGO_BIN_EXE_holdfastctl"), &program).unwrap();
+    for path in [directory.path(), &program] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = Command::new(&program);
     command.uid(65_534).gid(65_534).arg("--socket").arg(path).args(arguments.split(' '));
     command.output().unwrap()
 }
-
-/// holdfastctl where everybody finds it.
-static CTL: LazyLock<PathBuf> = LazyLock::new(|| {
-    let path = std::env::temp_dir().join(format!("holdfastctl-{}", std::process::id()));
-    std::fs::copy(env!("CARGO_BIN_EXE_holdfastctl"), &path).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
-});
 
 /// Whether this test can be another user; says so when not.
 fn is_root() -> bool {

@@ -129,6 +129,8 @@ fn stats(workers: u32) -> StatsReply {
             driver: "net_af_xdp".to_owned(),
             mac: "02:00:00:00:00:01".to_owned(),
             link_up: false,
+            link_downs: 2,
+            lacks: vec!["no RSS".to_owned(), "no link interrupt".to_owned()],
             mtu: 1500,
             rx_packets: 5,
             ..PortStats::default()
@@ -175,8 +177,8 @@ fn shows_stats() {
 holdfastd    0.1.0 at 10.0.0.1, up 3 h 12 min, process 77, DPDK 22.11.7
 
 PORTS
-ROLE    NAME         DRIVER      MAC                LINK   MTU
-uplink  net_af_xdp0  net_af_xdp  02:00:00:00:00:01  DOWN  1500
+ROLE    NAME         DRIVER      MAC                LINK  DOWNS   MTU  LACKS
+uplink  net_af_xdp0  net_af_xdp  02:00:00:00:00:01  DOWN      2  1500  no RSS; no link interrupt
 
 ROLE    NAME         RX PACKETS  MISSED  ERRORS  NO MBUF  TX PACKETS  ERRORS
 uplink  net_af_xdp0           5       0       0        0           0       0
@@ -220,7 +222,7 @@ DISTRIBUTIONS
 lookup_time       0      -       -       -      -      -
 setting_time     15  90 µs  312 µs  1.5 ms  2.0 s  2.0 s
 
-11 counters are 0 and not shown; --all shows them.
+12 counters are 0 and not shown; --all shows them.
 ";
     assert_eq!(text, expected, "\n{text}");
 }

@@ -158,6 +158,19 @@ fn the_dashboard_and_the_alerts_use_metrics_that_a_daemon_has() {
     assert!(daemon.directory.path().join("state/incidents.jsonl").exists());
 }
 
+/// What a test of the guide's table is made of is made up; this is real.
+#[test]
+fn the_guide_lists_what_a_daemon_has_and_nothing_else() {
+    let text = Daemon::start().metrics("text/plain");
+    let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let families: BTreeSet<&str> = families.collect();
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guide/metrics.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
+    let rows = guide.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let listed: BTreeSet<&str> = rows.filter(|name| name.starts_with("holdfast_")).collect();
+    assert_eq!(listed, families);
+}
+
 #[test]
 fn a_daemon_whose_metrics_cannot_be_runs_without_them() {
     let first = Daemon::start();

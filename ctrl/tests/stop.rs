@@ -266,7 +266,7 @@ fn the_host_port_outlives_its_daemon_and_keeps_its_carrier_while_it_is_held() {
 }
 
 #[test]
-fn a_daemon_that_is_stopped_says_so_through_its_workers() {
+fn r13_a_daemon_that_is_stopped_says_so_through_its_workers() {
     if !is_root() {
         return;
     }

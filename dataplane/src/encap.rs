@@ -66,7 +66,11 @@ pub enum EncapError {
 /// The way to one owner: its outer header but for what differs from packet to packet.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
-pub struct Tunnel(Header);
+pub struct Tunnel {
+    header: Header,
+    /// The uplink's device fills in the checksums of outer IPv4 headers.
+    is_checksum_offloaded: bool,
+}
 
 #[derive(Debug, Clone, Copy)]
 enum Header {
@@ -102,7 +106,7 @@ impl Tunnel {
             checksum: 0.into(),
         };
         let gue = Gue { version_control_hlen: 0, protocol: 0, flags: 0.into() };
-        Tunnel(match (encapsulation, remote) {
+        let header = match (encapsulation, remote) {
             (Encapsulation::Rewrite, IpAddr::V4(remote)) => Header::Rewrite4(remote.octets()),
             (Encapsulation::Rewrite, IpAddr::V6(remote)) => Header::Rewrite6(remote.octets()),
             (Encapsulation::Ipip, IpAddr::V4(_)) => Header::Ipip4(ipv4(local, remote, 0)),
@@ -115,7 +119,14 @@ impl Tunnel {
                 &ipv6(local, remote, PROTOCOL_UDP),
                 [udp.as_bytes(), gue.as_bytes()],
             )),
-        })
+        };
+        Tunnel { header, is_checksum_offloaded: false }
+    }
+
+    /// The same, whose checksums of outer IPv4 headers the uplink's device fills in, or not.
+    #[must_use]
+    pub fn with_checksum_offload(self, is_checksum_offloaded: bool) -> Tunnel {
+        Tunnel { is_checksum_offloaded, ..self }
     }
 
     /// Puts the IP packet at `headers` of `frame` on its way. `entropy` (of the flow) becomes the
@@ -132,9 +143,11 @@ impl Tunnel {
         entropy: u16,
         mtu: usize,
     ) -> Result<(), EncapError> {
-        match &self.0 {
+        match &self.header {
             // The usual form without a call.
-            Header::Gue4(header) => gue4(frame, headers, header, entropy, mtu),
+            Header::Gue4(header) if !self.is_checksum_offloaded => {
+                gue4(frame, headers, header, entropy, mtu)
+            }
             _ => self.encapsulate_other(frame, headers, entropy, mtu),
         }
     }
@@ -148,7 +161,7 @@ impl Tunnel {
         mtu: usize,
     ) -> Result<(), EncapError> {
         let inner = Inner::read(frame.data(), headers, entropy);
-        match &self.0 {
+        let encapsulated = match &self.header {
             Header::Gue4(header) => gue4(frame, headers, header, entropy, mtu),
             Header::Gue6(header) => push(frame, headers, header, ETHERTYPE_IPV6, mtu, |outer| {
                 inner.write_ipv6(outer, GUE_LENGTH);
@@ -164,7 +177,12 @@ impl Tunnel {
             }),
             Header::Rewrite4(locator) => rewrite(frame, headers, locator, mtu),
             Header::Rewrite6(locator) => rewrite(frame, headers, locator, mtu),
+        };
+        let is_ipv4 = matches!(&self.header, Header::Gue4(_) | Header::Ipip4(_));
+        if self.is_checksum_offloaded && is_ipv4 && encapsulated.is_ok() {
+            frame.request_ipv4_checksum(usize::from(headers.network_offset), size_of::<Ipv4>());
         }
+        encapsulated
     }
 }
 

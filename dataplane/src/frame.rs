@@ -1,6 +1,8 @@
 //! What the packet path needs of a frame, so that DPDK's mbufs and plain memory both serve.
 //! Copies one only where a packet becomes two ([`Frame::new_like`]).
 
+use holdfast_net::checksum::checksum;
+
 /// An Ethernet frame in one piece, with room in front for headers.
 pub trait Frame: Sized {
     /// The frame's bytes.
@@ -14,6 +16,15 @@ pub trait Frame: Sized {
     fn trim_front(&mut self, count: usize) -> Option<()>;
     /// Cuts the frame to `length` bytes, if it is longer.
     fn truncate(&mut self, length: usize);
+    /// Has the checksum of the IPv4 header of `length` bytes, behind `link` bytes, filled in when the
+    /// frame is sent, by a device that does so. Memory has none: it is done at once.
+    fn request_ipv4_checksum(&mut self, link: usize, length: usize) {
+        if let Some(header) = self.data_mut().get_mut(link..link + length) {
+            header[10..12].fill(0);
+            let checksum = checksum(header);
+            header[10..12].copy_from_slice(&checksum.to_be_bytes());
+        }
+    }
     /// A new frame from where this one is from, of these bytes, one part after the other. `None`
     /// when there is none left, or they do not fit one.
     fn new_like(&self, parts: &[&[u8]]) -> Option<Self>;
@@ -45,6 +56,11 @@ impl Frame for holdfast_dpdk::Mbuf {
         let excess = self.len().saturating_sub(length);
         // Only a frame in one piece comes here, so all of the excess is in its last segment.
         let _ = self.trim_back(excess);
+    }
+
+    #[inline]
+    fn request_ipv4_checksum(&mut self, link: usize, length: usize) {
+        holdfast_dpdk::Mbuf::request_ipv4_checksum(self, link, length);
     }
 
     #[inline(never)]

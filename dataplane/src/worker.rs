@@ -121,6 +121,8 @@ pub struct PortLimits {
     pub uplink_mtu: usize,
     /// The MTU of the way to the host: a driver may refuse a longer frame for ever.
     pub host_mtu: usize,
+    /// The uplink's device fills in the checksums of outer IPv4 headers.
+    pub offloads_checksum: bool,
 }
 
 /// What workers share.
@@ -567,7 +569,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         }
     }
 
-    /// R5, R12: whether a flow has been nobody's for a second, as far as is known here. Begins to
+    /// R5, R12: whether a flow has been nobody's for two seconds, as far as is known here. Begins to
     /// count when asked, and anew after `again_ms`.
     fn is_sure(&self, flow: &FlowKey, again_ms: u64, now: Now) -> bool {
         let table = &self.shared.table;
@@ -582,7 +584,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     }
 
     /// R5, R12: whether a RST of the host answers a segment of a flow of which nothing has been
-    /// known for less than a second. What comes of it next is looked up again.
+    /// known for less than two seconds. What comes of it next is looked up again.
     #[inline(never)]
     fn is_doubted(&self, at: &Located, now: Now) -> bool {
         let table = &self.shared.table;
@@ -884,7 +886,8 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
         let Ok(Some(packet)) = Packet::from_ethernet(frame.data()) else {
             return;
         };
-        let limit = mss::limit(&packet.network, ports.uplink_mtu, self.overhead(classifier.locator));
+        let limit =
+            mss::limit(&packet.network, ports.uplink_mtu, self.overhead(classifier.locator));
         if mss::clamp(frame.data_mut(), &packet, limit) {
             self.count(Counter::MssClamped);
         }
@@ -1449,10 +1452,11 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
     fn tunnel(&mut self, owner: OwnerId) -> Option<&Tunnel> {
         let place = self.tunnels.get_mut(usize::from(owner.0))?;
         if place.is_none() {
-            let Settings { classifier, .. } = &*self.shared.settings;
+            let Settings { classifier, ports, .. } = &*self.shared.settings;
             let Classifier { encapsulation, locator, tunnel_port, .. } = classifier;
             let remote = self.shared.table.owners().locator(owner)?;
-            *place = Some(Tunnel::new(*encapsulation, *locator, remote, *tunnel_port));
+            let tunnel = Tunnel::new(*encapsulation, *locator, remote, *tunnel_port);
+            *place = Some(tunnel.with_checksum_offload(ports.offloads_checksum));
         }
         place.as_ref()
     }

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,8 +15,9 @@ use arrayvec::ArrayVec;
 use holdfast_dataplane::port::DpdkPort;
 use holdfast_dataplane::session::table::SessionTable;
 use holdfast_dataplane::stats::{Counter, WorkerCounters};
+use holdfast_dataplane::switch::Switch;
 use holdfast_dataplane::time::TscClock;
-use holdfast_dataplane::worker::{Shared, Worker};
+use holdfast_dataplane::worker::{Settings, Shared, Worker};
 use holdfast_dpdk::{
     Device, Eal, Mbuf, Mempool, MempoolConfig, Port, PortConfig, RxQueue, TxQueue, ring_pair, tsc,
 };
@@ -227,8 +229,81 @@ fn fixtures_through_two_workers() {
         let pool = Mempool::new(&eal, &format!("pool{index}"), &pool_config).unwrap();
         let before = pool.available();
         play_all(&eal, index, &pool, &net);
+        if index == 0 {
+            play_switched(&eal, &pool, &net);
+        }
         assert_eq!(pool.available(), before, "every mbuf has come back");
     }
+}
+
+/// The host behind the NIC's switch: one port, and what is for the kernel leaves by it.
+fn play_switched(eal: &Eal, pool: &Mempool, net: &Net) {
+    let (mut far, queues) = Far::new(eal, "s", pool);
+    let settings = Settings { inbound_only: true, ..settings(net, 16) };
+    let services = settings.classifier.services.clone();
+    let table = SessionTable::new(services, 64, &TIMEOUTS, HashKey([5, 6])).unwrap();
+    let shared = Shared {
+        settings: Arc::new(settings),
+        table: Arc::new(table),
+        clock: Arc::new(Clock::default()),
+        closing: Arc::default(),
+    };
+    let latest = ArcSwap::new(Arc::clone(&shared.settings));
+    let (ours, kernel, router) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 0x4e], [2, 0, 0, 0, 0, 0xaa]);
+    let next_hops = [IpAddr::from([10, 1, 0, 11])].into_iter().collect();
+    let switch = Switch { ours, kernel, next_hops };
+    let poll = mio::Poll::new().unwrap();
+    let doorbell =
+        Arc::new(Doorbell::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap()));
+    let counters: Vec<Arc<WorkerCounters>> = (0..WORKERS).map(|_| Arc::default()).collect();
+    let clock = TscClock::start(tsc(), eal.tsc_hz());
+    let stop = AtomicBool::new(false);
+
+    let head = [0x08, 0x06, 0, 1, 8, 0, 6, 4, 0];
+    let arp = |from: [u8; 6], to: [u8; 6], rest: &[&[u8]]| {
+        let mut frame = [&to[..], &from, &head, &rest.concat()].concat();
+        frame.resize(60, 0);
+        frame
+    };
+    let (asker, asked) = ([10, 1, 0, 1], [10, 1, 0, 11]);
+    let question = arp(router, [0xff; 6], &[&[1], &router, &asker, &[0; 6], &asked]);
+    let answer = arp(ours, router, &[&[2], &ours, &asked, &router, &asker]);
+    let syn = net.client_segment(1, SYN, b"");
+    let to_kernel = [&kernel[..], &ours, &syn[12..]].concat();
+    let group = [&[0xff; 6], &syn[6..]].concat();
+    std::thread::scope(|scope| {
+        let mut cores = Vec::new();
+        for (worker, uplink) in queues.into_iter().enumerate() {
+            let (end, core) = rings(16, 64, Arc::clone(&doorbell));
+            cores.push(core);
+            let (counters, place) = (Arc::clone(&counters[worker]), (worker, usize::from(WORKERS)));
+            let (shared, switch) = (shared.clone(), switch.clone());
+            let (latest, stop) = (&latest, &stop);
+            scope.spawn(move || {
+                let _registration = eal.register_thread().unwrap();
+                let worker: Worker<DpdkPort, DpdkPort> =
+                    Worker::through_switch(shared, place, counters, end, uplink, switch);
+                worker.run(clock, latest, stop);
+            });
+        }
+        let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for worker in 0..usize::from(WORKERS) {
+                far.send(worker, &group);
+                far.send(worker, &question);
+                assert_eq!(far.receive(worker), answer);
+                far.send(worker, &syn);
+                assert_eq!(far.receive(worker), to_kernel);
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = played {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    let total = |counter| counters.iter().map(|counters| counters.get(counter)).sum::<u64>();
+    let counts =
+        [Counter::SwitchGroup, Counter::NeighbourAnswered, Counter::HostSent, Counter::UplinkSent];
+    assert_eq!(counts.map(total), [2; 4]);
 }
 
 fn play_all(eal: &Eal, index: usize, pool: &Mempool, net: &Net) {

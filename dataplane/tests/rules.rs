@@ -484,7 +484,7 @@ fn r7_what_the_host_sends_proves_a_session() {
 }
 
 #[test]
-fn r12_a_redirect_is_a_later_session_than_what_the_host_has_left() {
+fn r1_r12_a_redirect_is_a_later_session_than_what_the_host_has_left() {
     both(|net| {
         let mut bench = Bench::new(net);
         bench.redirect(1000);

@@ -44,15 +44,19 @@ load_event() { # NAME EVENT
     jq -c --arg event "$2" 'select(.event == $event)' "$(load_dir "$1")/load.jsonl"
 }
 
+# Whether all of it has been written, too.
+load_has_event() { # NAME EVENT
+    [[ -n $(load_event "$1" "$2" 2>/dev/null) ]]
+}
+
 load_wait_event() { # NAME EVENT SECONDS
-    local file tries
-    file=$(load_dir "$1")/load.jsonl
+    local tries
     for ((tries = 0; tries < $3 * 10; tries++)); do
-        if grep -q "\"event\":\"$2\"" "$file"; then return 0; fi
+        if load_has_event "$1" "$2"; then return 0; fi
         process_of "$(load_dir "$1")/session-load.pid" >/dev/null || break
         sleep 0.1
     done
-    grep -q "\"event\":\"$2\"" "$file" ||
+    load_has_event "$1" "$2" ||
         die "the load did not come to '$2' within $3 s: $(tail -n 3 "$(load_dir "$1")/load.err")"
 }
 
@@ -86,7 +90,7 @@ load_end() {
     local name input
     for name in "${LOADS[@]}"; do
         # It ends by itself when no session is left.
-        if [[ -z $(load_event "$name" result) ]]; then echo finish >&"${LOAD_INPUT[$name]}"; fi
+        if ! load_has_event "$name" result; then echo finish >&"${LOAD_INPUT[$name]}"; fi
     done
     for name in "${LOADS[@]}"; do
         load_wait_event "$name" result "${1:-90}"

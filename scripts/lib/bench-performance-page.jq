@@ -60,7 +60,7 @@ def load_part:
     "`scripts/bench load`: packets through holdfastd, IPv\(.family), \(.sessions) sessions, \(.redirected_sessions) redirects, \(.churn_per_second) opened and closed a second, frames of \(.frame_bytes) bytes. The highest rate is the greatest tried with at most \(.loss_percent_max) % lost.", "",
     (["", "rate", "offered Mpps", "forwarded Mpps", "lost %", "p50 µs", "p99 µs"] | heading),
     (. as $all | ("mix", "hits", "redirects", "misses") as $run | $all[$run] // empty
-        | (.fixed | rate($run; "fixed")), (if (.steps | length) > 0 then .highest | rate($run; "highest") else empty end)),
+        | (if .fixed then .fixed | rate($run; "fixed") else empty end), (if (.steps | length) > 0 then .highest | rate($run; "highest") else empty end)),
     "", (.note // empty), "";
 
 "# Performance", "",

@@ -14,7 +14,7 @@ use holdfast_dpdk::Mempool;
 
 use super::{Commands, unavailable};
 use crate::appliance::{ANNOUNCEMENTS, Appliance, STRAY_REPORTS};
-use crate::config::Config;
+use crate::config::{CHECKS_MAX, Config};
 use crate::protocol::{ControlStats, LimitEntry, LimitScope, LimitsReply, ProtocolError};
 use crate::socket::{CLIENTS_MAX, ITEMS_PER_S_MAX, REQUESTS_PER_S_MAX, STREAMS_MAX};
 
@@ -32,6 +32,10 @@ impl Commands {
         limits.extend(of_dht.iter().map(|limit| dht_limit(limit, &counters)));
         limits.extend(control_socket(&appliance.control.stats()));
         limits.extend(self.incident_limits());
+        limits.push(LimitEntry {
+            used: Some(config.checks.len() as u64),
+            ..entry("health.checks", None, LimitScope::Server, CHECKS_MAX as u64, "checks")
+        });
         Ok(LimitsReply { limits })
     }
 

@@ -155,13 +155,14 @@ fn shown_dpdk(dpdk: &Dpdk) -> Value {
 }
 
 fn shown_uplink(uplink: &Uplink) -> Value {
-    let Uplink { device, rx_descriptors, tx_descriptors, promiscuous, mtu } = uplink;
+    let Uplink { device, rx_descriptors, tx_descriptors, promiscuous, mtu, offloads } = uplink;
     json!({
         "device": text(device),
         "rx_descriptors": rx_descriptors,
         "tx_descriptors": tx_descriptors,
         "promiscuous": promiscuous,
         "mtu": mtu,
+        "offloads": offloads,
     })
 }
 

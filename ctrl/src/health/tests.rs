@@ -484,6 +484,8 @@ fn prefixes_come_and_go_and_the_others_stand_where_they_stood() {
     assert_eq!((report.prefixes.len(), report.prefixes[0].state), (1, State::Ready));
     assert_eq!(report.prefixes[0].since_ms, 3_600_000, "it has not moved");
     assert!(bench.told().contains("-6"));
+    // It is written down that this was done.
+    bench.hours(0);
     let mut bench = bench.restart();
     [0, 1].into_iter().for_each(|index| bench.checked(index, Ok(())));
     bench.health.set_prefixes(vec![v4], bench.now());

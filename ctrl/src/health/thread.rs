@@ -164,8 +164,8 @@ impl<S: Server + ?Sized> Driver<S> {
             drain,
             stopping: false,
         };
-        let routes = self.follow(&facts, &awaited, now);
         self.health.inner().announcer = standing;
+        let routes = self.follow(&facts, &awaited, now);
         if has_begun {
             self.write_mark(&routes);
             self.announcer.want(&routes);

@@ -27,6 +27,8 @@ pub(crate) struct EalInner {
     /// Ports held by a `Device` or `Port`. The lock is also held while devices come and
     /// go, which DPDK wants done by one thread at a time.
     ports: Mutex<BTreeSet<u16>>,
+    /// Set once a port takes tags off what it receives.
+    strips_tags: AtomicBool,
     /// Pools whose last handle is gone while some of their mbufs are still out.
     orphans: Mutex<Vec<OrphanPool>>,
 }
@@ -79,6 +81,7 @@ impl Eal {
         let eal = Eal {
             inner: Arc::new(EalInner {
                 ports: Mutex::new(BTreeSet::new()),
+                strips_tags: AtomicBool::new(false),
                 orphans: Mutex::new(Vec::new()),
             }),
         };
@@ -125,6 +128,16 @@ impl EalInner {
     /// The ports in use; hold it while a device comes or goes.
     pub(crate) fn ports(&self) -> MutexGuard<'_, BTreeSet<u16>> {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether mbufs may come without their tags.
+    pub(crate) fn strips_tags(&self) -> bool {
+        self.strips_tags.load(Ordering::Relaxed)
+    }
+
+    /// From now on they may.
+    pub(crate) fn strip_tags(&self) {
+        self.strips_tags.store(true, Ordering::Relaxed);
     }
 
     /// Takes a pool whose last handle is gone and frees it once all its mbufs are back.

@@ -85,7 +85,9 @@ pub use mbuf::{HEADROOM, Mbuf};
 pub use memory::{LINE_WORDS, Line, Lines, matching_words};
 pub use mempool::{Mempool, MempoolConfig};
 pub use port::{Device, Port, PortConfig};
-pub use port_info::{Checksums, DeviceInfo, Link, MacAddress, PortInfo, PortStats, Refusal};
+pub use port_info::{
+    Checksums, DeviceInfo, Link, MacAddress, Offloads, PortInfo, PortStats, Refusal, Vlan,
+};
 pub use queue::{RxQueue, TxQueue};
 pub use ring::ring_pair;
 pub use std::hint::spin_loop as pause;

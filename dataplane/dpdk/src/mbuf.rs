@@ -42,14 +42,78 @@ impl Mbuf {
         Mbuf(raw)
     }
 
-    /// An empty mbuf of this one's pool, with [`HEADROOM`] bytes in front; `None` when the pool is
-    /// empty.
+    /// An empty mbuf of this one's pool, with [`HEADROOM`] bytes in front and the tag, if a device
+    /// took one off; `None` when the pool is empty.
     #[must_use]
     pub fn alloc_like(&self) -> Option<Mbuf> {
         // SAFETY: pools with mbufs out are not freed, so this one's lives.
         let raw = unsafe { sys::rte_pktmbuf_alloc(self.header().pool) };
         // SAFETY: a fresh mbuf belongs to nobody else.
-        NonNull::new(raw).map(|raw| unsafe { Mbuf::from_raw(raw) })
+        let mut new = NonNull::new(raw).map(|raw| unsafe { Mbuf::from_raw(raw) })?;
+        let (flags, tag) = (self.header().ol_flags, self.header().vlan_tci);
+        let header = new.header_mut();
+        header.ol_flags |= flags & sys::HOLDFAST_MBUF_RX_VLAN_STRIPPED;
+        header.vlan_tci = tag;
+        Some(new)
+    }
+
+    /// Has the device that sends the frame fill in the checksum of the IPv4 header of `length` bytes
+    /// that begins behind `link` bytes. Only for ports that do ([`Offloads`]), and frames that have
+    /// the header.
+    ///
+    /// [`Offloads`]: crate::Offloads
+    #[inline]
+    pub fn request_ipv4_checksum(&mut self, link: usize, length: usize) {
+        // Devices want it to be zero, and have 7 and 9 bits for the lengths.
+        if let Some(checksum) = self.data_mut().get_mut(link + 10..link + 12) {
+            checksum.fill(0);
+        }
+        let header = self.header_mut();
+        header.ol_flags |= sys::HOLDFAST_MBUF_TX_IP_CKSUM;
+        header.__bindgen_anon_3.tx_offload = link as u64 & 0x7f | (length as u64 & 0x1ff) << 7;
+    }
+
+    /// The outer of two tags that a device took off is put back: what is left must not look like a
+    /// frame with one.
+    #[inline]
+    pub(crate) fn keep_outer_of_two_tags(&mut self) {
+        if self.header().ol_flags & sys::HOLDFAST_MBUF_RX_VLAN_STRIPPED != 0
+            && matches!(self.data().get(12..14), Some([0x81, 0x00] | [0x88, 0xa8] | [0x91, 0x00]))
+        {
+            self.put_tag_back();
+        }
+    }
+
+    /// A tag that a device took off is put in by the one that sends the frame, or here.
+    #[inline]
+    pub(crate) fn give_tag_back(&mut self, inserts: bool) {
+        let header = self.header_mut();
+        if header.ol_flags & sys::HOLDFAST_MBUF_RX_VLAN_STRIPPED == 0 {
+            return;
+        }
+        if inserts {
+            header.ol_flags &= !sys::HOLDFAST_MBUF_RX_VLAN_STRIPPED;
+            header.ol_flags |= sys::HOLDFAST_MBUF_TX_VLAN;
+        } else {
+            self.put_tag_back();
+        }
+    }
+
+    fn put_tag_back(&mut self) {
+        let tag = self.header().vlan_tci.to_be_bytes();
+        // Encapsulations leave half of the headroom free.
+        if self.prepend(4).is_none() {
+            return;
+        }
+        let data = self.data_mut();
+        data.copy_within(4..16, 0);
+        data[12..16].copy_from_slice(&[0x81, 0x00, tag[0], tag[1]]);
+        let header = self.header_mut();
+        header.ol_flags &= !sys::HOLDFAST_MBUF_RX_VLAN_STRIPPED;
+        if header.ol_flags & sys::HOLDFAST_MBUF_TX_IP_CKSUM != 0 {
+            // SAFETY: set together with the flag; its lowest bits are the link header's length.
+            header.__bindgen_anon_3.tx_offload = unsafe { header.__bindgen_anon_3.tx_offload } + 4;
+        }
     }
 
     #[inline]

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use holdfast_dpdk_sys as sys;
 
@@ -12,7 +13,9 @@ use crate::error::{Error, c_string, check, strerror};
 use crate::events::{Listener, Loss};
 use crate::mbuf::HEADROOM;
 use crate::mempool::Mempool;
-use crate::port_info::{Checksums, DeviceInfo, Link, MacAddress, PortInfo, PortStats, Refusal};
+use crate::port_info::{
+    Checksums, DeviceInfo, Link, MacAddress, Offloads, PortInfo, PortStats, Refusal, Vlan,
+};
 use crate::queue::{RxQueue, TxQueue};
 use crate::ring::Rings;
 
@@ -43,10 +46,14 @@ pub struct PortConfig {
     pub all_multicast: bool,
     /// Have the device say by itself that its link has changed, if it can.
     pub link_interrupt: bool,
+    /// Have the device do what it offers with 802.1Q tags and IPv4 checksums. A tag that it takes off
+    /// stays with its mbuf, and whatever port sends that puts it back, or has its device do so.
+    pub offloads: bool,
 }
 
 impl Default for PortConfig {
-    /// One queue each way, 1,024 descriptors, RSS, promiscuous and all-multicast, no link interrupt.
+    /// One queue each way, 1,024 descriptors, RSS, promiscuous and all-multicast, no link interrupt
+    /// and no offloads.
     fn default() -> Self {
         PortConfig {
             rx_queues: 1,
@@ -58,6 +65,7 @@ impl Default for PortConfig {
             promiscuous: true,
             all_multicast: true,
             link_interrupt: false,
+            offloads: false,
         }
     }
 }
@@ -89,6 +97,8 @@ pub(crate) struct PortInner {
     promiscuous: bool,
     /// What the receive queues allocate from.
     pools: Vec<Mempool>,
+    /// Frames that came in several mbufs.
+    scattered: AtomicU64,
     /// What a ring port's queues are made of.
     rings: Option<Arc<Rings>>,
     /// What the device says of itself, from before its start.
@@ -225,6 +235,7 @@ impl Device {
                 attached,
                 promiscuous: false,
                 pools: Vec::new(),
+                scattered: AtomicU64::new(0),
                 rings: None,
                 listener: None,
                 eal: Arc::clone(&eal.inner),
@@ -265,11 +276,15 @@ impl Device {
         let info = inner.configure_and_start(device, config)?;
 
         let inner = Arc::new(inner);
+        let vlan = info.offloads.vlan;
+        if vlan.strip {
+            inner.eal.strip_tags();
+        }
         // SAFETY: the port runs with these queues, and this is the one place that makes them.
-        let rx = |queue| unsafe { RxQueue::new(Arc::clone(&inner), queue) };
+        let rx = |queue| unsafe { RxQueue::new(Arc::clone(&inner), queue, vlan.strip) };
         let rx = (0..config.rx_queues).map(rx).collect();
         // SAFETY: as above.
-        let tx = |queue| unsafe { TxQueue::new(Arc::clone(&inner), queue) };
+        let tx = |queue| unsafe { TxQueue::new(Arc::clone(&inner), queue, vlan.insert) };
         let tx = (0..config.tx_queues).map(tx).collect();
         let info = Arc::new(info);
         Ok((Port { inner, info }, rx, tx))
@@ -316,7 +331,7 @@ impl Port {
             rx_bytes: raw.ibytes,
             tx_bytes: raw.obytes,
             rx_missed: raw.imissed,
-            rx_errors: raw.ierrors,
+            rx_errors: raw.ierrors + self.inner.scattered.load(Ordering::Relaxed),
             tx_errors: raw.oerrors,
             rx_no_mbuf: raw.rx_nombuf,
         })
@@ -400,6 +415,23 @@ impl PortInner {
         &self.name
     }
 
+    /// Whether the driver may deliver a frame in several mbufs that nobody asked it for: virtio does,
+    /// as its buffers can be merged. All others fill one, or drop.
+    pub(crate) fn scatters(&self) -> bool {
+        raw_info(self.id, &self.name).is_ok_and(|raw| text(raw.driver_name).contains("virtio"))
+    }
+
+    pub(crate) fn count_scattered(&self, frames: usize) {
+        if frames > 0 {
+            self.scattered.fetch_add(frames as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether any port of this process takes tags off.
+    pub(crate) fn may_lack_tags(&self) -> bool {
+        self.eal.strips_tags()
+    }
+
     fn check(&self, call: &'static str, code: i32) -> Result<(), Error> {
         check(call, &self.name, code)
     }
@@ -429,6 +461,10 @@ impl PortInner {
                 ipv4: tx & sys::HOLDFAST_TX_OFFLOAD_IPV4_CKSUM != 0,
                 tcp: tx & sys::HOLDFAST_TX_OFFLOAD_TCP_CKSUM != 0,
                 udp: tx & sys::HOLDFAST_TX_OFFLOAD_UDP_CKSUM != 0,
+            },
+            vlan: Vlan {
+                strip: rx & sys::HOLDFAST_RX_OFFLOAD_VLAN_STRIP != 0,
+                insert: tx & sys::HOLDFAST_TX_OFFLOAD_VLAN_INSERT != 0,
             },
             link_interrupt: flags(&raw) & sys::HOLDFAST_DEV_INTR_LSC != 0,
         })
@@ -460,7 +496,11 @@ impl PortInner {
         if config.link_interrupt && !device.link_interrupt {
             refused.push(Refusal::LinkInterrupt);
         }
-        self.configure(config, &rss)?;
+        let offloads = Offloads {
+            ipv4_checksum: config.offloads && device.tx_checksums.ipv4,
+            vlan: if config.offloads { device.vlan } else { Vlan::default() },
+        };
+        self.configure(config, &rss, offloads)?;
         let (rx_descriptors, tx_descriptors) = self.set_up_queues(config)?;
         if let Some(mtu) = config.mtu {
             self.set_mtu(mtu, &mut refused)?;
@@ -479,6 +519,7 @@ impl PortInner {
             tx_descriptors,
             mtu: self.mtu()?,
             rss: rss.functions != 0,
+            offloads,
             refused,
         })
     }
@@ -501,7 +542,12 @@ impl PortInner {
         Ok(Rss { functions, offload })
     }
 
-    fn configure(&mut self, config: &PortConfig, rss: &Rss) -> Result<(), Error> {
+    fn configure(
+        &mut self,
+        config: &PortConfig,
+        rss: &Rss,
+        offloads: Offloads,
+    ) -> Result<(), Error> {
         let offered = flags(&raw_info(self.id, &self.name)?);
         let mut raw = sys::rte_eth_conf::default();
         let has = |flag: u32| u32::from(offered & flag != 0);
@@ -511,7 +557,11 @@ impl PortInner {
         raw.intr_conf.set_rmv(has(sys::HOLDFAST_DEV_INTR_RMV));
         // 0 lets DPDK choose.
         raw.rxmode.mtu = config.mtu.map_or(0, u32::from);
-        raw.rxmode.offloads = rss.offload;
+        let chosen = |is_used: bool, flag: u64| if is_used { flag } else { 0 };
+        raw.rxmode.offloads =
+            rss.offload | chosen(offloads.vlan.strip, sys::HOLDFAST_RX_OFFLOAD_VLAN_STRIP);
+        raw.txmode.offloads = chosen(offloads.ipv4_checksum, sys::HOLDFAST_TX_OFFLOAD_IPV4_CKSUM)
+            | chosen(offloads.vlan.insert, sys::HOLDFAST_TX_OFFLOAD_VLAN_INSERT);
         if rss.functions != 0 {
             raw.rxmode.mq_mode = sys::RTE_ETH_MQ_RX_RSS;
             raw.rx_adv_conf.rss_conf.rss_hf = rss.functions;

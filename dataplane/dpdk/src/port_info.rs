@@ -36,6 +36,37 @@ impl fmt::Display for Checksums {
     }
 }
 
+/// What a device does with 802.1Q tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Vlan {
+    /// Takes the tag off what it receives.
+    pub strip: bool,
+    /// Puts one into what it sends.
+    pub insert: bool,
+}
+
+impl fmt::Display for Vlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.strip, self.insert) {
+            (true, true) => "strip+insert",
+            (true, false) => "strip",
+            (false, true) => "insert",
+            (false, false) => "none",
+        })
+    }
+}
+
+/// What a device does for us, of what it offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offloads {
+    /// Fills in the checksum of IPv4 headers ([`Mbuf::request_ipv4_checksum`]).
+    ///
+    /// [`Mbuf::request_ipv4_checksum`]: crate::Mbuf::request_ipv4_checksum
+    pub ipv4_checksum: bool,
+    /// 802.1Q tags.
+    pub vlan: Vlan,
+}
+
 /// What a device is and could do, before it is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -61,8 +92,10 @@ pub struct DeviceInfo {
     pub rss_supported: bool,
     /// Receive checksums it can verify. Holdfast asks for none.
     pub rx_checksums: Checksums,
-    /// Transmit checksums it can fill in. Holdfast asks for none.
+    /// Transmit checksums it can fill in. Holdfast asks for IPv4's, of outer headers.
     pub tx_checksums: Checksums,
+    /// Whether it takes 802.1Q tags off what it receives, and puts them into what it sends.
+    pub vlan: Vlan,
     /// Whether it says by itself that its link has changed.
     pub link_interrupt: bool,
 }
@@ -136,6 +169,8 @@ pub struct PortInfo {
     pub mtu: u16,
     /// Whether RSS spreads flows over the receive queues.
     pub rss: bool,
+    /// What the device does for us.
+    pub offloads: Offloads,
     /// What it was asked for and does not do.
     pub refused: Vec<Refusal>,
 }
@@ -151,7 +186,9 @@ impl fmt::Display for PortInfo {
         let (rx, tx) = (device.max_rx_queues, device.max_tx_queues);
         write!(f, " of {rx}/{tx} queues, rss {}", if self.rss { "on" } else { "off" })?;
         let (rx, tx) = (device.rx_checksums, device.tx_checksums);
-        write!(f, ", checksum offload offered rx {rx} tx {tx}")?;
+        write!(f, ", offered: checksums rx {rx} tx {tx}, tags {}", device.vlan)?;
+        let Offloads { ipv4_checksum, vlan } = self.offloads;
+        write!(f, "; used: {}, tags {vlan}", if ipv4_checksum { "ipv4" } else { "none" })?;
         match device.socket {
             Some(socket) => write!(f, ", socket {socket}")?,
             None => f.write_str(", socket any")?,
@@ -176,7 +213,7 @@ pub struct PortStats {
     pub tx_bytes: u64,
     /// Frames the device dropped because no descriptor was free: too slow a worker.
     pub rx_missed: u64,
-    /// Damaged frames received.
+    /// Damaged frames received, and frames that do not fit an mbuf.
     pub rx_errors: u64,
     /// Frames that could not be transmitted.
     pub tx_errors: u64,

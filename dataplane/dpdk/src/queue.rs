@@ -23,6 +23,10 @@ pub struct RxQueue {
     port: Arc<PortInner>,
     port_id: u16,
     queue: u16,
+    /// The device takes 802.1Q tags off.
+    strips: bool,
+    /// The driver may deliver a frame in several mbufs, whoever asks for it or not.
+    scatters: bool,
     _not_sync: PhantomData<Cell<()>>,
 }
 
@@ -38,6 +42,8 @@ pub struct TxQueue {
     port: Arc<PortInner>,
     port_id: u16,
     queue: u16,
+    /// The device puts 802.1Q tags in.
+    inserts: bool,
     _not_sync: PhantomData<Cell<()>>,
 }
 
@@ -45,9 +51,9 @@ impl RxQueue {
     /// # Safety
     /// The port is started with more than `queue` receive queues, and no other `RxQueue`
     /// for this one exists.
-    pub(crate) unsafe fn new(port: Arc<PortInner>, queue: u16) -> RxQueue {
-        let port_id = port.id();
-        RxQueue { port, port_id, queue, _not_sync: PhantomData }
+    pub(crate) unsafe fn new(port: Arc<PortInner>, queue: u16, strips: bool) -> RxQueue {
+        let (port_id, scatters) = (port.id(), port.scatters());
+        RxQueue { port, port_id, queue, strips, scatters, _not_sync: PhantomData }
     }
 
     /// The queue's number in its port.
@@ -63,7 +69,7 @@ impl RxQueue {
     }
 
     /// Receives what waits, at most what is free in `burst`, and returns how many frames
-    /// were added to it. Vector drivers want room for a multiple of 4 to 32 frames and
+    /// were added to it. A frame that does not fit an mbuf is dropped, and counts as an error. Vector drivers want room for a multiple of 4 to 32 frames and
     /// deliver nothing into less.
     #[inline]
     pub fn receive<const N: usize>(&mut self, burst: &mut ArrayVec<Mbuf, N>) -> usize {
@@ -77,9 +83,17 @@ impl RxQueue {
         // (`port`), and `&mut self` of a type that is neither Sync nor Clone keeps every
         // other thread out of it.
         let received = unsafe { sys::rte_eth_rx_burst(self.port_id, self.queue, free, room) };
-        let received = usize::from(received);
+        let mut received = usize::from(received);
         // SAFETY: the driver wrote `received` ≤ `room` mbufs that are now ours.
         unsafe { burst.set_len(have + received) };
+        if self.scatters {
+            burst.retain(|mbuf| mbuf.is_contiguous());
+            self.port.count_scattered(have + received - burst.len());
+            received = burst.len() - have;
+        }
+        if self.strips {
+            burst[have..].iter_mut().for_each(Mbuf::keep_outer_of_two_tags);
+        }
         received
     }
 }
@@ -88,9 +102,9 @@ impl TxQueue {
     /// # Safety
     /// The port is started with more than `queue` transmit queues, and no other `TxQueue`
     /// for this one exists.
-    pub(crate) unsafe fn new(port: Arc<PortInner>, queue: u16) -> TxQueue {
+    pub(crate) unsafe fn new(port: Arc<PortInner>, queue: u16, inserts: bool) -> TxQueue {
         let port_id = port.id();
-        TxQueue { port, port_id, queue, _not_sync: PhantomData }
+        TxQueue { port, port_id, queue, inserts, _not_sync: PhantomData }
     }
 
     /// The queue's number in its port.
@@ -110,6 +124,9 @@ impl TxQueue {
     #[inline]
     pub fn transmit<const N: usize>(&mut self, burst: &mut ArrayVec<Mbuf, N>) -> usize {
         let have = burst.len();
+        if self.port.may_lack_tags() {
+            burst.iter_mut().for_each(|mbuf| mbuf.give_tag_back(self.inserts));
+        }
         let count = u16::try_from(have).unwrap_or(u16::MAX);
         // `Mbuf` is a transparent, never-null pointer to an `rte_mbuf`.
         let array = burst.as_mut_ptr().cast::<*mut sys::rte_mbuf>();

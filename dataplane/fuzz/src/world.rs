@@ -268,7 +268,11 @@ impl World {
                 },
             },
             members: vec![net(self.locator(), if self.is_v6 { 64 } else { 24 })],
-            ports: PortLimits { uplink_mtu: self.mtu(), host_mtu: self.host_mtu() },
+            ports: PortLimits {
+                uplink_mtu: self.mtu(),
+                host_mtu: self.host_mtu(),
+                offloads_checksum: self.is_jumbo,
+            },
             half_open_max: if self.is_tight { 2 } else { 16 },
             inbound_only: self.is_inbound_only,
             parking: ParkingLimits {

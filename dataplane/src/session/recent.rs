@@ -44,7 +44,7 @@ mod tests {
     const FLOW: u64 = 0x1234_5678_9abc_def0;
 
     #[test]
-    fn remembers_the_last_time() {
+    fn r12_remembers_the_last_time() {
         let recent = Recent::new(16);
         assert_eq!(recent.age_ms(FLOW, Tick(0)), None);
         recent.note(FLOW, Tick(10));

@@ -367,7 +367,7 @@ pub fn settings(net: &Net, half_open_max: u64) -> Settings {
             encapsulation: Encapsulation::Gue,
         },
         members: vec![member(net.me)],
-        ports: PortLimits { uplink_mtu: 1500, host_mtu: 1500 },
+        ports: PortLimits { uplink_mtu: 1500, host_mtu: 1500, offloads_checksum: false },
         half_open_max,
         inbound_only: false,
         parking: ParkingLimits {

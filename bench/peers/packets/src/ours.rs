@@ -284,7 +284,7 @@ pub fn shared(table: &Ours, tunnel: Tunnel, family: Family) -> Result<Shared> {
             encapsulation,
         },
         members: vec!["10.0.0.0/24".parse()?, "fd00::/64".parse()?],
-        ports: PortLimits { uplink_mtu: 1500, host_mtu: 1500 },
+        ports: PortLimits { uplink_mtu: 1500, host_mtu: 1500, offloads_checksum: false },
         half_open_max: 1 << 20,
         inbound_only: false,
         parking: ParkingLimits {
@@ -302,7 +302,12 @@ pub fn shared(table: &Ours, tunnel: Tunnel, family: Family) -> Result<Shared> {
         },
         idle: IdleStrategy::Busy,
     };
-    Ok(Shared { settings: Arc::new(settings), table: Arc::clone(&table.0), clock: Arc::default(), closing: Arc::default() })
+    Ok(Shared {
+        settings: Arc::new(settings),
+        table: Arc::clone(&table.0),
+        clock: Arc::default(),
+        closing: Arc::default(),
+    })
 }
 
 /// A worker, and the DHT core's end of its rings. Keep the poll: the doorbell rings it.
