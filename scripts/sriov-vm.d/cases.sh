@@ -88,12 +88,17 @@ expect_restart() {
     [[ $(tr '\n' ' ' <<<"$log") =~ ${2:-} ]] || fault "the log of $1's daemon does not say '$2'"
 }
 
-add_case reset tap "the PF of the sessions' server is reset under its daemon, which ends with an error and starts anew"
+add_case reset tap "the VF of the sessions' server is reset, then its PF; the daemon ends with an error and starts anew"
 case_reset() {
     load_start
     load_tell mark
     send_service_to server2
     sleep 1
+    # Behind the driver's back (a function level reset), and so that the PF says it.
+    in_machine server1 10 "echo 1 >/sys/bus/pci/devices/$VF_ADDRESS/reset"
+    expect_restart server1 "device $VF_ADDRESS takes frames and sends none.*exit code 74"
+    sleep 2
+    statistics server1 >"$CASE_DIR/server1-before.json"
     in_machine server1 10 "ip link set eth0 down && sleep 1 && ip link set eth0 up"
     expect_restart server1 "device $VF_ADDRESS was reset.*exit code 74"
     sleep 3
