@@ -48,6 +48,7 @@ use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
 use crate::reload::{Live, Reload};
 use crate::socket::{ControlCounters, ControlSocket, Permissions, Stream};
 use crate::systemd;
+use crate::uplink::Progress;
 use crate::watchdog::Watch;
 
 /// Announcements that a worker can have queued for the DHT core.
@@ -405,12 +406,15 @@ fn supervise(
     let names = names.map(|(worker, core)| format!("worker {worker} on core {core}"));
     let names = names.chain(["the DHT core".to_owned()]);
     let mut watch = Watch::start(names, systemd::watchdog(), Instant::now());
+    let mut progress = Progress::default();
     while !shutdown.wait(SUPERVISION) {
         let now = Instant::now();
         let is_up = appliance.ports.look(now)?;
         if let Some(Err(error)) = carrier.as_mut().map(|carrier| carrier.relay(is_up)) {
             warn!("{error:#}");
         }
+        let handed = appliance.counters.iter().map(|worker| worker.get(Counter::UplinkSent)).sum();
+        appliance.ports.check_progress(&mut progress, handed, now)?;
         let uplink = &appliance.ports.uplink;
         if let Some(Err(error)) = multicast.as_mut().map(|relay| relay.relay(uplink, now)) {
             warn!("the uplink's multicast addresses: {error:#}");

@@ -107,15 +107,14 @@ mod tests {
     #[test]
     fn groups_are_those_of_the_interface() {
         let groups = groups_of(KERNEL, "host0");
-        let expected = [
-            [0x33, 0x33, 0, 0, 0, 1],
-            [0x01, 0x00, 0x5e, 0, 0, 1],
-            [0x33, 0x33, 0xff, 0, 0, 2],
-        ];
+        let expected =
+            [[0x33, 0x33, 0, 0, 0, 1], [0x01, 0x00, 0x5e, 0, 0, 1], [0x33, 0x33, 0xff, 0, 0, 2]];
         assert_eq!(groups, BTreeSet::from(expected));
         assert!(groups_of(KERNEL, "host").is_empty());
         assert!(groups_of(KERNEL, "ib0").is_empty());
-        assert!(groups_of("host0\n4 host0 1 0 3333\n4 host0 1 0 zzzz00000001\n", "host0").is_empty());
+        assert!(
+            groups_of("host0\n4 host0 1 0 3333\n4 host0 1 0 zzzz00000001\n", "host0").is_empty()
+        );
     }
 
     #[test]
