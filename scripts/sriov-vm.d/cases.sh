@@ -134,29 +134,49 @@ expect_segments() {
 statistics() { in_machine "$1" 10 'holdfastctl --json show stats 2>/dev/null' || true; }
 
 run_case() { # NAME
-    local start server rows
+    local start
     CASE_DIR=$OUT_DIR/cases/$1
     rm -rf "$CASE_DIR"
     mkdir -p "$CASE_DIR"
     start=$(now_us)
     say "$1: ${CASE_TEXT[$1]}"
     use_host_port "${CASE_HOST_PORT[$1]}"
+    # Not `if ! (...)`: behind it a function would go on after a command that failed.
+    set +e
+    (
+        set -e
+        in_case "$1"
+        judge "$1" "$(seconds_since "$start")" >"$CASE_DIR/row.json"
+    )
+    local status=$?
+    set -e
+    if ((status != 0)); then
+        # The next one begins anew.
+        load_kill
+        on_servers stop_daemon
+        HOST_PORT=''
+        jq -n --arg name "$1" --argjson seconds "$(seconds_since "$start")" '{$name, sessions: 0, reset: 0, corrupted: 0,
+            redirected: 0, stalled_max_ms: 0, $seconds, faults: ["it did not come to its end"], pass: false}' >"$CASE_DIR/row.json"
+    fi
+    jq -r '"  \(.sessions) sessions, \(.reset) reset, \(.corrupted) corrupted, \(.redirected) redirected, longest stall \(.stalled_max_ms) ms; \(.seconds) s: \(if .pass then "passed" else "FAILED" end)",
+        (.faults[] | "  \(.)")' "$CASE_DIR/row.json" >&2
+}
+
+in_case() { # NAME
+    local server
     send_service_to server1
     for server in "${SERVERS[@]}"; do statistics "$server" >"$CASE_DIR/$server-before.json"; done
     FAULTS=()
     "case_${1//-/_}"
     load_end
     for server in "${SERVERS[@]}"; do statistics "$server" >"$CASE_DIR/$server-after.json"; done
-    judge "$1" "$(seconds_since "$start")" >"$CASE_DIR/row.json"
-    jq -r '"  \(.sessions) sessions, \(.reset) reset, \(.corrupted) corrupted, \(.redirected) redirected, longest stall \(.stalled_max_ms) ms; \(.seconds) s: \(if .pass then "passed" else "FAILED" end)",
-        (.faults[] | "  \(.)")' "$CASE_DIR/row.json" >&2
 }
 
 judge() { # NAME SECONDS
     jq -n --arg name "$1" --argjson seconds "$2" -f "$MACHINE_SCRIPTS/judge.jq" \
         --slurpfile loads <(cat "$CASE_DIR"/load-*.json) \
         --slurpfile before "$CASE_DIR/server2-before.json" --slurpfile after "$CASE_DIR/server2-after.json" \
-        --args "${FAULTS[@]}"
+        --args ${FAULTS[@]+"${FAULTS[@]}"}
 }
 
 # use_host_port KIND: daemons with another kind of host port are stopped, and started anew.

@@ -16,6 +16,7 @@ machine_dir() { echo "$RUN_DIR/$1"; }
 # By doing it: /dev/kvm can be there, and open, on a machine without virtualization.
 accelerator() {
     if [[ -n ${HOLDFAST_VM_ACCELERATOR:-} ]]; then
+        [[ $HOLDFAST_VM_ACCELERATOR =~ ^(kvm|tcg)$ ]] || die "HOLDFAST_VM_ACCELERATOR=$HOLDFAST_VM_ACCELERATOR: expected kvm or tcg"
         echo "$HOLDFAST_VM_ACCELERATOR"
     elif [[ -w /dev/kvm ]] && grep -qEw 'svm|vmx' /proc/cpuinfo &&
         timeout 20 "$QEMU" -accel kvm -machine none -nodefaults -display none -monitor stdio <<<quit >/dev/null 2>&1; then
@@ -28,9 +29,10 @@ accelerator() {
 # common_arguments NAME: QEMU's arguments for any guest, a line each. The IOMMU and the processor that
 # DPDK of Debian needs (SSE 4.2).
 common_arguments() {
-    local dir append="console=ttyS0 quiet panic=-1 intel_iommu=on iommu=pt mitigations=off tsc=reliable no_timer_check net.ifnames=0"
+    local dir accelerator append="console=ttyS0 quiet panic=-1 intel_iommu=on iommu=pt mitigations=off tsc=reliable no_timer_check net.ifnames=0"
     dir=$(machine_dir "$1")
-    if [[ $(accelerator) == kvm ]]; then
+    accelerator=$(accelerator)
+    if [[ $accelerator == kvm ]]; then
         printf '%s\n' -accel kvm -cpu host -machine q35,kernel-irqchip=split
     else
         printf '%s\n' -accel tcg,thread=multi -cpu Nehalem -machine q35
@@ -59,20 +61,31 @@ router_arguments() {
     done
 }
 
+# machine_arguments NAME [KERNEL_PARAMETER]: all but where its console and its monitor are.
+machine_arguments() {
+    common_arguments "$@"
+    case $1 in server*) server_arguments "$1" ;; *) router_arguments ;; esac
+}
+
 start_machine() { # NAME
-    local name=$1 dir channel arguments
-    dir=$(machine_dir "$name")
+    local dir channel arguments
+    dir=$(machine_dir "$1")
     mkdir -p "$dir"
     for channel in agent monitor; do mkfifo "$dir/$channel.in" "$dir/$channel.out"; done
-    mapfile -t arguments < <(
-        common_arguments "$name"
-        case $name in server*) server_arguments "$name" ;; *) router_arguments ;; esac
-        printf '%s\n' -serial "file:$dir/serial.log" -chardev "pipe,id=monitor,path=$dir/monitor" -mon chardev=monitor,mode=readline \
-            -chardev "pipe,id=agent,path=$dir/agent" -device virtio-serial-pci -device virtserialport,chardev=agent
-    )
+    mapfile -t arguments < <(machine_arguments "$1")
+    arguments+=(-serial "file:$dir/serial.log" -chardev "pipe,id=monitor,path=$dir/monitor" -mon chardev=monitor,mode=readline
+        -chardev "pipe,id=agent,path=$dir/agent" -device virtio-serial-pci -device virtserialport,chardev=agent)
     # With relative names: a socket's is 107 bytes long at most. A guest ends with this script, however
     # that ends.
     (cd "$RUN_DIR" && exec setpriv --pdeathsig KILL "$QEMU" "${arguments[@]}" </dev/null >"$dir/qemu.log" 2>&1 {LOCK}>&-) &
+}
+
+# In the foreground, with its console here.
+run_machine_with_shell() { # NAME
+    local arguments
+    mkdir -p "$(machine_dir "$1")"
+    mapfile -t arguments < <(machine_arguments "$1" holdfast.shell=yes)
+    (cd "$RUN_DIR" && "$QEMU" "${arguments[@]}" -serial mon:stdio {LOCK}>&-)
 }
 
 # The pid of a guest that runs; a pid that was given to another process is not ours.

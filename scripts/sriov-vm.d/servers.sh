@@ -168,7 +168,7 @@ END
 stop_daemon() {
     in_machine "$1" 30 '
         touch /run/holdfastd.stop
-        kill $(cat /run/holdfastd.pid)
+        [[ ! -e /run/holdfastd.pid ]] || kill $(cat /run/holdfastd.pid) || true
         while [[ -e /run/holdfastd.pid ]]; do sleep 0.1; done
         for interface in host0 $(ls /sys/class/net/eth0/device/virtfn1/net); do
             [[ ! -e /sys/class/net/$interface ]] || ip addr flush dev $interface

@@ -17,7 +17,8 @@ load_start() {
             ip netns exec client setsid session-load --target $(service_of "$family") --serve-target $(service_of "$family") \
                 --idle 0 --request 0 --bulk 0 ${LOAD_MIX[*]} --echo-bytes 4096 --request-interval-ms 1000 \
                 --half-close-s 8 --half-close-rate-kib 8 --ramp-ms 1500 --timeout-s 40 --duration-s 300 $* \
-                <>load-$family.in >load-$family.jsonl 2>load-$family.err &"
+                <>load-$family.in >load-$family.jsonl 2>load-$family.err &
+            echo \$! >load-$family.pid"
     done
     for family in "${LOAD_FAMILIES[@]}"; do load_wait "$family" ready 40 >/dev/null; done
 }
@@ -44,4 +45,12 @@ load_end() {
     local family
     load_tell finish
     for family in "${LOAD_FAMILIES[@]}"; do load_wait "$family" result 60 >"$CASE_DIR/load-$family.json"; done
+}
+
+# load_kill: ends the sessions, whatever they are at.
+load_kill() {
+    local family
+    for family in "${LOAD_FAMILIES[@]}"; do
+        in_machine router 5 "[[ ! -e /run/load-$family.pid ]] || kill \$(cat /run/load-$family.pid) 2>/dev/null || true"
+    done
 }
