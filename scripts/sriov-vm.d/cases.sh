@@ -73,18 +73,24 @@ case_killed() {
     sleep 3
 }
 
-# expect_restart SERVER [REASON]: the daemon that runs is another one than at the case's start, and the
-# log of the one that ended says why.
+# note_daemon SERVER: what it says of itself now, and how long its log is.
+note_daemon() {
+    statistics "$1" >"$CASE_DIR/$1-before.json"
+    in_machine "$1" 5 "wc -l <$DAEMON_LOG" >"$CASE_DIR/$1-lines"
+}
+
+# expect_restart SERVER [REASON]: another daemon runs than when it was noted, and the log says since
+# then why.
 expect_restart() {
     local pid tries log
     pid=$(jq .pid "$CASE_DIR/$1-before.json")
-    for ((tries = 0; tries < 40; tries++)); do
+    for ((tries = 0; tries < 60; tries++)); do
         [[ $(statistics "$1" | jq .pid) =~ ^("$pid"|)$ ]] || break
         sleep 0.5
     done
-    ((tries < 40)) || fault "the daemon of $1 was not started again within 20 s"
-    log=$(in_machine "$1" 5 "grep -B 3 'holdfastd ended' $DAEMON_LOG | tail -n 4")
-    say "  $(grep -v TELEMETRY <<<"$log" | tail -n 2 | tr '\n' ' ')"
+    ((tries < 60)) || fault "the daemon of $1 was not started again within 30 s"
+    log=$(in_machine "$1" 5 "tail -n +$(($(cat "$CASE_DIR/$1-lines") + 1)) $DAEMON_LOG")
+    grep -E 'ERROR|holdfastd ended' <<<"$log" | cut -c 1-200 | sed 's/^/  /' >&2 || true
     [[ $(tr '\n' ' ' <<<"$log") =~ ${2:-} ]] || fault "the log of $1's daemon does not say '$2'"
 }
 
@@ -98,7 +104,7 @@ case_reset() {
     in_machine server1 10 "echo 1 >/sys/bus/pci/devices/$VF_ADDRESS/reset"
     expect_restart server1 "device $VF_ADDRESS takes frames and sends none.*exit code 74"
     sleep 2
-    statistics server1 >"$CASE_DIR/server1-before.json"
+    note_daemon server1
     in_machine server1 10 "ip link set eth0 down && sleep 1 && ip link set eth0 up"
     expect_restart server1 "device $VF_ADDRESS was reset.*exit code 74"
     sleep 3
@@ -165,7 +171,7 @@ run_case() { # NAME
 in_case() { # NAME
     local server
     send_service_to server1
-    for server in "${SERVERS[@]}"; do statistics "$server" >"$CASE_DIR/$server-before.json"; done
+    for server in "${SERVERS[@]}"; do note_daemon "$server"; done
     FAULTS=()
     "case_${1//-/_}"
     load_end
