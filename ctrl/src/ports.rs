@@ -150,7 +150,7 @@ impl Ports {
         for (role, ports) in [("uplink", &uplink_ports), ("host port", &host_ports)] {
             for port in ports {
                 info!("{role}: {}", port.info());
-                for refusal in &port.info().refused {
+                for refusal in port.info().lacks() {
                     warn!("{role}: {} has {refusal}", port.name());
                 }
             }

@@ -641,7 +641,8 @@ impl PortInner {
         if config.all_multicast {
             // SAFETY: a valid port.
             let code = unsafe { sys::rte_eth_allmulticast_enable(self.id) };
-            if code != 0 {
+            // Promiscuous, it receives them all the same.
+            if code != 0 && !self.promiscuous {
                 refused.push(Refusal::AllMulticast(strerror(code.saturating_abs())));
             }
         }

@@ -175,6 +175,14 @@ pub struct PortInfo {
     pub refused: Vec<Refusal>,
 }
 
+impl PortInfo {
+    /// What it was asked for and does not do, as far as an operator may want to know: by the hash in
+    /// mbufs nothing is decided.
+    pub fn lacks(&self) -> impl Iterator<Item = &Refusal> {
+        self.refused.iter().filter(|refusal| **refusal != Refusal::RssHash)
+    }
+}
+
 impl fmt::Display for PortInfo {
     /// One line for the log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

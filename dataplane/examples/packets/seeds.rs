@@ -279,6 +279,7 @@ pub fn all() -> Vec<(String, Capture)> {
     seeds.push(("extensions-ipv6".to_owned(), extensions(nets()[1])));
     seeds.push(("options-ipv4".to_owned(), options(nets()[0])));
     seeds.push(("neighbours".to_owned(), neighbours()));
+    seeds.push(("too-long".to_owned(), too_long(nets()[0])));
     seeds.into_iter().map(|(name, tape)| (name, tape.capture)).collect()
 }
 
@@ -294,6 +295,15 @@ fn session(net: Net, shape: u32) -> Tape {
     tape.alone(net.host(4, SYN | ACK)).alone(net.host(5, RST | ACK));
     tape.pause(12_000_000).alone(net.client(1, SYN)).alone(net.host(1, SYN | ACK));
     tape.pause(3_700_000_000).alone(net.client(1, ACK));
+    tape
+}
+
+/// Frames that are longer than the other side takes: 1,280 bytes to the host, 1,500 to the network.
+fn too_long(net: Net) -> Tape {
+    let mut tape = Tape::new(TIGHT);
+    tape.alone(from_router(&net.client_packet(1, SYN, &[7; 1260])));
+    let segment = tcp((net.service, 80), (net.client, 1), ACK, &[], &[7; 1500]);
+    tape.alone(from_host(&ip(net.service, net.client, TCP, &segment)));
     tape
 }
 
