@@ -27,12 +27,12 @@ load_start() {
 load_wait() {
     in_machine router "$(($3 + 2))" "
         cd /run
-        for ((tries = 0; tries < $3 * 5; tries++)); do
+        for ((tries = 0; tries < $3 * $PATIENCE * 4; tries++)); do
             if grep '\"event\":\"$2\"' load-$1.jsonl; then exit 0; fi
             sleep 0.2
         done
         tail -n 3 load-$1.err load-$1.jsonl
-        exit 1" || die "the sessions over IPv$1 did not come to '$2' within $3 s"
+        exit 1" || die "the sessions over IPv$1 did not come to '$2' within $(($3 * PATIENCE)) s"
 }
 
 load_tell() {
