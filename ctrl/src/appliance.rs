@@ -43,10 +43,12 @@ use crate::lifecycle::{Hangup, Shutdown};
 use crate::load::Samples;
 use crate::metrics::Readings;
 use crate::metrics::http::MetricsServer;
+use crate::multicast::MulticastRelay;
 use crate::ports::{self, CarrierRelay, Ports, QueuePairs};
 use crate::reload::{Live, Reload};
 use crate::socket::{ControlCounters, ControlSocket, Permissions, Stream};
 use crate::systemd;
+use crate::uplink::Progress;
 use crate::watchdog::Watch;
 
 /// Announcements that a worker can have queued for the DHT core.
@@ -352,7 +354,8 @@ fn serve(appliance: &Arc<Appliance>, threads: &Threads, shutdown: &Shutdown) -> 
     let _metrics = serve_metrics(appliance);
     systemd::ready(&appliance.status());
     let carrier = CarrierRelay::new(&appliance.config);
-    let outcome = supervise(appliance, shutdown, threads, carrier);
+    let multicast = MulticastRelay::new(&appliance.config);
+    let outcome = supervise(appliance, shutdown, threads, carrier, multicast);
     settle(appliance);
     // Before the control socket closes, which waits for requests under way.
     appliance.dht.stop();
@@ -389,6 +392,16 @@ fn settle(appliance: &Appliance) {
     }
 }
 
+/// Frames that workers have handed to the uplink: behind the NIC's switch, the host's as well.
+fn handed_to_uplink(appliance: &Appliance) -> u64 {
+    let is_switch = appliance.ports.switch.is_some();
+    let handed = |worker: &Arc<WorkerCounters>| {
+        let to_host = if is_switch { worker.get(Counter::HostSent) } else { 0 };
+        worker.get(Counter::UplinkSent) + to_host
+    };
+    appliance.counters.iter().map(handed).sum()
+}
+
 /// Waits for the end; meanwhile passes the uplink's carrier on, samples what the workers do,
 /// reloads the configuration when that is due and feeds the service manager's watchdog. An error
 /// when a thread ended before, or a device is lost.
@@ -397,16 +410,24 @@ fn supervise(
     shutdown: &Shutdown,
     threads: &Threads,
     mut carrier: Option<CarrierRelay>,
+    mut multicast: Option<MulticastRelay>,
 ) -> anyhow::Result<()> {
     let names = (0..threads.workers.len()).zip(&appliance.config.workers.cores);
     let names = names.map(|(worker, core)| format!("worker {worker} on core {core}"));
     let names = names.chain(["the DHT core".to_owned()]);
     let mut watch = Watch::start(names, systemd::watchdog(), Instant::now());
+    let mut progress = Progress::default();
     while !shutdown.wait(SUPERVISION) {
         let now = Instant::now();
         let is_up = appliance.ports.look(now)?;
         if let Some(Err(error)) = carrier.as_mut().map(|carrier| carrier.relay(is_up)) {
             warn!("{error:#}");
+        }
+        let handed = handed_to_uplink(appliance);
+        appliance.ports.check_progress(&mut progress, handed, now)?;
+        let uplink = &appliance.ports.uplink;
+        if let Some(Err(error)) = multicast.as_mut().map(|relay| relay.relay(uplink, now)) {
+            warn!("the uplink's multicast addresses: {error:#}");
         }
         appliance.samples.take(&appliance.counters, now);
         appliance.reload.look(now);

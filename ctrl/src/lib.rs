@@ -29,6 +29,8 @@ pub mod load;
 pub mod log;
 #[cfg(feature = "daemon")]
 pub mod metrics;
+#[cfg(feature = "daemon")]
+pub mod multicast;
 pub mod pcapng;
 #[cfg(feature = "daemon")]
 pub mod ports;
@@ -42,4 +44,5 @@ pub mod systemd;
 pub mod top;
 #[cfg(feature = "daemon")]
 pub mod uplink;
+#[cfg(feature = "daemon")]
 pub mod watchdog;

@@ -9,12 +9,13 @@ use anyhow::{Context, bail, ensure};
 use holdfast_dataplane::port::DpdkPort;
 use holdfast_dataplane::switch::Switch;
 use holdfast_dataplane::worker::PortLimits;
-use holdfast_dpdk::{self as dpdk, Eal, HeldTap, Mempool, MempoolConfig, Port, PortConfig};
+use holdfast_dpdk::{self as dpdk, Eal, HeldTap, Loss, Mempool, MempoolConfig, Port, PortConfig};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tracing::{info, warn};
 
 use crate::config::{Config, Device, HugePages, MacAddress, NEXT_HOPS_MAX};
-use crate::uplink::{self, DeviceLost, Link};
+use crate::multicast::MulticastRelay;
+use crate::uplink::{self, DeviceLost, Link, Progress};
 
 /// The EAL's arguments: ours, then the configuration's own.
 ///
@@ -96,6 +97,7 @@ pub struct Ports {
     /// The uplink's link.
     pub link: Link,
     uplink_interface: Option<PathBuf>,
+    is_uplink_pci: bool,
 }
 
 /// A worker's queue pairs.
@@ -117,11 +119,13 @@ impl Ports {
         let pools = (0..workers)
             .map(|worker| mempool(eal, config, worker))
             .collect::<anyhow::Result<Vec<_>>>()?;
+        let is_switch = config.host_port.device == Device::Switch;
         let port_config = PortConfig {
             rx_descriptors: config.uplink.rx_descriptors,
             tx_descriptors: config.uplink.tx_descriptors,
             promiscuous: config.uplink.promiscuous,
-            all_multicast: config.host_port.device != Device::Switch,
+            // What is asked for one by one instead: see `MulticastRelay`, and `switch` below.
+            all_multicast: !is_switch && MulticastRelay::new(config).is_none(),
             ..PortConfig::default()
         };
         let is_interface = matches!(config.uplink.device, Device::Interface(_));
@@ -164,7 +168,9 @@ impl Ports {
         let link = Link::new(carrier);
         link.look(&uplink, Instant::now());
         let mempools = pools;
-        let ports = Ports { uplink, host_port, switch, mempools, link, uplink_interface };
+        let is_uplink_pci = matches!(config.uplink.device, Device::Pci(_));
+        let ports =
+            Ports { uplink, host_port, switch, mempools, link, uplink_interface, is_uplink_pci };
         Ok((ports, queues))
     }
 
@@ -182,6 +188,29 @@ impl Ports {
         uplink::is_there("uplink", &self.uplink)?;
         uplink::is_there("host port", &self.host_port)?;
         Ok(self.link.look(&self.uplink, now))
+    }
+
+    /// Looks whether the uplink's device sends what workers have handed over, `handed` frames since
+    /// the start. Only of a PCI device: another one's counters may be of any kind.
+    ///
+    /// # Errors
+    /// [`DeviceLost`] when it does not.
+    pub fn check_progress(
+        &self,
+        progress: &mut Progress,
+        handed: u64,
+        now: Instant,
+    ) -> Result<(), DeviceLost> {
+        let [port] = &self.uplink[..] else { return Ok(()) };
+        if !self.is_uplink_pci || !progress.is_time(now) {
+            return Ok(());
+        }
+        let Ok(stats) = port.stats() else { return Ok(()) };
+        if !progress.is_stuck(handed, stats.tx_packets, self.is_uplink_up(), now) {
+            return Ok(());
+        }
+        let device = port.name().to_owned();
+        Err(DeviceLost { role: "uplink", device, loss: Loss::Stuck })
     }
 
     /// What they carry.
@@ -230,6 +259,7 @@ fn switch(config: &Config, uplink: &[Port]) -> anyhow::Result<Switch> {
         "host_port.mac = \"{kernel}\" is the uplink's own address: expected that of the kernel's \
          function of the same NIC (ip link)"
     );
+    const { assert!(NEXT_HOPS_MAX == holdfast_dataplane::switch::NEXT_HOPS_MAX) };
     let next_hops = config.host_port.next_hops.iter().copied().take(NEXT_HOPS_MAX).collect();
     let switch = Switch { ours: ours.0, kernel: kernel.0, next_hops };
     let groups: Vec<_> = switch.groups().into_iter().map(dpdk::MacAddress).collect();

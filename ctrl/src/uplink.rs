@@ -33,6 +33,9 @@ fn said(loss: Loss) -> &'static str {
             "is gone, or the kernel wants it back: the daemon ends, to be started again"
         }
         Loss::Reset => "was reset, and its queues with it: the daemon ends, to be started again",
+        Loss::Stuck => {
+            "takes frames and sends none: it was reset, or hangs; the daemon ends, to be started again"
+        }
     }
 }
 
@@ -47,6 +50,46 @@ pub fn is_there(role: &'static str, ports: &[Port]) -> Result<(), DeviceLost> {
         }
     }
     Ok(())
+}
+
+/// How long a device may have frames to send, with its link up, and send none. Flow control holds a
+/// frame for some milliseconds.
+pub const STUCK: Duration = Duration::from_secs(5);
+
+/// Finds a device that was reset behind its driver's back: its queues take frames and nothing comes
+/// of it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// At the last look at which all was well: frames handed over and sent, and when that was.
+    well: Option<(u64, u64, Instant)>,
+    looked: Option<Instant>,
+}
+
+impl Progress {
+    /// Whether it is time for a look; then the next one is a second later.
+    pub fn is_time(&mut self, now: Instant) -> bool {
+        let is_time = self.looked.is_none_or(|at| now.saturating_duration_since(at) >= POLL);
+        if is_time {
+            self.looked = Some(now);
+        }
+        is_time
+    }
+
+    /// Notes what workers have handed over and what the device says that it sent, since the start.
+    /// Returns whether it is stuck.
+    pub fn is_stuck(&mut self, handed: u64, sent: u64, link_up: bool, now: Instant) -> bool {
+        match self.well {
+            Some((was_handed, was_sent, since))
+                if link_up && handed != was_handed && sent == was_sent =>
+            {
+                now.saturating_duration_since(since) >= STUCK
+            }
+            _ => {
+                self.well = Some((handed, sent, now));
+                false
+            }
+        }
+    }
 }
 
 /// The uplink's link.
@@ -144,6 +187,21 @@ mod tests {
         assert_eq!(looks(Some("0\n")), (false, false, 1), "counted once");
         assert_eq!(looks(Some("1\n")), (true, true, 1));
         assert_eq!(looks(None), (false, false, 2), "gone, or administratively down");
+    }
+
+    #[test]
+    fn a_device_is_stuck_when_it_sends_nothing_of_what_it_was_given() {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let mut progress = Progress::default();
+        assert!(!progress.is_stuck(7, 7, true, at(0)));
+        assert!(!progress.is_stuck(7, 7, true, at(60)), "nothing to send");
+        assert!(!progress.is_stuck(8, 7, true, at(61)), "a moment ago");
+        assert!(!progress.is_stuck(9, 8, true, at(66)), "late, and sent");
+        assert!(!progress.is_stuck(10, 8, true, at(67)));
+        assert!(!progress.is_stuck(20, 8, false, at(80)), "the link is down");
+        assert!(!progress.is_stuck(21, 8, true, at(84)));
+        assert!(progress.is_stuck(22, 8, true, at(85)));
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub enum Loss {
     Removed,
     /// It was reset, as by its physical function: its queues are no more.
     Reset,
+    /// It takes frames and sends none: it was reset without saying so, or hangs.
+    Stuck,
 }
 
 impl Events {

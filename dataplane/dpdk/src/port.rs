@@ -322,6 +322,8 @@ impl Port {
     /// [`Error::Call`] when the driver does not answer.
     pub fn stats(&self) -> Result<PortStats, Error> {
         let mut raw = sys::rte_eth_stats::default();
+        // Drivers keep what they read last, and threads ask at the same time.
+        let _ports = self.inner.eal.ports();
         // SAFETY: a valid port and room for the answer.
         let code = unsafe { sys::rte_eth_stats_get(self.inner.id, &raw mut raw) };
         check("rte_eth_stats_get", &self.inner.name, code)?;

@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 
 use arrayvec::ArrayVec;
 use holdfast_dpdk::{
-    Device, Eal, Error, HEADROOM, Mbuf, Mempool, MempoolConfig, Offloads, Port, PortConfig, Refusal,
-    RxQueue, TxQueue, ring_pair,
+    Device, Eal, Error, HEADROOM, Mbuf, Mempool, MempoolConfig, Offloads, Port, PortConfig,
+    Refusal, RxQueue, TxQueue, ring_pair,
 };
 
 static EAL: OnceLock<Eal> = OnceLock::new();
