@@ -93,6 +93,67 @@ fn exchange(path: &Path, request: &Request) -> io::Result<Vec<u8>> {
     Err(io::Error::new(ErrorKind::UnexpectedEof, "it hung up without an answer"))
 }
 
+/// A connection on which one request follows the other. Made when it is needed, and made anew when
+/// the daemon has closed it, as it does when nothing is asked for a while or when it ends.
+#[derive(Debug)]
+pub struct Connection {
+    path: PathBuf,
+    lines: Option<BufReader<UnixStream>>,
+}
+
+impl Connection {
+    /// To the daemon whose socket is at `path`.
+    #[must_use]
+    pub fn new(path: &Path) -> Connection {
+        Connection { path: path.to_owned(), lines: None }
+    }
+
+    /// [`ask`] for a request that only reads: it may be sent twice.
+    ///
+    /// # Errors
+    /// As [`ask`].
+    pub fn ask(&mut self, request: &Request) -> Result<Value, AskError> {
+        let kept = self.lines.take().map(|lines| next_answer(lines, request));
+        let answered = match kept {
+            Some(Err(error)) if has_closed(&error) => None,
+            kept => kept,
+        };
+        let answered = answered.unwrap_or_else(|| {
+            let stream = UnixStream::connect(&self.path)?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            stream.set_write_timeout(Some(TIMEOUT))?;
+            next_answer(BufReader::new(stream), request)
+        });
+        let (answer, lines) = answered.map_err(unreachable(&self.path))?;
+        self.lines = Some(lines);
+        Ok(parse_answer(&answer)?)
+    }
+}
+
+fn has_closed(error: &io::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+/// Sends `request` and reads its answer; gives the connection back.
+fn next_answer(
+    mut lines: BufReader<UnixStream>,
+    request: &Request,
+) -> io::Result<(Vec<u8>, BufReader<UnixStream>)> {
+    let mut line = request_line(request)?;
+    line.push('\n');
+    // As in `send`.
+    let sent = lines.get_mut().write_all(line.as_bytes());
+    let mut answer = Vec::new();
+    let read = (&mut lines).take(ANSWER_MAX).read_until(b'\n', &mut answer);
+    if answer.ends_with(b"\n") {
+        return Ok((answer, lines));
+    }
+    sent?;
+    read?;
+    Err(io::Error::new(ErrorKind::UnexpectedEof, "it hung up without an answer"))
+}
+
 /// A stream of items that the daemon sends.
 #[derive(Debug)]
 pub struct Stream {

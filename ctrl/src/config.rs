@@ -32,9 +32,8 @@ use reader::{Known, Reader, Section, not_utf8};
 pub const SERVICES_MAX: usize = 64;
 /// Most workers.
 pub const WORKERS_MAX: usize = 64;
-
-/// Most next hops.
-pub use holdfast_dataplane::switch::NEXT_HOPS_MAX;
+/// Most addresses in `host_port.next_hops`.
+pub const NEXT_HOPS_MAX: usize = 8;
 
 /// Bytes that an mbuf takes beside its frame: its metadata, headroom and share of the pool's rings.
 const MBUF_BYTES: u64 = 384;

@@ -41,6 +41,8 @@ pub mod show;
 pub mod socket;
 #[cfg(feature = "daemon")]
 pub mod systemd;
+pub mod top;
 #[cfg(feature = "daemon")]
 pub mod uplink;
+#[cfg(feature = "daemon")]
 pub mod watchdog;

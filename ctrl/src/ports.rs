@@ -259,6 +259,7 @@ fn switch(config: &Config, uplink: &[Port]) -> anyhow::Result<Switch> {
         "host_port.mac = \"{kernel}\" is the uplink's own address: expected that of the kernel's \
          function of the same NIC (ip link)"
     );
+    const { assert!(NEXT_HOPS_MAX == holdfast_dataplane::switch::NEXT_HOPS_MAX) };
     let next_hops = config.host_port.next_hops.iter().copied().take(NEXT_HOPS_MAX).collect();
     let switch = Switch { ours: ours.0, kernel: kernel.0, next_hops };
     let groups: Vec<_> = switch.groups().into_iter().map(dpdk::MacAddress).collect();

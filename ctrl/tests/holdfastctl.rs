@@ -177,11 +177,15 @@ fn shows_stats() {
 holdfastd    0.1.0 at 10.0.0.1, up 3 h 12 min, process 77, DPDK 22.11.7
 
 PORTS
-ROLE    NAME         DRIVER      MAC                LINK  DOWNS   MTU  LACKS
-uplink  net_af_xdp0  net_af_xdp  02:00:00:00:00:01  DOWN      2  1500  no RSS; no link interrupt
+ROLE    NAME         DRIVER      MAC                LINK  DOWNS   MTU
+uplink  net_af_xdp0  net_af_xdp  02:00:00:00:00:01  DOWN      2  1500
 
 ROLE    NAME         RX PACKETS  MISSED  ERRORS  NO MBUF  TX PACKETS  ERRORS
 uplink  net_af_xdp0           5       0       0        0           0       0
+
+ROLE    LACKS
+uplink  no RSS
+uplink  no link interrupt
 
 SESSION TABLE
 capacity  1000

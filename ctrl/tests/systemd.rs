@@ -158,7 +158,7 @@ fn the_watchdog_is_fed_while_every_thread_turns_and_not_while_one_hangs() {
 
 #[test]
 fn sighup_reloads_and_says_what_came_of_it() {
-    let service = Service::start("run", "127.79.0.3", "text");
+    let service = Service::start("run", "127.79.0.3", "json");
     service.until("READY=1");
     let pid = rustix::process::Pid::from_child(&service.daemon);
     let hang_up = || {
@@ -174,6 +174,16 @@ fn sighup_reloads_and_says_what_came_of_it() {
     let refused = hang_up();
     let expected = "STATUS=configuration not reloaded: dht.records_max needs a restart";
     assert!(refused.contains(expected), "{refused}");
+    let log = service.log();
+    // Behind each line's severity is its object.
+    let object = |line: &str| serde_json::from_str::<Value>(line.get(line.find('{')?..)?).ok();
+    let logged = |level: &str, message: &str| {
+        log.lines().filter_map(object).any(|line| {
+            line["level"] == level && line["message"].as_str().unwrap().starts_with(message)
+        })
+    };
+    assert!(logged("INFO", "configuration reloaded: nothing differs"), "{log}");
+    assert!(logged("ERROR", "configuration not reloaded: dht.records_max needs"), "{log}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ const LIBRARIES: &[&str] =
     &["rte_net_ring", "rte_ethdev", "rte_mbuf", "rte_mempool", "rte_ring", "rte_eal"];
 
 const FUNCTIONS: &[&str] = &[
-    "holdfast_(hold_tap|ignore_realtime_signals|rte_errno)",
+    "holdfast_(hold_tap|ignore_realtime_signals|log_to_stderr|rte_errno)",
     "rte_dev_(name|probe|remove)",
     "rte_dev_event_callback_(register|unregister)",
     "rte_eal_(init|cleanup)",

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -20,6 +21,7 @@
 #include <rte_eth_ring.h>
 #include <rte_ethdev.h>
 #include <rte_lcore.h>
+#include <rte_log.h>
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
 #include <rte_ring.h>
@@ -27,6 +29,9 @@
 
 /* rte_errno is a thread-local variable behind a macro. */
 static inline int holdfast_rte_errno(void) { return rte_errno; }
+
+/* DPDK writes its log to stderr and to syslog, unless it has a stream of its own. */
+static inline int holdfast_log_to_stderr(void) { return rte_openlog_stream(stderr); }
 
 /* Sets every real-time signal but the first that has its default action to be ignored. */
 static inline void holdfast_ignore_realtime_signals(void)

@@ -65,7 +65,7 @@ impl Wire {
             all_multicast: false,
             ..PortConfig::default()
         };
-        let (port, mut rx, mut tx) = device.start(&config, &[pool.clone()]).unwrap();
+        let (port, mut rx, mut tx) = device.start(&config, std::slice::from_ref(pool)).unwrap();
         Wire { port, rx: rx.remove(0), tx: tx.remove(0), pool: pool.clone() }
     }
 

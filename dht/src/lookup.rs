@@ -62,6 +62,16 @@ pub struct Candidate {
     pub suspect: bool,
     /// How far we are with it.
     pub progress: Progress,
+    /// From the request to its answer, in microseconds; `None` before that, and of ourselves.
+    pub rtt_us: Option<u64>,
+}
+
+impl Candidate {
+    /// A node that was not asked yet.
+    #[must_use]
+    pub const fn new(id: Id, address: SocketAddr, suspect: bool) -> Candidate {
+        Candidate { id, address, suspect, progress: Progress::New, rtt_us: None }
+    }
 }
 
 /// How a lookup ended.
@@ -138,6 +148,13 @@ impl Lookup {
     /// A node that was asked has answered. Tell the nodes that it named first.
     pub fn answered(&mut self, id: Id, said: Said) {
         self.progress(id, Progress::Said(said));
+    }
+
+    /// How long a node took to answer, in microseconds.
+    pub fn measured(&mut self, id: Id, rtt_us: u64) {
+        if let Some((_, candidate)) = self.candidates.iter_mut().find(|(_, c)| c.id == id) {
+            candidate.rtt_us = Some(rtt_us);
+        }
     }
 
     /// A node that was asked will not answer.
@@ -255,12 +272,7 @@ mod tests {
 
     /// A node at this distance to the target.
     fn node(distance: u128) -> Candidate {
-        Candidate {
-            id: Id(distance),
-            address: ([10, 0, 0, 1], 7000).into(),
-            suspect: false,
-            progress: Progress::New,
-        }
+        Candidate::new(Id(distance), ([10, 0, 0, 1], 7000).into(), false)
     }
 
     fn suspect(distance: u128) -> Candidate {

@@ -532,11 +532,8 @@ impl Node {
             return;
         };
         // A PING_REQ waits for another node.
-        let rtt_us = match request.purpose {
-            Purpose::Vouch(_) | Purpose::LastCall(_) => None,
-            _ => Some(rtt_us),
-        };
-        self.heard(sender, from, rtt_us);
+        let is_vouching = matches!(request.purpose, Purpose::Vouch(_) | Purpose::LastCall(_));
+        self.heard(sender, from, (!is_vouching).then_some(rtt_us));
         match request.purpose {
             Purpose::Probe | Purpose::Check => {}
             Purpose::Vouch(suspect) | Purpose::LastCall(suspect) => {
@@ -545,7 +542,7 @@ impl Node {
                 }
             }
             Purpose::Meet => self.met(from),
-            Purpose::Find(key) => self.found(key, request.peer, message),
+            Purpose::Find(key) => self.found(key, request.peer, message, rtt_us),
         }
     }
 

@@ -168,6 +168,21 @@ fn replicas(network: &mut Network, flow: FlowKey) -> Vec<usize> {
 }
 
 #[test]
+fn a_survey_says_how_long_each_replica_took() {
+    let mut network = Network::of(8, 1, Weather::even(100));
+    network.publish(1, flow(1));
+    network.settle();
+    for asker in 0..8 {
+        let report = network.survey(asker, flow(1));
+        assert_eq!(report.replicas.len(), 3);
+        for replica in report.replicas {
+            let expected = (replica.locator != locator(asker)).then_some(200);
+            assert_eq!(replica.rtt_us, expected, "{asker}: {replica:?}");
+        }
+    }
+}
+
+#[test]
 fn r12_reuse_at_another_server_tells_the_old_owner_at_once() {
     let mut network = Network::of(8, 1, Weather::even(100));
     for n in 0..40 {

@@ -9,6 +9,7 @@ mod lookup;
 mod reload;
 mod sessions;
 mod show;
+mod top;
 mod trace;
 
 use std::io::{self, ErrorKind, Write};
@@ -57,6 +58,7 @@ enum Verb {
     Trace(trace::Trace),
     Capture(capture::Capture),
     Reload(reload::Reload),
+    Top(top::Top),
 }
 
 /// The daemon that is asked, and the form in which its answers are printed.
@@ -141,6 +143,7 @@ impl Cli {
             Verb::Trace(trace) => trace.run(daemon),
             Verb::Capture(capture) => capture.run(daemon),
             Verb::Reload(reload) => reload.run(daemon),
+            Verb::Top(top) => top.run(daemon),
         };
         let Err(failure) = outcome else {
             return ExitCode::SUCCESS;

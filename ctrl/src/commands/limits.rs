@@ -8,7 +8,9 @@ use holdfast_dataplane::service::SERVICES_MAX;
 use holdfast_dataplane::session::owners::OwnerId;
 use holdfast_dataplane::session::table::SessionTable;
 use holdfast_dataplane::stats::{Counter, Gauge, WorkerCounters};
-use holdfast_dataplane::worker::{NOT_MINE_TO_ALL_PER_SECOND, OUT_MAX, TOO_BIG_PER_SECOND};
+use holdfast_dataplane::worker::{
+    NEIGHBOUR_ANSWERS_PER_SECOND, NOT_MINE_TO_ALL_PER_SECOND, OUT_MAX, TOO_BIG_PER_SECOND,
+};
 use holdfast_dht as dht;
 use holdfast_dpdk::Mempool;
 
@@ -260,6 +262,17 @@ fn packet_path(
             entry("worker.too_big_answers", None, Worker, TOO_BIG_PER_SECOND.into(), "per_second"),
             None,
             hits(&[Counter::TunnelTooBig]),
+        ),
+        (
+            entry(
+                "worker.neighbour_answers",
+                None,
+                Worker,
+                NEIGHBOUR_ANSWERS_PER_SECOND.into(),
+                "per_second",
+            ),
+            None,
+            hits(&[Counter::NeighbourUnanswered]),
         ),
         (
             entry("worker.uplink_waiting", None, Worker, OUT_MAX as u64, "packets"),

@@ -60,6 +60,6 @@ fn replica_answer(report: &dht::ReplicaReport) -> ReplicaAnswer {
         answer: answer.to_owned(),
         owner: claim.map(|claim| claim.owner),
         version: claim.map(|claim| claim.version.0),
-        rtt_us: None,
+        rtt_us: report.rtt_us,
     }
 }

@@ -874,7 +874,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "",
         "[dpdk]\nmbufs_per_worker = 4096",
-        "dpdk.mbufs_per_worker = 4096: expected at least 6912: the descriptors of both ports",
+        "dpdk.mbufs_per_worker = 4096: expected at least 6912: the descriptors of all ports",
     ),
     (
         "",

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
 
+use holdfast_dataplane::worker::PortLimits;
 use holdfast_dht::{Counter, Service};
 use holdfast_handoff::rings;
 use holdfast_net::HashKey;
@@ -53,7 +54,8 @@ impl Bench {
         let services = Services::new(config.service_sockets()).unwrap();
         let timeouts = appliance::timeouts(&config);
         let table = SessionTable::new(services.clone(), 1024, &timeouts, HashKey([1, 2])).unwrap();
-        let settings = appliance::settings(&config, services, 1500);
+        let ports = PortLimits { uplink_mtu: 1500, host_mtu: 1500, offloads_checksum: false };
+        let settings = appliance::settings(&config, services, ports);
         let (dht, keys) = appliance::dht_config(&config);
         let core = Service::bind(dht, keys, Arc::default()).unwrap();
         let (_, core_end) = rings(1, 1, core.doorbell());

@@ -51,7 +51,7 @@ pub fn incidents(reply: &IncidentsReply) -> String {
 }
 
 /// The kinds, each once, and how many servers they are about.
-fn causes_in_short(causes: &[Cause]) -> String {
+pub(crate) fn causes_in_short(causes: &[Cause]) -> String {
     let mut kinds: Vec<CauseKind> = causes.iter().map(|cause| cause.kind).collect();
     kinds.sort_unstable();
     kinds.dedup();

@@ -22,6 +22,7 @@ use humantime_serde::re::humantime::format_rfc3339_millis;
 pub use config::config;
 pub use explain::explain;
 pub use health::{drained, draining, health};
+pub(crate) use incidents::causes_in_short;
 pub use incidents::{incident, incidents};
 pub use limits::limits;
 pub use lookups::{lookup, lookups};
@@ -36,7 +37,7 @@ pub use workers::workers;
 use crate::protocol::{StreamEnd, StreamReply};
 
 /// Stands where there is no value.
-const NONE: &str = "-";
+pub(crate) const NONE: &str = "-";
 
 /// Lines up the cells of rows.
 struct Table {
@@ -97,15 +98,15 @@ pub fn short_time(time: Duration) -> String {
     }
 }
 
-fn micros(us: u64) -> String {
+pub(crate) fn micros(us: u64) -> String {
     short_time(Duration::from_micros(us))
 }
 
-fn millis(ms: u64) -> String {
+pub(crate) fn millis(ms: u64) -> String {
     short_time(Duration::from_millis(ms))
 }
 
-fn or_none<T: ToString>(value: Option<T>) -> String {
+pub(crate) fn or_none<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| NONE.to_owned(), |value| value.to_string())
 }
 

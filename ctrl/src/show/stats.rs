@@ -70,11 +70,12 @@ fn of_now(gauges: &Counters) -> Counters {
 
 /// The devices, and what went through them in packets.
 fn ports(ports: &[PortStats]) -> String {
-    let head = ["ROLE", "NAME", "DRIVER", "MAC", "LINK", "DOWNS", "MTU", "LACKS"];
+    let head = ["ROLE", "NAME", "DRIVER", "MAC", "LINK", "DOWNS", "MTU"];
     let mut devices = Table::new(&head, &[5, 6]);
     let head =
         ["ROLE", "NAME", "RX PACKETS", "MISSED", "ERRORS", "NO MBUF", "TX PACKETS", "ERRORS"];
     let mut packets = Table::new(&head, &[2, 3, 4, 5, 6, 7]);
+    let mut lacks = Table::new(&["ROLE", "LACKS"], &[]);
     for port in ports {
         devices.row(vec![
             port.role.clone(),
@@ -84,8 +85,10 @@ fn ports(ports: &[PortStats]) -> String {
             if port.link_up { "up" } else { "DOWN" }.to_owned(),
             port.link_downs.to_string(),
             port.mtu.to_string(),
-            if port.lacks.is_empty() { "-".to_owned() } else { port.lacks.join("; ") },
         ]);
+        for lack in &port.lacks {
+            lacks.row(vec![port.role.clone(), lack.clone()]);
+        }
         packets.row(vec![
             port.role.clone(),
             port.name.clone(),
@@ -97,7 +100,11 @@ fn ports(ports: &[PortStats]) -> String {
             port.tx_errors.to_string(),
         ]);
     }
-    format!("{}\n{}", devices.render(), packets.render())
+    let mut text = format!("{}\n{}", devices.render(), packets.render());
+    if ports.iter().any(|port| !port.lacks.is_empty()) {
+        text = format!("{text}\n{}", lacks.render());
+    }
+    text
 }
 
 /// Gauges, all of them, and counters, which are left out at 0 unless `all`.

@@ -71,6 +71,9 @@ impl Eal {
 
         // SAFETY: changes only the disposition of signals that nothing handles.
         unsafe { sys::holdfast_ignore_realtime_signals() };
+        // Once is enough: under a service manager both end in the same journal.
+        // SAFETY: stores a stream that is open for as long as the process lives.
+        unsafe { sys::holdfast_log_to_stderr() };
         let parsed = init_raw(argc, argv);
         let Ok(parsed) = usize::try_from(parsed) else {
             return Err(Error::EalInit {

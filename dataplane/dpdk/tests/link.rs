@@ -48,7 +48,7 @@ fn a_change_of_the_link_is_told() {
 
     let tap = Device::attach(&eal, "net_tap0,iface=tap0").unwrap().remove(0);
     assert!(tap.info().unwrap().link_interrupt);
-    let (port, _rx, _tx) = tap.start(&config, &[pool.clone()]).unwrap();
+    let (port, _rx, _tx) = tap.start(&config, std::slice::from_ref(&pool)).unwrap();
     assert_eq!(port.info().refused, []);
     ip("link set tap0 up");
     let before = port.link_changes();

@@ -71,6 +71,8 @@ pub struct ReplicaReport {
     pub locator: IpAddr,
     /// What it said.
     pub said: Statement,
+    /// From the request to its answer, in microseconds; `None` without an answer, and of ourselves.
+    pub rtt_us: Option<u64>,
 }
 
 /// What the replicas of a flow say.
@@ -346,28 +348,21 @@ impl Node {
             Goal::Replicas | Goal::Owner | Goal::Survey => self.config.replicas,
         };
         let mut lookup = Lookup::new(key.target, key.goal, placement, width, self.config.alpha);
-        let candidate = |id, address, suspect| {
-            let progress = Progress::New;
-            Candidate { id, address, suspect, progress }
-        };
         for contact in self.table.closest(key.target, width + CANDIDATES_MORE) {
-            lookup.learn(candidate(contact.id, contact.address, contact.is_suspect()));
+            lookup.learn(Candidate::new(contact.id, contact.address, contact.is_suspect()));
         }
         // With very many servers we are not always one of those that can hold the record.
         let mut own = placement.is_plain();
         for replica in self.table.replicas(key.target, REPLICAS_MAX) {
             match replica.slot {
                 Slot::OWN => own = true,
-                _ => lookup.learn(candidate(replica.id, replica.address, replica.suspect)),
+                _ => lookup.learn(Candidate::new(replica.id, replica.address, replica.suspect)),
             }
         }
         if own && matches!(key.goal, Goal::Owner | Goal::Survey) {
-            lookup.learn(Candidate {
-                id: self.own.id,
-                address: self.config.listen,
-                suspect: false,
-                progress: Progress::Said(self.own_statement(key.target)),
-            });
+            let progress = Progress::Said(self.own_statement(key.target));
+            let own = Candidate::new(self.own.id, self.config.listen, false);
+            lookup.learn(Candidate { progress, ..own });
         }
         lookup
     }
@@ -399,7 +394,7 @@ impl Node {
     }
 
     /// A node has answered a lookup.
-    pub(super) fn found(&mut self, key: LookupKey, peer: Id, message: Message) {
+    pub(super) fn found(&mut self, key: LookupKey, peer: Id, message: Message, rtt_us: u64) {
         let said = match message {
             Message::Found(claim) => self.judge(claim),
             Message::Gone(claim) => Said::Deleted(claim),
@@ -414,6 +409,7 @@ impl Node {
             _ => Said::NotHeld,
         };
         if let Some(running) = self.lookups.get_mut(&key) {
+            running.lookup.measured(peer, rtt_us);
             running.lookup.answered(peer, said);
             self.advance(key);
         }
@@ -441,12 +437,8 @@ impl Node {
             }
             let id = self.hasher.node(address.ip());
             let contact = self.table.get(id);
-            let candidate = Candidate {
-                id,
-                address: contact.map_or(address, |c| c.address),
-                suspect: contact.is_some_and(|c| c.is_suspect()),
-                progress: Progress::New,
-            };
+            let known = contact.map_or(address, |c| c.address);
+            let candidate = Candidate::new(id, known, contact.is_some_and(|c| c.is_suspect()));
             self.heard_of(id, address);
             if let Some(running) = self.lookups.get_mut(&key) {
                 running.lookup.learn(candidate);
@@ -616,6 +608,7 @@ impl Node {
                 Progress::Said(Said::NotHeld) => Statement::NotHeld,
                 Progress::New | Progress::Asked | Progress::Failed => Statement::NoAnswer,
             },
+            rtt_us: candidate.rtt_us,
         };
         let (outcome, claim) = outcome(verdict);
         let report = Box::new(LookupReport {

@@ -65,6 +65,7 @@ fn explained(case: Case) -> ExplainReply {
             .map(|(said, last)| dht::ReplicaReport {
                 locator: [10, 0, 0, last].into(),
                 said: *said,
+                rtt_us: None,
             })
             .collect(),
     };
