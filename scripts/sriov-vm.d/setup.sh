@@ -52,6 +52,7 @@ apt_get() { apt-get -q -y -o DPkg::Lock::Timeout=120 "$@" >&2; }
 install_qemu() {
     local codename mirror release=()
     if (($(qemu_candidate) < QEMU_MAJOR_MIN)); then
+        # shellcheck source=/dev/null
         codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")-backports
         if [[ -z $(mirror_of "$codename") ]]; then
             mirror=$(mirror_of "${codename%-backports}")
