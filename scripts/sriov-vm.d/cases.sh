@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2016 # a guest expands what is in single quotes
 # The cases: each opens sessions at server1, lets something happen, and judges. All run in one start
 # of the machines. The sessions' server is server1; what moves arrives at server2.
 

@@ -75,8 +75,8 @@ start_machine() { # NAME
     mkdir -p "$dir"
     for channel in agent monitor; do mkfifo "$dir/$channel.in" "$dir/$channel.out"; done
     mapfile -t arguments < <(machine_arguments "$1")
-    arguments+=(-serial "file:$dir/serial.log" -chardev "pipe,id=monitor,path=$dir/monitor" -mon chardev=monitor,mode=readline
-        -chardev "pipe,id=agent,path=$dir/agent" -device virtio-serial-pci -device virtserialport,chardev=agent)
+    arguments+=(-serial "file:$dir/serial.log" -chardev "pipe,id=monitor,path=$dir/monitor" -mon "chardev=monitor,mode=readline"
+        -chardev "pipe,id=agent,path=$dir/agent" -device virtio-serial-pci -device "virtserialport,chardev=agent")
     # With relative names: a socket's is 107 bytes long at most. A guest ends with this script, however
     # that ends.
     (cd "$RUN_DIR" && exec setpriv --pdeathsig KILL "$QEMU" "${arguments[@]}" </dev/null >"$dir/qemu.log" 2>&1 {LOCK}>&-) &

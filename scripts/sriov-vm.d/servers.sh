@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2016 # a guest expands what is in single quotes
 # A server's software: set up in the guest by the scripts and commands that the guide's chapter on
 # deployment has, daemons and services.
 

@@ -69,4 +69,5 @@ install_qemu() {
 # The major version that apt would install.
 qemu_candidate() { apt-cache policy qemu-system-x86 | sed -nE 's/^ +Candidate: ([0-9]+:)?([0-9]+)\..*/\2/p'; }
 
+# shellcheck disable=SC2016 # apt-get expands it
 mirror_of() { apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' "Codename: $1" | head -n 1; }
