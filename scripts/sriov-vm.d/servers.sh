@@ -164,14 +164,15 @@ ip route replace default via $(router6 "$1") dev \$interface
 END
 }
 
-# stop_daemon NAME: and takes its interface away.
+# stop_daemon NAME: and takes its interface away. The kernel's VF goes down: it would answer for the
+# addresses of the next host port.
 stop_daemon() {
     in_machine "$1" 30 '
         touch /run/holdfastd.stop
         [[ ! -e /run/holdfastd.pid ]] || kill $(cat /run/holdfastd.pid) || true
         while [[ -e /run/holdfastd.pid ]]; do sleep 0.1; done
         for interface in host0 $(ls /sys/class/net/eth0/device/virtfn1/net); do
-            [[ ! -e /sys/class/net/$interface ]] || ip addr flush dev $interface
+            [[ ! -e /sys/class/net/$interface ]] || { ip addr flush dev $interface && ip link set $interface down; }
         done
         [[ ! -e /sys/class/net/host0 ]] || ip link delete host0'
 }

@@ -5,18 +5,20 @@
 LOAD_FAMILIES=(4 6)
 # For each family.
 LOAD_MIX=(--echo 40 --half-close 8)
+# Of each request, and of its answer.
+ECHO_BYTES=4096
 
 service_of() { if [[ $1 == 4 ]]; then echo "$ANYCAST4:$SERVE_PORT"; else echo "[$ANYCAST6]:$SERVE_PORT"; fi; }
 
-# load_start ARGUMENT...: opens the sessions, and waits until all are open.
+# load_start: opens the sessions, and waits until all are open.
 load_start() {
     local family
     for family in "${LOAD_FAMILIES[@]}"; do
         in_machine router 10 "
             cd /run; rm -f load-$family.*; mkfifo load-$family.in
             ip netns exec client setsid session-load --target $(service_of "$family") --serve-target $(service_of "$family") \
-                --idle 0 --request 0 --bulk 0 ${LOAD_MIX[*]} --echo-bytes 4096 --request-interval-ms 1000 \
-                --half-close-s 8 --half-close-rate-kib 8 --ramp-ms 1500 --timeout-s 40 --duration-s 300 $* \
+                --idle 0 --request 0 --bulk 0 ${LOAD_MIX[*]} --echo-bytes $ECHO_BYTES --request-interval-ms 1000 \
+                --half-close-s 8 --half-close-rate-kib 8 --ramp-ms 1500 --timeout-s 40 --duration-s 300 \
                 <>load-$family.in >load-$family.jsonl 2>load-$family.err &
             echo \$! >load-$family.pid"
     done
