@@ -224,6 +224,8 @@ const ROWS: &[Row] = &[
     row(|s| s.program("ip", &VF_TRUSTED.replace("\"trust\":true", "\"trust\":false")), "sr-iov", "warn",
         "not trusted", "ip link set ens1 vf 1 trust on"),
     row(|s| s.remove("bin/ip"), "sr-iov", "warn", "does not say what VF 1 may do", "ip link show dev ens1"),
+    row(|s| s.write("proc/sys/net/ipv4/conf/ens1/arp_ignore", "0"), "arp", "warn",
+        "ens1 answers ARP for the host port's addresses", "sysctl -w net.ipv4.conf.ens1.arp_ignore=1"),
     row(|s| s.write("sys/devices/system/node/node0/cpulist", "0-2"), "numa", "warn", "cores [3] are not",
         "workers.cores"),
     row(|s| s.write("sys/class/net/ens1/mtu", "1531"), "mtu", "warn",

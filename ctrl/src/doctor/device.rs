@@ -74,6 +74,7 @@ fn examine_pci(
         checks.push(examine_iommu(machine, address));
     }
     checks.extend(examine_vf(machine, config, address));
+    checks.extend(examine_arp(machine, address));
     checks.extend(examine_node(machine, config, address));
 }
 
@@ -148,6 +149,23 @@ fn examine_vf(machine: &Machine, config: &Config, address: &str) -> Option<Check
         }
         Some(_) => Check::ok(name, format!("{address} is VF {number} of {interface}, trusted")),
     })
+}
+
+/// The kernel's interface of the PF is on the same link, and answers there for any address that the
+/// kernel has, the host port's too, unless told otherwise.
+fn examine_arp(machine: &Machine, address: &str) -> Option<Check> {
+    let pf = format!("sys/bus/pci/devices/{address}/physfn/net");
+    let interface = machine.names(&pf).into_iter().next()?;
+    let ignored =
+        |interface: &str| machine.number(&format!("proc/sys/net/ipv4/conf/{interface}/arp_ignore"));
+    // The greater of the two holds.
+    if ignored(&interface)?.max(ignored("all").unwrap_or(0)) > 0 {
+        return None;
+    }
+    let found =
+        format!("{interface} answers ARP for the host port's addresses, past the appliance");
+    let mend = format!("sysctl -w net.ipv4.conf.{interface}.arp_ignore=1");
+    Some(Check::warn("arp", found, mend))
 }
 
 /// Workers and the device's memory belong on one NUMA node.
