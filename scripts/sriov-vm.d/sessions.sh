@@ -13,12 +13,14 @@ service_of() { if [[ $1 == 4 ]]; then echo "$ANYCAST4:$SERVE_PORT"; else echo "[
 # load_start: opens the sessions, and waits until all are open.
 load_start() {
     local family
+    # A case before may have told the client of a smaller MTU, which it remembers for ten minutes.
+    in_machine router 5 'ip -n client route flush cache; ip -n client -6 route flush cache'
     for family in "${LOAD_FAMILIES[@]}"; do
         in_machine router 10 "
             cd /run; rm -f load-$family.*; mkfifo load-$family.in
             ip netns exec client setsid session-load --target $(service_of "$family") --serve-target $(service_of "$family") \
                 --idle 0 --request 0 --bulk 0 ${LOAD_MIX[*]} --echo-bytes $ECHO_BYTES --request-interval-ms 1000 \
-                --half-close-s 8 --half-close-rate-kib 8 --ramp-ms 1500 --timeout-s 40 --duration-s 300 \
+                --half-close-s 8 --half-close-rate-kib 8 --ramp-ms 1500 --timeout-s 100 --duration-s 300 \
                 <>load-$family.in >load-$family.jsonl 2>load-$family.err &
             echo \$! >load-$family.pid"
     done
