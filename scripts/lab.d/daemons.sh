@@ -267,7 +267,7 @@ start_holdfastd() {
     fi
     holdfastd_config "$node" >"$dir/holdfastd.toml"
     mkdir -p "$dir-hold"
-    run_holdfastd "$node" hold "$dir-hold"
+    process_of "$dir-hold/holdfastd.pid" >/dev/null || run_holdfastd "$node" hold "$dir-hold"
     run_holdfastd "$node" run "$dir"
 }
 
