@@ -71,7 +71,8 @@ fn draining(state: HealthState, sessions_left: u64) -> HealthReply {
     reply.drain = Some(DrainReport { mode, since_ms: 2_000, timeout_ms: 600_000, persist: true });
     reply.prefixes.truncate(1);
     reply.prefixes[0].state = state;
-    reply.prefixes[0].route = "graceful_shutdown".to_owned();
+    let withdrawn = state == HealthState::Drained;
+    reply.prefixes[0].route = if withdrawn { "withdrawn" } else { "graceful_shutdown" }.to_owned();
     reply.checks.clear();
     reply
 }
@@ -232,12 +233,27 @@ drained: no session is left
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.ends_with("drained: the time is over, 1 local session left\n"), "{text}");
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(error, "holdfastctl: the drain's time is over: 1 sessions are left\n");
+    assert_eq!(error, "holdfastctl: the drain's time is over: 1 session left\n");
 
     // For programs, only how it ended.
     let output = run(&with(draining(HealthState::Drained, 0)), "--json drain --wait");
     let json: HealthReply = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json, draining(HealthState::Drained, 0));
+
+    // Over, and routing is not told yet: it waits on, but not for ever.
+    let mut announced = draining(HealthState::Drained, 0);
+    announced.prefixes[0].route = "graceful_shutdown".to_owned();
+    announced.prefixes[0].since_ms = 59_999;
+    let answers = [announced.clone(), draining(HealthState::Drained, 0)];
+    let output = run(&daemon(answers.map(Ok).into()), "drain --wait");
+    assert_eq!(output.status.code(), Some(0));
+    let expected = "drained: the prefixes are being withdrawn\ndrained: no session is left\n";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    announced.prefixes[0].since_ms = 60_000;
+    let output = run(&with(announced), "drain --wait");
+    assert_eq!(output.status.code(), Some(5));
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("192.168.0.1/32 may still be announced"), "{error}");
 
     let output = run(&with(reply()), "drain --wait");
     assert_eq!(output.status.code(), Some(1));

@@ -455,7 +455,7 @@ fn deletes_one_flow_at_once_and_more_only_when_that_is_said() {
 KIND   STATE        OWNER          IDLE           VERSION  PUBLISHED  FLOW
 local  established  10.0.0.1  1 min 1 s  1470182400000000  yes        20.1.1.1:1234-192.168.0.1:80
 
-1 sessions deleted, 1 records withdrawn; 3 more match
+1 session deleted, 1 record withdrawn; 3 more match
 ";
     assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
     let of_flow = SessionFilter { flow: Some(flow()), ..SessionFilter::default() };

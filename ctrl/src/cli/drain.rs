@@ -5,11 +5,14 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Daemon, Failure};
-use crate::protocol::{DrainMode, DrainTimeout, HealthReply, HealthState, Request};
+use crate::protocol::{DrainMode, DrainTimeout, HealthReply, HealthState, PrefixReport, Request};
 use crate::show;
 
 /// Pause between two looks at a drain under way.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long the announcer may take to withdraw the prefixes of a drained server, in milliseconds:
+/// as long as it pauses at most when it has failed.
+const WITHDRAWN_WITHIN_MS: u64 = 60_000;
 
 /// Send new sessions to other servers, and let those that are there go on.
 ///
@@ -28,8 +31,8 @@ pub struct Drain {
     /// Start drained from now on, until `undrain`.
     #[arg(long)]
     persist: bool,
-    /// Wait until the server is drained, and say how far it is. Exit status 4 when the time is over
-    /// and sessions are left.
+    /// Wait until the server is drained and its prefixes are withdrawn, and say how far it is. Exit
+    /// status 4 when the time is over and sessions are left, 5 when a prefix may still be announced.
     #[arg(long)]
     wait: bool,
 }
@@ -55,16 +58,29 @@ fn wait(daemon: &Daemon, mut reply: HealthReply) -> Result<(), Failure> {
             return Err(Failure::Undrained);
         }
         if reply.state == HealthState::Drained {
-            daemon.print(&reply, show::drained)?;
-            return if left == 0 { Ok(()) } else { Err(Failure::SessionsLeft(left)) };
+            let announced = still_announced(&reply);
+            if announced.is_empty() {
+                daemon.print(&reply, show::drained)?;
+                return if left == 0 { Ok(()) } else { Err(Failure::SessionsLeft(left)) };
+            }
+            if announced.iter().all(|prefix| prefix.since_ms >= WITHDRAWN_WITHIN_MS) {
+                daemon.print(&reply, show::drained)?;
+                return Err(Failure::Announced(announced[0].prefix));
+            }
         }
-        if !daemon.json && said != Some(left) {
+        let how_far = Some((reply.state, left));
+        if !daemon.json && said != how_far {
             super::print(&show::draining(&reply))?;
-            said = Some(left);
+            said = how_far;
         }
         std::thread::sleep(PAUSE);
         reply = daemon.ask(&Request::ShowHealth {})?;
     }
+}
+
+/// The prefixes that routing was not told to withdraw yet: its announcer takes a moment, or fails.
+fn still_announced(reply: &HealthReply) -> Vec<&PrefixReport> {
+    reply.prefixes.iter().filter(|prefix| prefix.route != "withdrawn").collect()
 }
 
 /// Take traffic again, after `drain`.

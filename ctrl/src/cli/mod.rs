@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ipnet::IpNet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -25,11 +26,11 @@ use thiserror::Error;
 use crate::client::{self, AskError, StreamLine};
 use crate::doctor::Doctor;
 use crate::protocol::{AnswerError, Request, StreamReply};
-use crate::show::{missed, stream_end};
+use crate::show::{self as text, missed, stream_end};
 
 const EXIT_CODES: &str = "Exit status: 0 done, 1 the daemon refused or was not understood, \
                           2 wrong usage, 3 the daemon cannot be reached, 4 `drain --wait` \
-                          with sessions left.";
+                          with sessions left, 5 with a prefix that may still be announced.";
 
 /// Asks holdfastd on this server.
 #[derive(Debug, Parser)]
@@ -103,8 +104,11 @@ pub enum Failure {
     )]
     Undrained,
     /// The drain's time is over, and there are sessions.
-    #[error("the drain's time is over: {0} sessions are left")]
+    #[error("the drain's time is over: {} left", text::count(*.0, "session"))]
     SessionsLeft(u64),
+    /// The server is drained, and routing does not know.
+    #[error("{0} may still be announced: `holdfastctl show health` says why")]
+    Announced(IpNet),
 }
 
 impl Failure {
@@ -123,6 +127,7 @@ impl Failure {
             Failure::Usage(_) => 2,
             Failure::Ask(AskError::Unreachable { .. }) => 3,
             Failure::SessionsLeft(_) => 4,
+            Failure::Announced(_) => 5,
         }
     }
 }

@@ -41,6 +41,7 @@ impl Commands {
             ("capacity", gauges.capacity),
             ("local", gauges.local),
             ("half_open", gauges.half_open),
+            ("lingering", gauges.lingering),
             ("redirect", gauges.redirects),
             ("displaced", gauges.displaced),
             ("page_bytes", table.page_bytes() as u64),

@@ -20,7 +20,7 @@ pub trait Server: Send + Sync {
     /// Whether the uplink has carrier.
     fn has_carrier(&self) -> bool;
 
-    /// Local sessions that are not over. Walks over the session table.
+    /// Local sessions that are not over.
     fn sessions_left(&self) -> u64;
 }
 
@@ -72,13 +72,7 @@ impl Server for Appliance {
     }
 
     fn sessions_left(&self) -> u64 {
-        let mut left = 0;
-        for bucket in 0..self.table.buckets() {
-            self.table.visit(bucket, |entry| {
-                let live = matches!(entry.kind(), Kind::Local(state) if !state.is_lingering());
-                left += u64::from(live);
-            });
-        }
-        left
+        let gauges = self.table.gauges();
+        gauges.local.saturating_sub(gauges.lingering)
     }
 }

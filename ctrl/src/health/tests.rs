@@ -219,14 +219,14 @@ fn is_announced_when_it_has_joined_and_published_and_all_is_up_and_not_before() 
     assert_eq!(bench.because()[0], "this server has not joined the DHT");
     *bench.server.publishing.lock().unwrap() = publishing(true, 5);
     bench.hours(0);
-    assert_eq!(bench.because()[0], "5 sessions are not published yet");
+    assert_eq!(bench.because()[0], "5 sessions not published yet");
     assert_eq!(bench.because()[1], "192.168.0.1:80: it is being checked");
     // Once could be by chance.
     *bench.server.publishing.lock().unwrap() = publishing(true, 0);
     bench.hours(0);
     *bench.server.publishing.lock().unwrap() = publishing(true, 1);
     bench.hours(0);
-    assert_eq!(bench.because()[0], "1 sessions are not published yet");
+    assert_eq!(bench.because()[0], "1 session not published yet");
     *bench.server.publishing.lock().unwrap() = publishing(true, 0);
     bench.hours(0);
     bench.hours(0);

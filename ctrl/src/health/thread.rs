@@ -11,19 +11,18 @@ use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::check::CheckThreads;
-use super::state::{Draining, Facts, State};
+use super::state::{Draining, Facts};
 use super::{Health, Publishing, Server};
 use crate::announce::{AnnounceThread, Mark, Route, Routes, Standing};
 use crate::config::Announcer;
 use crate::drain::Drain;
+use crate::show::count;
 
 /// How often the thread looks, when nothing wakes it.
 const TURN: Duration = Duration::from_millis(200);
 /// Looks in a row that must find nothing unpublished: what is on its way from a worker to the DHT
 /// core is seen in neither.
 const LOOKS: u32 = 2;
-/// How often the sessions that are left are counted: a walk over the session table.
-const COUNT: Duration = Duration::from_secs(1);
 
 /// The thread, and those of the checks and the announcer.
 #[derive(Debug)]
@@ -100,9 +99,8 @@ pub(super) struct Driver<S: ?Sized = dyn Server> {
     /// Looks in a row that found nothing unpublished.
     looks: u32,
     published: bool,
-    /// The drain at the last look, and what was counted for it when.
+    /// The drain at the last look.
     drain: Option<Drain>,
-    counted: Option<(Instant, u64)>,
     server: Arc<S>,
 }
 
@@ -130,7 +128,6 @@ impl<S: Server + ?Sized> Driver<S> {
             looks: 0,
             published: false,
             drain: None,
-            counted: None,
         }
     }
 
@@ -238,33 +235,25 @@ impl<S: Server + ?Sized> Driver<S> {
         self.looks = if unpublished == 0 { self.looks + 1 } else { 0 };
         self.published = self.looks >= LOOKS;
         if !self.published && now >= joined_at + self.health.announce.publish_within {
-            warn!("{unpublished} sessions are not published: the server is announced all the same");
+            let unpublished = count(unpublished, "session");
+            warn!("{unpublished} not published: the server is announced all the same");
             self.health.inner().unpublished += 1;
             self.published = true;
         }
         match self.published {
             true => Vec::new(),
-            false => vec![format!("{unpublished} sessions are not published yet")],
+            false => vec![format!("{} not published yet", count(unpublished, "session"))],
         }
     }
 
     /// Whether a drain is over: nothing new can come, and no session is left, or no time.
     fn look_at_drain(&mut self, order: &Drain, standing: &Standing, now: Instant) -> Draining {
         let is_new = self.drain != Some(*order);
-        if is_new {
-            self.counted = None;
-        }
-        let is_due = |(at, _): &(Instant, u64)| now.saturating_duration_since(*at) >= COUNT;
-        let is_draining = self.health.inner().state() == State::Draining;
-        if is_draining && self.counted.as_ref().is_none_or(is_due) {
-            self.counted = Some((now, self.server.sessions_left()));
-        }
         let settle = self.health.announce.settle;
         // The announcer was told what follows from the order at the last look, or later.
         let told_at = standing.since.filter(|_| !is_new).map(|since| since.max(order.since));
         let has_settled = told_at.is_some_and(|at| now.saturating_duration_since(at) >= settle);
-        let is_empty = self.counted.is_some_and(|(_, left)| left == 0);
-        let over = order.has_timed_out(now) || has_settled && is_empty;
+        let over = order.has_timed_out(now) || has_settled && self.server.sessions_left() == 0;
         Draining { mode: order.mode, over }
     }
 

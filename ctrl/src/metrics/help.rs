@@ -31,6 +31,7 @@ pub const TABLE: &[(&str, &str)] = &[
     ("capacity", "Entries that the session table has room for."),
     ("local", "Sessions of this server in the session table."),
     ("half_open", "Of these, the ones whose handshake is not complete."),
+    ("lingering", "Of these, the ones that are over and only linger."),
     ("redirect", "Redirects in the session table."),
     ("displaced", "Entries outside of their home bucket, which cost a lookup a second cache line."),
     ("page_bytes", "Size of the pages that the session table lies in."),

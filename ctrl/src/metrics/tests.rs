@@ -50,7 +50,8 @@ fn snapshot() -> Snapshot {
         rx_bytes: 77,
         ..PortStats::default()
     };
-    let table = ["capacity", "local", "half_open", "redirect", "displaced", "page_bytes"];
+    let table =
+        ["capacity", "local", "half_open", "lingering", "redirect", "displaced", "page_bytes"];
     let sessions =
         SessionCounts { at_risk: 15, saved: 5, kept: 4, reset: 3, dropped: 2, unanswered: 1 };
     Snapshot {

@@ -2,7 +2,7 @@
 
 use crate::protocol::{CheckReport, DrainReport, HealthReply, HealthState};
 
-use super::{NONE, Table, micros, millis};
+use super::{NONE, Table, count, micros, millis};
 
 /// `show health`.
 #[must_use]
@@ -29,7 +29,7 @@ pub fn health(reply: &HealthReply) -> String {
 }
 
 fn sessions(left: u64) -> String {
-    format!("{left} local {}", if left == 1 { "session" } else { "sessions" })
+    count(left, "local session")
 }
 
 fn order(drain: &DrainReport, state: HealthState) -> String {
@@ -93,6 +93,9 @@ fn checks(checks: &[CheckReport]) -> String {
 /// A line of `drain --wait` on its way.
 #[must_use]
 pub fn draining(reply: &HealthReply) -> String {
+    if reply.state == HealthState::Drained {
+        return "drained: the prefixes are being withdrawn\n".to_owned();
+    }
     let to_go = reply.drain.as_ref().and_then(to_go);
     let to_go = to_go.map_or_else(String::new, |to_go| format!(", {to_go} to go"));
     format!("{}: {} left{to_go}\n", reply.state, sessions(reply.sessions_left))

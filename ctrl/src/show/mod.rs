@@ -98,6 +98,11 @@ pub fn short_time(time: Duration) -> String {
     }
 }
 
+/// How many there are of a thing: "1 session", "2 sessions".
+pub(crate) fn count(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 pub(crate) fn micros(us: u64) -> String {
     short_time(Duration::from_micros(us))
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::protocol::{PacketItem, PacketKind, PacketOrigin, PacketVerdict, StreamReply};
 
-use super::{NONE, ended};
+use super::{NONE, count, ended};
 
 /// What `holdfastctl capture` did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -69,9 +69,9 @@ pub fn packet_comment(item: &PacketItem) -> String {
 #[must_use]
 pub fn end_of_capture(report: &CaptureReport) -> String {
     let CaptureReport { file, frames, bytes, stream } = report;
-    let packets = stream.items;
-    let kept =
-        format!("{packets} packets as {frames} frames of {bytes} bytes in {}", file.display());
+    let packets = count(stream.items, "packet");
+    let frames = count(*frames, "frame");
+    let kept = format!("{packets} as {frames} of {bytes} bytes in {}", file.display());
     format!("{kept}{}\n", ended(stream))
 }
 

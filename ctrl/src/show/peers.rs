@@ -2,7 +2,7 @@
 
 use crate::protocol::{Peer, PeersReply};
 
-use super::{NONE, Table, micros, millis, or_none, utc};
+use super::{NONE, Table, count, micros, millis, or_none, utc};
 
 /// `show peers`.
 #[must_use]
@@ -42,7 +42,7 @@ fn last_seen(peer: &Peer) -> String {
 
 /// How many there are, and how many of them not simply alive.
 fn count_of(peers: &[Peer]) -> String {
-    let mut text = format!("{} peers", peers.len());
+    let mut text = count(peers.len() as u64, "peer");
     for state in ["suspect", "away", "dead"] {
         let count = peers.iter().filter(|peer| peer.state == state).count();
         if count > 0 {

@@ -5,7 +5,7 @@ use crate::protocol::{
     SessionsReply,
 };
 
-use super::{Table, millis, or_none, utc};
+use super::{Table, count, millis, or_none, utc};
 
 /// `sessions list` and `show sessions`.
 #[must_use]
@@ -72,7 +72,7 @@ pub fn sessions_count(reply: &SessionsCountReply) -> String {
             text.push('\n');
         }
     }
-    text + &format!("{} sessions\n", reply.total)
+    text + &count(reply.total, "session") + "\n"
 }
 
 fn by(head: &str, counts: &Counters) -> String {
@@ -90,11 +90,9 @@ pub fn sessions_delete(reply: &SessionsDeleteReply) -> String {
     if !reply.sessions.is_empty() {
         text = list(&reply.sessions) + "\n";
     }
-    text += &format!(
-        "{} sessions deleted, {} records withdrawn",
-        reply.sessions.len(),
-        reply.withdrawn
-    );
+    let deleted = count(reply.sessions.len() as u64, "session");
+    let withdrawn = count(reply.withdrawn, "record");
+    text += &format!("{deleted} deleted, {withdrawn} withdrawn");
     if reply.left > 0 {
         text += &format!("; {} more match", reply.left);
     }

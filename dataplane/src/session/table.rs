@@ -149,6 +149,8 @@ pub struct Gauges {
     pub local: u64,
     /// Half-open local sessions.
     pub half_open: u64,
+    /// Local sessions that are over and only linger.
+    pub lingering: u64,
     /// Redirects.
     pub redirects: u64,
     /// Entries outside of their home bucket, which a hit needs more than one line for.
@@ -223,6 +225,7 @@ pub struct SessionTable {
     hash_key: HashKey,
     local: CachePadded<AtomicI64>,
     half_open: CachePadded<AtomicI64>,
+    lingering: CachePadded<AtomicI64>,
     redirects: CachePadded<AtomicI64>,
     displaced: CachePadded<AtomicI64>,
     changes: Changes,
@@ -294,6 +297,7 @@ impl SessionTable {
             hash_key,
             local: CachePadded::default(),
             half_open: CachePadded::default(),
+            lingering: CachePadded::default(),
             redirects: CachePadded::default(),
             displaced: CachePadded::default(),
             changes: Changes::default(),
@@ -362,6 +366,7 @@ impl SessionTable {
         Gauges {
             local: read(&self.local),
             half_open: read(&self.half_open),
+            lingering: read(&self.lingering),
             redirects: read(&self.redirects),
             displaced: read(&self.displaced),
             capacity: self.capacity,
@@ -916,6 +921,8 @@ impl SessionTable {
                 gauge.fetch_add(by, Ordering::Relaxed);
             }
         };
+        // First: of `local - lingering`, read meanwhile, nothing that lives is missing.
+        count(&self.lingering, word::is_lingering);
         count(&self.local, word::is_local);
         count(&self.half_open, |word| word & STATE == State::HalfOpen as u64);
         count(&self.redirects, word::is_redirect);

@@ -64,6 +64,12 @@ pub fn is_local(word: u64) -> bool {
     word & STATE != 0 && !is_redirect(word)
 }
 
+/// Whether it is the word of a local session that is over.
+#[inline]
+pub fn is_lingering(word: u64) -> bool {
+    matches!(kind(word), Kind::Local(state) if state.is_lingering())
+}
+
 /// Whether it is a local session's word whose version is in its place.
 #[inline]
 pub fn is_versioned(word: u64) -> bool {

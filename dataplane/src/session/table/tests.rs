@@ -168,6 +168,7 @@ proptest! {
         let gauges = table.gauges();
         prop_assert_eq!(gauges.redirects, count(|s| matches!(s, Session::Redirect { .. })));
         prop_assert_eq!(gauges.local, count(|s| matches!(s, Session::Local { .. })));
+        prop_assert_eq!(gauges.lingering, count(|s| matches!(s, Session::Local { state, .. } if state.is_lingering())));
         prop_assert_eq!(gauges.half_open, count(|s| matches!(s, Session::Local { state: State::HalfOpen, .. })));
     }
 
