@@ -222,6 +222,8 @@ pub struct Uplink {
     pub mtu: u16,
     /// Whether the device does what it offers of tags and checksums.
     pub offloads: bool,
+    /// The VLAN that the physical function has put this virtual one in.
+    pub port_vlan: Option<u16>,
 }
 
 impl Uplink {
@@ -713,6 +715,7 @@ fn uplink(reader: &mut Reader<'_>, promiscuous: bool) -> Uplink {
         promiscuous: section.flag("promiscuous", promiscuous),
         mtu: section.number("mtu", MTU_DEFAULT, 1280..=9702),
         offloads: section.flag("offloads", true),
+        port_vlan: Some(section.number("port_vlan", 0, 0..=4094)).filter(|vlan| *vlan != 0),
     };
     section.finish();
     uplink
@@ -985,6 +988,7 @@ fn check_ports(reader: &mut Reader<'_>, config: &Config) {
     }
     check_switch(reader, config);
     check_mtu(reader, config);
+    check_port_vlan(reader, config);
     let cores = &config.workers.cores;
     if cores.is_empty() && reader.sound(&["workers.cores"]) {
         reader.refuse("workers.cores", "expected at least one core");
@@ -1019,6 +1023,14 @@ fn check_mtu(reader: &mut Reader<'_>, config: &Config) {
         let right =
             format_args!("expected at most {MTU_XDP_MAX}: the host port {name} is AF_XDP's");
         reader.refuse("uplink.mtu", right);
+    }
+}
+
+fn check_port_vlan(reader: &mut Reader<'_>, config: &Config) {
+    let Uplink { device, port_vlan, .. } = &config.uplink;
+    if port_vlan.is_some() && !matches!(device, Device::Pci(_)) {
+        let right = format_args!("expected none: {device} is no virtual function of a NIC");
+        reader.refuse("uplink.port_vlan", right);
     }
 }
 

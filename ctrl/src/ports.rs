@@ -96,6 +96,7 @@ pub struct Ports {
     pub mempools: Vec<Mempool>,
     /// The uplink's link.
     pub link: Link,
+    host_mac: Option<MacAddress>,
     uplink_interface: Option<PathBuf>,
     is_uplink_pci: bool,
 }
@@ -133,7 +134,8 @@ impl Ports {
         let link_interrupt = !is_interface;
         let mtu = config.uplink.mtu_for(&config.uplink.device);
         let offloads = config.uplink.offloads;
-        let uplink_config = PortConfig { link_interrupt, mtu, offloads, ..port_config };
+        let port_vlan = config.uplink.port_vlan;
+        let uplink_config = PortConfig { link_interrupt, mtu, offloads, port_vlan, ..port_config };
         let uplink = &config.uplink.device;
         let (uplink_ports, uplink_queues) = start(eal, uplink, 0, None, &uplink_config, &pools)
             .with_context(|| format!("starting the uplink {uplink}"))?;
@@ -169,8 +171,18 @@ impl Ports {
         link.look(&uplink, Instant::now());
         let mempools = pools;
         let is_uplink_pci = matches!(config.uplink.device, Device::Pci(_));
-        let ports =
-            Ports { uplink, host_port, switch, mempools, link, uplink_interface, is_uplink_pci };
+        let is_own_interface = matches!(host, Device::Tap { .. } | Device::Vhost { .. });
+        let host_mac = is_own_interface.then(|| host_mac(config));
+        let ports = Ports {
+            uplink,
+            host_port,
+            switch,
+            mempools,
+            link,
+            host_mac,
+            uplink_interface,
+            is_uplink_pci,
+        };
         Ok((ports, queues))
     }
 
@@ -225,6 +237,7 @@ impl Ports {
             // Behind the NIC's switch it is the uplink's.
             host_mtu: host_mtu.map_or(uplink_mtu, usize::from),
             offloads_checksum: self.uplink.iter().all(|port| port.info().offloads.ipv4_checksum),
+            host_mac: self.host_mac.map(|mac| mac.0),
         })
     }
 

@@ -39,6 +39,7 @@ counters! {
     HostSent "host_sent" "Frames sent to the host."
     HostUnsent "host_unsent" "Frames dropped because the host port's transmit queue stayed full."
     HostTooBig "host_too_big" "Frames dropped because they are longer than the host port's MTU allows."
+    HostReflected "host_reflected" "Broadcasts and multicasts from the uplink dropped because the host sent them itself, and the NIC's switch gave them back."
     SwitchReflected "switch_reflected" "Through the NIC's switch: frames dropped because we sent them ourselves, which the NIC gave back."
     SwitchNotOurs "switch_not_ours" "Through the NIC's switch: frames dropped because they are for another station, or have no Ethernet header."
     SwitchGroup "switch_group" "Through the NIC's switch: broadcasts and multicasts dropped, because the kernel's function gets them itself."
@@ -171,6 +172,7 @@ impl Counter {
                 | Counter::UplinkTooBig
                 | Counter::HostUnsent
                 | Counter::HostTooBig
+                | Counter::HostReflected
                 | Counter::SwitchReflected
                 | Counter::SwitchNotOurs
                 | Counter::SwitchGroup
@@ -288,6 +290,7 @@ mod tests {
             "uplink_too_big",
             "host_unsent",
             "host_too_big",
+            "host_reflected",
             "switch_reflected",
             "switch_not_ours",
             "switch_group",

@@ -123,6 +123,8 @@ pub struct PortLimits {
     pub host_mtu: usize,
     /// The uplink's device fills in the checksums of outer IPv4 headers.
     pub offloads_checksum: bool,
+    /// The host's Ethernet address, where the host port is an interface of the kernel's that we make.
+    pub host_mac: Option<[u8; 6]>,
 }
 
 /// What workers share.
@@ -440,11 +442,24 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
                     None => Reading::Refuse(Counter::TunnelLength),
                 }
             }
+            FromUplink::Other | FromUplink::Malformed(_) | FromUplink::OtherFragment
+                if self.is_reflected(frame.data()) =>
+            {
+                Reading::Refuse(Counter::HostReflected)
+            }
             FromUplink::Other => Reading::Pass(Counter::Passed),
             FromUplink::Malformed(reason) => Reading::Pass(Counter::malformed(reason)),
             FromUplink::Fragment(_) => Reading::Fragment,
             FromUplink::OtherFragment => Reading::Pass(Counter::FragmentPassed),
         }
+    }
+
+    /// Whether it is a broadcast or multicast of the host's own: a NIC's switch may give it back, as
+    /// kernel drivers of virtual functions know. The host would take it for a station with its address.
+    fn is_reflected(&self, frame: &[u8]) -> bool {
+        let sent_by_host = |mac: [u8; 6]| frame.get(6..12) == Some(&mac[..]);
+        frame.first().is_some_and(|first| first & 1 != 0)
+            && self.shared.settings.ports.host_mac.is_some_and(sent_by_host)
     }
 
     fn pass(&mut self, frame: U::Frame, counter: Counter) {

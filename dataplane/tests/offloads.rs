@@ -59,8 +59,13 @@ struct Wire {
 
 impl Wire {
     fn start(device: Device, pool: &Mempool, offloads: bool) -> Wire {
+        Wire::start_in(None, device, pool, offloads)
+    }
+
+    fn start_in(port_vlan: Option<u16>, device: Device, pool: &Mempool, offloads: bool) -> Wire {
         let config = PortConfig {
             offloads,
+            port_vlan,
             promiscuous: false,
             all_multicast: false,
             ..PortConfig::default()
@@ -137,6 +142,7 @@ fn the_same_bytes_with_the_device_and_without() {
     let config = MempoolConfig { mbufs: 8191, cache: 0, ..MempoolConfig::default() };
     let pool = Mempool::new(&eal, "pool", &config).unwrap();
     tags(&eal, &pool);
+    port_vlan(&eal, &pool);
     checksums(&eal, &pool);
 }
 
@@ -170,6 +176,24 @@ fn tags(eal: &Eal, pool: &Mempool) {
             wire.send_bytes(&frame);
             ring.send(near.receive(is_it));
             assert_eq!(far.receive(is_it).data(), frame, "by another port, {tags:?}");
+        }
+    }
+}
+
+/// The tag of the VLAN that a function is in is no part of a frame; other tags are.
+fn port_vlan(eal: &Eal, pool: &Mempool) {
+    let plain = nets()[0].client_segment(1000, ACK, b"vlan");
+    let is_it = |bytes: &[u8]| bytes.ends_with(b"vlan");
+    let mut wire = Wire::attach(eal, "net_af_packet3,iface=v1", pool, false);
+    for offloads in [false, true] {
+        let device = Device::attach(eal, "net_af_packet4,iface=v0").unwrap().remove(0);
+        let mut near = Wire::start_in(Some(7), device, pool, offloads);
+        assert_eq!(near.port.info().offloads.vlan, Vlan { strip: true, insert: offloads });
+        for (tags, left) in [(&[][..], &[][..]), (&[0x6007], &[]), (&[9], &[9]), (&[7, 9], &[9])] {
+            wire.send_bytes(&tagged(&plain, tags));
+            let came = near.receive(is_it);
+            near.send(came);
+            assert_eq!(wire.receive(is_it).data(), tagged(&plain, left), "{tags:x?}");
         }
     }
 }

@@ -16,8 +16,8 @@ use holdfast_handoff::{Announcement, Answer, Clock, Resolution, Version};
 use holdfast_net::{FlowKey, Packet, Transport};
 use support::fragments::{cut, payload, piece, reassembled, with_flags};
 use support::{
-    ACK, Bench, FIN_ACK, HEARD, MemKernel, Net, Options, RST, RST_ACK, SYN, SYN_ACK, TIMEOUTS,
-    inside, nets, owner,
+    ACK, Bench, FIN_ACK, HEARD, HOST_MAC, MemKernel, Net, Options, RST, RST_ACK, SYN, SYN_ACK,
+    TIMEOUTS, inside, nets, owner,
 };
 
 const ENCAPSULATIONS: [Encapsulation; 3] =
@@ -332,6 +332,34 @@ fn r4_r6_what_one_worker_sends_the_owners_takes() {
             assert_eq!(there.announces(), Some(told));
         });
     }
+}
+
+/// A NIC's switch may give a function its own broadcasts and multicasts back; another station's are the
+/// host's to see.
+#[test]
+fn what_the_host_sent_to_all_does_not_come_back_to_it() {
+    let mut bench = Bench::new(nets()[0]);
+    let neighbour = [2, 0, 0, 0, 0, 9];
+    let rows = [
+        (HOST_MAC, [0xff; 6], false),
+        (HOST_MAC, [0x33, 0x33, 0, 0, 0, 1], false),
+        (neighbour, [0xff; 6], true),
+        (neighbour, HOST_MAC, true),
+        (HOST_MAC, neighbour, true),
+    ];
+    for (from, to, passes) in rows {
+        let mut frame = [to, from].concat();
+        frame.extend_from_slice(&[0x08, 0x06]);
+        frame.resize(60, 0);
+        bench.uplink_brings(&frame);
+        assert_eq!(bench.host_gets(), passes.then_some(frame), "{from:x?} to {to:x?}");
+    }
+    assert_eq!(bench.count(Counter::HostReflected), 2);
+    assert_eq!(bench.count(Counter::Passed), 3);
+    // Cut off within the addresses: as before.
+    bench.uplink_brings(&[0xff; 8]);
+    assert_eq!(bench.host_gets(), Some(vec![0xff; 8]));
+    bench.check_books();
 }
 
 /// Without the form of its configuration a server leaves the host's own traffic alone.

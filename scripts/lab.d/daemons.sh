@@ -198,16 +198,17 @@ locator = "$locator"
 control_socket = "$dir/holdfastd.sock"
 
 [dpdk]
-eal_args = ["--no-pci", "--no-telemetry"]
-huge_pages = "off"
+eal_args = ["--no-telemetry"]
+huge_pages = "$(if [[ -n $(uplink_of "$node") ]]; then echo auto; else echo off; fi)"
 memory_mib = 192
 file_prefix = "$(ns "$node")"
 
 [uplink]
-device = "$(leaf_of "$node")"
+$(uplink_keys "$node")
 
 [host_port]
 device = "tap:host0"
+$(host_mac_key "$node")
 $HOST_PORT_KEYS
 
 [workers]

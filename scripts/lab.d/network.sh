@@ -45,12 +45,13 @@ net/ipv6/conf/$scope/accept_ra 0
 net/ipv6/conf/$scope/accept_redirects 0
 net/ipv6/conf/$scope/addr_gen_mode 0
 net/ipv6/conf/$scope/keep_addr_on_down 1
-net/ipv6/conf/$scope/ignore_routes_with_linkdown 1
 END
     done
     # No duplicate-address detection and no random wait before the first
     # neighbour and router messages: links here are point to point.
+    # The links are made later, and a kernel (6.1) refuses "all" for what a link down does to its routes.
     cat <<END
+net/ipv6/conf/default/ignore_routes_with_linkdown 1
 net/ipv6/conf/default/dad_transmits 0
 net/ipv6/conf/default/router_solicitation_delay 0
 END
@@ -103,6 +104,10 @@ make_links() {
 }
 
 make_link() { # UPPER LOWER
+    if [[ -n $(uplink_of "$2") ]]; then
+        take_interface "$1" "$2"
+        return
+    fi
     ip link add "$2" netns "$(ns "$1")" type veth peer name "$1" netns "$(ns "$2")"
     prepare_interface "$1" "$2"
     prepare_interface "$2" "$1"

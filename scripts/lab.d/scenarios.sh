@@ -45,6 +45,7 @@ $HOLDFAST_LAB_TEST_DIR), and for each scenario a directory with all logs.
   --ci             those marked for CI alone (shown by --list with a !)
   --list           names, rules and variants
   --bin-dir DIR    where the binaries are (target/release)
+  --uplink SERVER=PCI,INTERFACE   as of lab up
 
 A scenario whose cause did not occur fails: it proved nothing. Exit code 0: all passed.
 END_OF_USAGE
@@ -58,6 +59,10 @@ command_test() {
             --list) list=1 ;;
             --bin-dir)
                 BIN_DIR=${2:?a directory}
+                shift
+                ;;
+            --uplink)
+                UPLINKS+="${2:?SERVER=PCI,INTERFACE} "
                 shift
                 ;;
             -h | --help) test_usage; exit 0 ;;

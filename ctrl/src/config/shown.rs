@@ -155,7 +155,8 @@ fn shown_dpdk(dpdk: &Dpdk) -> Value {
 }
 
 fn shown_uplink(uplink: &Uplink) -> Value {
-    let Uplink { device, rx_descriptors, tx_descriptors, promiscuous, mtu, offloads } = uplink;
+    let Uplink { device, rx_descriptors, tx_descriptors, promiscuous, mtu, offloads, port_vlan } =
+        uplink;
     json!({
         "device": text(device),
         "rx_descriptors": rx_descriptors,
@@ -163,6 +164,7 @@ fn shown_uplink(uplink: &Uplink) -> Value {
         "promiscuous": promiscuous,
         "mtu": mtu,
         "offloads": offloads,
+        "port_vlan": port_vlan.unwrap_or(0),
     })
 }
 

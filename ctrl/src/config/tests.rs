@@ -509,6 +509,16 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("[uplink]", "[uplink]\npromiscuous = 1", "uplink.promiscuous = 1: expected true or false"),
     (
         "\"eth1\"",
+        "\"0000:3b:02.0\"\nport_vlan = 4095",
+        "c.toml:7:13: uplink.port_vlan = 4095: expected a whole number from 0 to 4094",
+    ),
+    (
+        "\"eth1\"",
+        "\"eth1\"\nport_vlan = 7",
+        "c.toml:7:13: uplink.port_vlan = 7: expected none: eth1 is no virtual function of a NIC",
+    ),
+    (
+        "\"eth1\"",
         "\"0000:3b:02.0\"\nmtu = 1279",
         "c.toml:7:7: uplink.mtu = 1279: expected a whole number from 1280 to 9702",
     ),

@@ -240,9 +240,10 @@ impl<S: Server + ?Sized> Driver<S> {
             self.health.inner().unpublished += 1;
             self.published = true;
         }
-        match self.published {
-            true => Vec::new(),
-            false => vec![format!("{} not published yet", count(unpublished, "session"))],
+        match (self.published, unpublished) {
+            (true, _) => Vec::new(),
+            (false, 0) => vec!["whether all sessions are published is being looked at".to_owned()],
+            (false, _) => vec![format!("{} not published yet", count(unpublished, "session"))],
         }
     }
 

@@ -54,7 +54,12 @@ impl Bench {
         let services = Services::new(config.service_sockets()).unwrap();
         let timeouts = appliance::timeouts(&config);
         let table = SessionTable::new(services.clone(), 1024, &timeouts, HashKey([1, 2])).unwrap();
-        let ports = PortLimits { uplink_mtu: 1500, host_mtu: 1500, offloads_checksum: false };
+        let ports = PortLimits {
+            uplink_mtu: 1500,
+            host_mtu: 1500,
+            offloads_checksum: false,
+            host_mac: None,
+        };
         let settings = appliance::settings(&config, services, ports);
         let (dht, keys) = appliance::dht_config(&config);
         let core = Service::bind(dht, keys, Arc::default()).unwrap();

@@ -73,6 +73,16 @@ impl Mbuf {
         header.__bindgen_anon_3.tx_offload = link as u64 & 0x7f | (length as u64 & 0x1ff) << 7;
     }
 
+    /// A tag that a device took off and that is no part of the frame, as of the VLAN that a virtual
+    /// function is in: it was put in on the way here.
+    #[inline]
+    pub(crate) fn forget_tag(&mut self, vlan: u16) {
+        let header = self.header_mut();
+        if header.vlan_tci & 0xfff == vlan {
+            header.ol_flags &= !sys::HOLDFAST_MBUF_RX_VLAN_STRIPPED;
+        }
+    }
+
     /// The outer of two tags that a device took off is put back: what is left must not look like a
     /// frame with one.
     #[inline]

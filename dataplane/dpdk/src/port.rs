@@ -49,6 +49,9 @@ pub struct PortConfig {
     /// Have the device do what it offers with 802.1Q tags and IPv4 checksums. A tag that it takes off
     /// stays with its mbuf, and whatever port sends that puts it back, or has its device do so.
     pub offloads: bool,
+    /// The VLAN that the physical function has put this virtual one in, 1 to 4094: devices that show
+    /// its tag take it off, whatever `offloads` says, and nobody puts it back.
+    pub port_vlan: Option<u16>,
 }
 
 impl Default for PortConfig {
@@ -66,6 +69,7 @@ impl Default for PortConfig {
             all_multicast: true,
             link_interrupt: false,
             offloads: false,
+            port_vlan: None,
         }
     }
 }
@@ -276,12 +280,12 @@ impl Device {
         let info = inner.configure_and_start(device, config)?;
 
         let inner = Arc::new(inner);
-        let vlan = info.offloads.vlan;
+        let (vlan, port_vlan) = (info.offloads.vlan, config.port_vlan);
         if vlan.strip {
             inner.eal.strip_tags();
         }
         // SAFETY: the port runs with these queues, and this is the one place that makes them.
-        let rx = |queue| unsafe { RxQueue::new(Arc::clone(&inner), queue, vlan.strip) };
+        let rx = |queue| unsafe { RxQueue::new(Arc::clone(&inner), queue, vlan.strip, port_vlan) };
         let rx = (0..config.rx_queues).map(rx).collect();
         // SAFETY: as above.
         let tx = |queue| unsafe { TxQueue::new(Arc::clone(&inner), queue, vlan.insert) };
@@ -500,7 +504,10 @@ impl PortInner {
         }
         let offloads = Offloads {
             ipv4_checksum: config.offloads && device.tx_checksums.ipv4,
-            vlan: if config.offloads { device.vlan } else { Vlan::default() },
+            vlan: Vlan {
+                strip: device.vlan.strip && (config.offloads || config.port_vlan.is_some()),
+                insert: device.vlan.insert && config.offloads,
+            },
         };
         self.configure(config, &rss, offloads)?;
         let (rx_descriptors, tx_descriptors) = self.set_up_queues(config)?;

@@ -25,6 +25,8 @@ pub struct RxQueue {
     queue: u16,
     /// The device takes 802.1Q tags off.
     strips: bool,
+    /// The VLAN whose tag is no part of a frame.
+    port_vlan: Option<u16>,
     /// The driver may deliver a frame in several mbufs, whoever asks for it or not.
     scatters: bool,
     _not_sync: PhantomData<Cell<()>>,
@@ -51,9 +53,14 @@ impl RxQueue {
     /// # Safety
     /// The port is started with more than `queue` receive queues, and no other `RxQueue`
     /// for this one exists.
-    pub(crate) unsafe fn new(port: Arc<PortInner>, queue: u16, strips: bool) -> RxQueue {
+    pub(crate) unsafe fn new(
+        port: Arc<PortInner>,
+        queue: u16,
+        strips: bool,
+        port_vlan: Option<u16>,
+    ) -> RxQueue {
         let (port_id, scatters) = (port.id(), port.scatters());
-        RxQueue { port, port_id, queue, strips, scatters, _not_sync: PhantomData }
+        RxQueue { port, port_id, queue, strips, port_vlan, scatters, _not_sync: PhantomData }
     }
 
     /// The queue's number in its port.
@@ -92,6 +99,9 @@ impl RxQueue {
             received = burst.len() - have;
         }
         if self.strips {
+            if let Some(vlan) = self.port_vlan {
+                burst[have..].iter_mut().for_each(|mbuf| mbuf.forget_tag(vlan));
+            }
             burst[have..].iter_mut().for_each(Mbuf::keep_outer_of_two_tags);
         }
         received

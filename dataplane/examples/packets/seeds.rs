@@ -7,7 +7,9 @@ use etherparse::{IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, TcpHeader, Udp
 
 use crate::fuzz::capture::{Capture, Record};
 use crate::fuzz::switched::{KERNEL_MAC, NEXT_HOPS};
-use crate::fuzz::world::{CORE_ETHERTYPE, CORE_MAC, HOST_MAC, MEMBERS, Order, SERVICES, STRANGER};
+use crate::fuzz::world::{
+    CORE_ETHERTYPE, CORE_MAC, HOST_MAC, MEMBERS, Order, REFLECTED_MAC, SERVICES, STRANGER,
+};
 
 const ROUTER: [u8; 6] = [0x02, 0, 0, 0, 0, 0xaa];
 
@@ -752,7 +754,12 @@ fn passing(net: Net) -> Tape {
         )
         .write(&mut arp)
         .expect("memory");
-    tape.alone(arp.clone()).alone(cut(arp, 20));
+    tape.alone(arp.clone()).alone(cut(arp.clone(), 20));
+    // Given back by the NIC's switch: whole, cut, and to one station alone.
+    arp[6..12].copy_from_slice(&REFLECTED_MAC);
+    tape.alone(arp.clone()).alone(cut(arp.clone(), 20));
+    arp[..6].copy_from_slice(&HOST_MAC);
+    tape.alone(arp);
     // LLDP, a length instead of an EtherType, BGP both ways, the DHT, another port, another tunnel port.
     tape.alone([&HOST_MAC[..], &ROUTER, &[0x88, 0xcc, 2, 7, 4]].concat());
     tape.alone([&HOST_MAC[..], &ROUTER, &[0x00, 0x26, 0x42, 0x42, 3]].concat());

@@ -15,7 +15,8 @@ const PASSED: [Counter; 6] = [
 
 /// Each frame from the uplink has one of these outcomes, or is passed, or is a fragment that waits
 /// for the first.
-const OUTCOMES: [Counter; 18] = [
+const OUTCOMES: [Counter; 19] = [
+    Counter::HostReflected,
     Counter::FragmentToHost,
     Counter::FragmentToTunnel,
     Counter::FragmentExpired,

@@ -664,6 +664,7 @@ impl<'a> Bench<'a> {
     fn look_at_hosts(&self, origin: &Origin, sent: &[u8]) {
         match &origin.reading {
             Reading::Switched => panic!("what is not for us is the host's: {origin:?}"),
+            Reading::Reflected => panic!("came back to the host: {origin:?}"),
             Reading::Other => assert_eq!(sent, origin.bytes, "was changed"),
             Reading::Fragment(packet, first) => {
                 self.look_at_hosts_fragment(origin, packet, first, sent)

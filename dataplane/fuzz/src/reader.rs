@@ -6,13 +6,15 @@ use std::ops::Range;
 
 use holdfast_net::FlowKey;
 
-use super::world::{Form, World};
+use super::world::{Form, REFLECTED_MAC, World};
 
 /// What a frame is to a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reading {
     /// None of ours, sound or not.
     Other,
+    /// None of ours, to all or many, and the host has sent it itself.
+    Reflected,
     /// A fragment of what may be a service's TCP, or, rewritten, ours (R10): where its IP packet
     /// lies, and the segment, if it is the first with all of TCP's header.
     Fragment(Range<usize>, Option<Segment>),
@@ -222,7 +224,9 @@ enum From {
 impl World {
     /// What a frame from the uplink is.
     pub fn read_uplink(&self, frame: &[u8]) -> Reading {
-        self.uplink(frame).unwrap_or(Reading::Other)
+        let is_reflected = frame.len() >= 12 && frame[0] & 1 != 0 && frame[6..12] == REFLECTED_MAC;
+        let other = if is_reflected { Reading::Reflected } else { Reading::Other };
+        self.uplink(frame).unwrap_or(other)
     }
 
     /// The service's segment that a frame from the host is.

@@ -55,6 +55,9 @@ pub const OBSERVED_BIT: u32 = 8;
 /// The source address of frames that the host sends. All others but the core's come from the
 /// uplink.
 pub const HOST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
+/// The host's address as the worker knows it: such frames come from the uplink, where the NIC's switch
+/// has given them back.
+pub const REFLECTED_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 /// The source address of frames that stand for what the DHT core says.
 pub const CORE_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xc0];
 /// EtherType of those: "local experimental" (IEEE 802). Behind it are the bytes of an order.
@@ -272,6 +275,7 @@ impl World {
                 uplink_mtu: self.mtu(),
                 host_mtu: self.host_mtu(),
                 offloads_checksum: self.is_jumbo,
+                host_mac: Some(REFLECTED_MAC),
             },
             half_open_max: if self.is_tight { 2 } else { 16 },
             inbound_only: self.is_inbound_only,

@@ -348,6 +348,9 @@ impl Default for Options {
     }
 }
 
+/// What the host's kernel sends from.
+pub const HOST_MAC: [u8; 6] = [2, 0x68, 10, 0, 0, 1];
+
 pub const TIMEOUTS: Timeouts = Timeouts {
     half_open_ms: 10_000,
     established_ms: 3_600_000,
@@ -367,7 +370,12 @@ pub fn settings(net: &Net, half_open_max: u64) -> Settings {
             encapsulation: Encapsulation::Gue,
         },
         members: vec![member(net.me)],
-        ports: PortLimits { uplink_mtu: 1500, host_mtu: 1500, offloads_checksum: false },
+        ports: PortLimits {
+            uplink_mtu: 1500,
+            host_mtu: 1500,
+            offloads_checksum: false,
+            host_mac: Some(HOST_MAC),
+        },
         half_open_max,
         inbound_only: false,
         parking: ParkingLimits {

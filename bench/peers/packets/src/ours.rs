@@ -284,7 +284,12 @@ pub fn shared(table: &Ours, tunnel: Tunnel, family: Family) -> Result<Shared> {
             encapsulation,
         },
         members: vec!["10.0.0.0/24".parse()?, "fd00::/64".parse()?],
-        ports: PortLimits { uplink_mtu: 1500, host_mtu: 1500, offloads_checksum: false },
+        ports: PortLimits {
+            uplink_mtu: 1500,
+            host_mtu: 1500,
+            offloads_checksum: false,
+            host_mac: None,
+        },
         half_open_max: 1 << 20,
         inbound_only: false,
         parking: ParkingLimits {
