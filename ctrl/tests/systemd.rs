@@ -78,6 +78,28 @@ impl Service {
         panic!("never said {wanted:?}, but {heard:?}\n{}", self.daemon.log());
     }
 
+    /// Listens until the daemon has said that `name` hangs, and then not fed its watchdog for twice
+    /// the time between two feeds.
+    fn until_unfed(&self, name: &str) {
+        let hangs = format!("STATUS={name} hangs: it has not turned for ");
+        let start = Instant::now();
+        let mut heard = Vec::new();
+        let mut since: Option<Instant> = None;
+        while since.is_none_or(|since| since.elapsed() < WATCHDOG / 2) {
+            let log = || self.daemon.log();
+            assert!(start.elapsed() < PATIENCE, "{name} hangs, and {heard:?}\n{}", log());
+            let Some(said) = self.hear(WATCHDOG / 8) else { continue };
+            if said.contains(&hangs) {
+                since = Some(Instant::now());
+            } else if said.contains("WATCHDOG=1") {
+                // On a busy machine it had hung for a moment before it was made to hang: it has
+                // turned since, and that it hangs is still to be said.
+                since = None;
+            }
+            heard.push(said);
+        }
+    }
+
     /// The thread of the daemon with this name.
     fn thread(&self, name: &str) -> Pid {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
@@ -101,12 +123,7 @@ fn the_watchdog_is_fed_while_every_thread_turns_and_not_while_one_hangs() {
         let pid = service.thread(thread);
         ptrace::attach(pid).unwrap();
         waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL)).unwrap();
-        service.until(&format!("STATUS={name} hangs: it has not turned for "));
-        // Twice the time between two feeds. On a busy machine another one may hang for a moment.
-        let quiet = Instant::now() + WATCHDOG / 2;
-        while let Some(said) = service.hear(quiet.saturating_duration_since(Instant::now())) {
-            assert!(!said.contains("WATCHDOG=1"), "{name} hangs, and {said}");
-        }
+        service.until_unfed(name);
         ptrace::detach(pid, None).unwrap();
         service.until("WATCHDOG=1");
         let log = service.daemon.log();
