@@ -12,7 +12,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use nix::sys::ptrace;
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -111,6 +111,26 @@ impl Service {
     }
 }
 
+/// A thread of a daemon that is made to hang; it turns again when this is dropped. A daemon that is
+/// killed does not end before that.
+struct Hanging(Pid);
+
+impl Hanging {
+    fn make(thread: Pid) -> Hanging {
+        ptrace::attach(thread).unwrap();
+        let hanging = Hanging(thread);
+        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+        hanging
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = ptrace::detach(self.0, None);
+    }
+}
+
 #[test]
 fn the_watchdog_is_fed_while_every_thread_turns_and_not_while_one_hangs() {
     let mut service = Service::start("run", "127.79.0.1", "text");
@@ -120,11 +140,9 @@ fn the_watchdog_is_fed_while_every_thread_turns_and_not_while_one_hangs() {
     service.until("WATCHDOG=1");
 
     for (thread, name) in [("worker 0", "worker 0 on core 0"), ("dht", "the DHT core")] {
-        let pid = service.thread(thread);
-        ptrace::attach(pid).unwrap();
-        waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL)).unwrap();
+        let hanging = Hanging::make(service.thread(thread));
         service.until_unfed(name);
-        ptrace::detach(pid, None).unwrap();
+        drop(hanging);
         service.until("WATCHDOG=1");
         let log = service.daemon.log();
         for expected in [
