@@ -51,9 +51,9 @@ impl Watch {
     }
 
     /// Takes the count of each thread's turns, in the order of their names. Logs the name of each
-    /// that has begun to hang or turns again, and feeds the watchdog when that is due and each has
-    /// turned since the last time; `status` is what people are told with it. Call it at least as
-    /// often as the watchdog is to be fed.
+    /// that has begun to hang or turns again, and feeds the watchdog when that is due, none hangs
+    /// and each has turned since the last time; `status` is what people are told with it. Call it
+    /// at least as often as the watchdog is to be fed.
     pub fn look(
         &mut self,
         turns: impl IntoIterator<Item = u64>,
@@ -81,7 +81,9 @@ impl Watch {
 
     fn is_due(&self, now: Instant) -> bool {
         let due = |interval| now.saturating_duration_since(self.fed) >= interval;
-        self.interval.is_some_and(due) && self.threads.iter().all(|thread| thread.turned > self.fed)
+        // One that turned after the last feed can hang all the same, when this look is a late one.
+        let turns = |thread: &Watched| thread.turned > self.fed && !thread.hangs;
+        self.interval.is_some_and(due) && self.threads.iter().all(turns)
     }
 }
 
@@ -140,6 +142,9 @@ mod tests {
             (8, [4, 5], false, "the core has not turned since"),
             (20, [9, 6], true, "both have turned"),
             (22, [10, 7], true, "due, and both have turned"),
+            (23, [11, 8], false, "not due yet"),
+            (27, [11, 9], false, "due, but the worker hangs, though it has turned since"),
+            (28, [12, 9], true, "it turns again"),
         ];
         for (at, turns, expected, why) in rows {
             assert_eq!(fed(&mut watch, turns, start + at * SECOND), expected, "{at} s: {why}");

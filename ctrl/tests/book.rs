@@ -6,8 +6,7 @@
 #[allow(dead_code)]
 #[path = "../src/bin/holdfastd.rs"]
 mod holdfastd;
-#[path = "support/markdown.rs"]
-mod markdown;
+mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -19,7 +18,7 @@ use clap::error::ErrorKind;
 use clap::{Command, CommandFactory};
 use holdfast::cli::Cli;
 use holdfast::config::Config;
-use markdown::{Page, files, repository, simple_commands};
+use support::markdown::{Page, files, repository, simple_commands};
 
 /// Fails with all of them.
 fn none(faults: Vec<String>) {

@@ -1,6 +1,8 @@
 //! The control socket against clients that behave, that do not, and that are too many.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,6 +23,7 @@ use holdfast::socket::{
     ITEMS_PER_S_MAX, Permissions, STREAMS_MAX, SocketError,
 };
 use serde_json::{Value, json};
+use support::is_root;
 
 const SHOW_VERSION: &[u8] = b"{\"version\":1,\"command\":\"show_version\"}\n";
 
@@ -484,17 +487,6 @@ fn as_nobody(path: &Path, arguments: &str) -> Output {
     command.output().unwrap()
 }
 
-/// Whether this test can be another user; says so when not.
-fn is_root() -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        // Not by a macro, whose words the test harness keeps to itself.
-        let skipped = b"********** SKIPPED: needs root to become another user **********\n";
-        std::io::stderr().write_all(skipped).unwrap();
-    }
-    is_root
-}
-
 fn open_to_nobody(mode: u32, group: Option<u32>) -> Daemon {
     let mut daemon = daemon();
     drop(daemon.socket.take());
@@ -509,7 +501,7 @@ fn open_to_nobody(mode: u32, group: Option<u32>) -> Daemon {
 
 #[test]
 fn mode_and_group_say_who_may_read() {
-    if !is_root() {
+    if !is_root("control_socket.rs") {
         return;
     }
     let rows = [
@@ -534,7 +526,7 @@ fn mode_and_group_say_who_may_read() {
 
 #[test]
 fn unprivileged_clients_leave_seats_to_root_and_wait_when_they_ask_too_much() {
-    if !is_root() {
+    if !is_root("control_socket.rs") {
         return;
     }
     let daemon = open_to_nobody(0o666, None);

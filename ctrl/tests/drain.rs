@@ -205,60 +205,68 @@ fn a_drain_without_an_announcer_says_so() {
 
 #[test]
 fn drain_waits_and_says_how_far_it_is() {
-    let on_its_way = || {
-        let draining = |left| Ok(draining(HealthState::Draining, left));
-        vec![draining(412), draining(57), draining(57)]
-    };
     let with = |last: HealthReply| {
-        let mut answers = on_its_way();
-        answers.push(Ok(last));
-        daemon(answers)
+        let draining = |left| Ok(draining(HealthState::Draining, left));
+        daemon(vec![draining(412), draining(57), draining(57), Ok(last)])
     };
-    let daemon_of = with(draining(HealthState::Drained, 0));
-    let output = run(&daemon_of, "drain --wait");
-    assert_eq!(output.status.code(), Some(0));
+    let drained = |left| draining(HealthState::Drained, left);
+    // Over, and routing is not told yet.
+    let announced = |since_ms| {
+        let mut reply = drained(0);
+        reply.prefixes[0].route = "graceful_shutdown".to_owned();
+        reply.prefixes[0].since_ms = since_ms;
+        reply
+    };
+    // Side by side: each waits a second between two looks.
+    let runs = [
+        (with(drained(0)), "drain --wait"),
+        (with(drained(1)), "drain --wait"),
+        (with(drained(0)), "--json drain --wait"),
+        (daemon(vec![Ok(announced(59_999)), Ok(drained(0))]), "drain --wait"),
+        (with(announced(60_000)), "drain --wait"),
+        (with(reply()), "drain --wait"),
+    ];
+    let outputs = std::thread::scope(|scope| {
+        let started =
+            runs.each_ref().map(|(daemon, arguments)| scope.spawn(|| run(daemon, arguments)));
+        started.map(|run| run.join().unwrap())
+    });
+    let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let [all_gone, one_left, json, late, too_late, undrained] = &outputs;
+
+    assert_eq!(all_gone.status.code(), Some(0));
     let expected = "\
 draining: 412 local sessions left, 9 min 58 s to go
 draining: 57 local sessions left, 9 min 58 s to go
 drained: no session is left
 ";
-    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
-    let asked = daemon_of.asked.lock().unwrap();
+    assert_eq!(text(all_gone), expected);
+    let asked = runs[0].0.asked.lock().unwrap();
     assert!(
         matches!(asked[0], Request::Drain { .. }) && asked[1..] == vec![Request::ShowHealth {}; 3]
     );
 
-    let output = run(&with(draining(HealthState::Drained, 1)), "drain --wait");
-    assert_eq!(output.status.code(), Some(4));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.ends_with("drained: the time is over, 1 local session left\n"), "{text}");
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(error, "holdfastctl: the drain's time is over: 1 session left\n");
+    assert_eq!(one_left.status.code(), Some(4));
+    let last = "drained: the time is over, 1 local session left\n";
+    assert!(text(one_left).ends_with(last), "{}", text(one_left));
+    assert_eq!(error(one_left), "holdfastctl: the drain's time is over: 1 session left\n");
 
     // For programs, only how it ended.
-    let output = run(&with(draining(HealthState::Drained, 0)), "--json drain --wait");
-    let json: HealthReply = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(json, draining(HealthState::Drained, 0));
+    let json: HealthReply = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json, drained(0));
 
-    // Over, and routing is not told yet: it waits on, but not for ever.
-    let mut announced = draining(HealthState::Drained, 0);
-    announced.prefixes[0].route = "graceful_shutdown".to_owned();
-    announced.prefixes[0].since_ms = 59_999;
-    let answers = [announced.clone(), draining(HealthState::Drained, 0)];
-    let output = run(&daemon(answers.map(Ok).into()), "drain --wait");
-    assert_eq!(output.status.code(), Some(0));
+    // It waits on, but not for ever.
+    assert_eq!(late.status.code(), Some(0));
     let expected = "drained: the prefixes are being withdrawn\ndrained: no session is left\n";
-    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
-    announced.prefixes[0].since_ms = 60_000;
-    let output = run(&with(announced), "drain --wait");
-    assert_eq!(output.status.code(), Some(5));
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(error.contains("192.168.0.1/32 may still be announced"), "{error}");
+    assert_eq!(text(late), expected);
+    assert_eq!(too_late.status.code(), Some(5));
+    let announced = "192.168.0.1/32 may still be announced";
+    assert!(error(too_late).contains(announced), "{}", error(too_late));
 
-    let output = run(&with(reply()), "drain --wait");
-    assert_eq!(output.status.code(), Some(1));
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(error.contains("not to be drained any more"), "{error}");
+    assert_eq!(undrained.status.code(), Some(1));
+    let not_any_more = "not to be drained any more";
+    assert!(error(undrained).contains(not_any_more), "{}", error(undrained));
 }
 
 #[test]

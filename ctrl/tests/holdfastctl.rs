@@ -1,7 +1,6 @@
 //! The real holdfastctl against a real socket whose answers are known.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/schema.rs"]
 mod support;
 
 use std::collections::BTreeMap;
@@ -26,6 +25,7 @@ use holdfast::protocol::{
 use holdfast::socket::{ControlSocket, Handler, Permissions, Stream};
 use holdfast_net::FlowKey;
 use serde_json::{Value, json};
+use support::schema;
 
 struct Daemon {
     path: PathBuf,
@@ -1045,7 +1045,7 @@ fn json_of_every_command_is_as_the_schema_says() {
     for (command, _) in COMMANDS {
         assert!(commands.contains(command), "{command} has no row here");
     }
-    support::assert_valid(&documents);
+    schema::assert_valid(&documents);
 
     // A judge that says yes to everything is none.
     let wrong = [
@@ -1057,8 +1057,8 @@ fn json_of_every_command_is_as_the_schema_says() {
         ("answer", json!({"version": 1})),
     ];
     for (name, value) in wrong {
-        let complaints = support::complaints(&[(name.to_owned(), value.clone())]);
-        assert!(!complaints.is_empty() || support::judge().is_none(), "{name} {value}");
+        let complaints = schema::complaints(&[(name.to_owned(), value.clone())]);
+        assert!(!complaints.is_empty() || schema::judge().is_none(), "{name} {value}");
     }
 }
 

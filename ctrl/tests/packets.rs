@@ -2,10 +2,8 @@
 //! capture writes is read by tshark and capinfos, where they are installed.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/schema.rs"]
-mod schema;
+mod support;
 
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -17,6 +15,7 @@ use holdfast::protocol::{
 };
 use holdfast::socket::{ControlSocket, Handler, Permissions};
 use serde_json::{Value, json};
+use support::{schema, skipped};
 
 /// What the daemon streams.
 #[derive(Clone)]
@@ -336,11 +335,7 @@ fn captured() -> Vec<PacketItem> {
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok();
     if !found {
-        // Not by a macro, whose words the test harness keeps to itself.
-        let skipped = format!(
-            "********** SKIPPED: packets.rs reads with {program}, which is not installed **********\n"
-        );
-        std::io::stderr().write_all(skipped.as_bytes()).unwrap();
+        skipped(&format!("packets.rs reads with {program}, which is not installed"));
     }
     found
 }

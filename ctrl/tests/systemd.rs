@@ -4,73 +4,53 @@
 #![cfg(feature = "daemon")]
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::ptrace;
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+use rustix::process::Signal;
 use serde_json::Value;
-
-/// How long anything may take that has to come.
-const PATIENCE: Duration = Duration::from_secs(60);
+use support::PATIENCE;
+use support::daemon::{Daemon, Process};
 
 /// How long the service manager waits for a sign of life.
 const WATCHDOG: Duration = Duration::from_secs(2);
 
 /// A daemon, and the service manager's end of the socket that it talks to.
 struct Service {
-    daemon: Child,
+    process: Process,
+    daemon: Daemon,
     manager: UnixDatagram,
-    directory: tempfile::TempDir,
 }
 
 impl Service {
     /// Starts `holdfastd VERB`, as a server of its own.
     fn start(verb: &str, locator: &str, log_format: &str) -> Service {
-        let directory = tempfile::tempdir().unwrap();
-        let [configuration, notify, socket, log] =
-            ["c.toml", "notify", "sock", "log"].map(|name| directory.path().join(name));
-        let text = format!(
+        let daemon = Daemon::new(None);
+        daemon.configure(&format!(
             r#"
-            [node]
-            locator = "{locator}"
-            control_socket = "{}"
-            log_format = "{log_format}"
-            [dpdk]
-            eal_args = ["--no-telemetry"]
-            huge_pages = "off"
-            file_prefix = "systemd-{locator}-{}"
-            [uplink]
-            device = "net_null0"
-            [host_port]
-            device = "net_null1"
-            [[service]]
-            address = "192.168.79.1"
-            ports = [80]
-            [sessions]
-            capacity = 2048
-            half_open_max = 1024
-            [dht]
-            records_max = 2048
-            [cluster]
-            members = ["{locator}/32"]
-            insecure = true
-            "#,
-            socket.display(),
-            std::process::id(),
-        );
-        std::fs::write(&configuration, text).unwrap();
+            node.locator = "{locator}"
+            node.log_format = "{log_format}"
+            uplink.device = "net_null0"
+            host_port.device = "net_null1"
+            service = [{{ address = "192.168.79.1", ports = [80] }}]
+            cluster.members = ["{locator}/32"]
+            "#
+        ));
+        let notify = daemon.path("notify");
         let manager = UnixDatagram::bind(&notify).unwrap();
-        let mut daemon = Command::new(env!("CARGO_BIN_EXE_holdfastd"));
-        daemon.arg(verb).arg(&configuration).env("NOTIFY_SOCKET", &notify);
-        daemon.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()).stdin(Stdio::null());
-        let log = std::fs::File::create(&log).unwrap();
-        let stat = rustix::fs::fstat(&log).unwrap();
-        daemon.env("JOURNAL_STREAM", format!("{}:{}", stat.st_dev, stat.st_ino)).stderr(log);
-        Service { daemon: daemon.spawn().unwrap(), manager, directory }
+        let mut command = daemon.command(verb);
+        let log = std::fs::metadata(daemon.path("log")).unwrap();
+        command.env("NOTIFY_SOCKET", notify);
+        command.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string());
+        command.env("JOURNAL_STREAM", format!("{}:{}", log.dev(), log.ino()));
+        Service { process: Process::spawn(&mut command), daemon, manager }
     }
 
     /// What the daemon says next; `None` when it says nothing for `timeout`.
@@ -95,16 +75,34 @@ impl Service {
                 said => heard.extend(said),
             }
         }
-        panic!("never said {wanted:?}, but {heard:?}\n{}", self.log());
+        panic!("never said {wanted:?}, but {heard:?}\n{}", self.daemon.log());
     }
 
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    /// Listens until the daemon has said that `name` hangs, and then not fed its watchdog for twice
+    /// the time between two feeds.
+    fn until_unfed(&self, name: &str) {
+        let hangs = format!("STATUS={name} hangs: it has not turned for ");
+        let start = Instant::now();
+        let mut heard = Vec::new();
+        let mut since: Option<Instant> = None;
+        while since.is_none_or(|since| since.elapsed() < WATCHDOG / 2) {
+            let log = || self.daemon.log();
+            assert!(start.elapsed() < PATIENCE, "{name} hangs, and {heard:?}\n{}", log());
+            let Some(said) = self.hear(WATCHDOG / 8) else { continue };
+            if said.contains(&hangs) {
+                since = Some(Instant::now());
+            } else if said.contains("WATCHDOG=1") {
+                // On a busy machine it had hung for a moment before it was made to hang: it has
+                // turned since, and that it hangs is still to be said.
+                since = None;
+            }
+            heard.push(said);
+        }
     }
 
     /// The thread of the daemon with this name.
     fn thread(&self, name: &str) -> Pid {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.daemon.id())).unwrap();
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
         let named = |path: &std::path::PathBuf| {
             std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name)
         };
@@ -113,11 +111,23 @@ impl Service {
     }
 }
 
-impl Drop for Service {
+/// A thread of a daemon that is made to hang; it turns again when this is dropped. A daemon that is
+/// killed does not end before that.
+struct Hanging(Pid);
+
+impl Hanging {
+    fn make(thread: Pid) -> Hanging {
+        ptrace::attach(thread).unwrap();
+        let hanging = Hanging(thread);
+        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+        hanging
+    }
+}
+
+impl Drop for Hanging {
     fn drop(&mut self) {
         // It may have ended already.
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
+        let _ = ptrace::detach(self.0, None);
     }
 }
 
@@ -130,18 +140,11 @@ fn the_watchdog_is_fed_while_every_thread_turns_and_not_while_one_hangs() {
     service.until("WATCHDOG=1");
 
     for (thread, name) in [("worker 0", "worker 0 on core 0"), ("dht", "the DHT core")] {
-        let pid = service.thread(thread);
-        ptrace::attach(pid).unwrap();
-        waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL)).unwrap();
-        service.until(&format!("STATUS={name} hangs: it has not turned for "));
-        // Twice the time between two feeds. On a busy machine another one may hang for a moment.
-        let quiet = Instant::now() + WATCHDOG / 2;
-        while let Some(said) = service.hear(quiet.saturating_duration_since(Instant::now())) {
-            assert!(!said.contains("WATCHDOG=1"), "{name} hangs, and {said}");
-        }
-        ptrace::detach(pid, None).unwrap();
+        let hanging = Hanging::make(service.thread(thread));
+        service.until_unfed(name);
+        drop(hanging);
         service.until("WATCHDOG=1");
-        let log = service.log();
+        let log = service.daemon.log();
         for expected in [
             format!("\n<3>ERROR holdfast::watchdog: {name} hangs: "),
             format!("\n<6> INFO holdfast::watchdog: {name} turns again, after "),
@@ -150,31 +153,29 @@ fn the_watchdog_is_fed_while_every_thread_turns_and_not_while_one_hangs() {
         }
     }
 
-    let pid = rustix::process::Pid::from_child(&service.daemon);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    service.process.signal(Signal::TERM);
     service.until("STOPPING=1\nSTATUS=stopping");
-    assert!(service.daemon.wait().unwrap().success(), "{}", service.log());
+    assert!(service.process.wait().success(), "{}", service.daemon.log());
 }
 
 #[test]
 fn sighup_reloads_and_says_what_came_of_it() {
     let service = Service::start("run", "127.79.0.3", "json");
     service.until("READY=1");
-    let pid = rustix::process::Pid::from_child(&service.daemon);
     let hang_up = || {
-        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+        service.process.signal(Signal::HUP);
         let reloading = service.until("RELOADING=1");
         assert!(reloading.contains("\nMONOTONIC_USEC="), "{reloading}");
         service.until("READY=1")
     };
     assert!(hang_up().contains("STATUS=configuration reloaded"));
-    let path = service.directory.path().join("c.toml");
+    let path = service.daemon.path("c.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(path, text.replace("records_max = 2048", "records_max = 4096")).unwrap();
     let refused = hang_up();
     let expected = "STATUS=configuration not reloaded: dht.records_max needs a restart";
     assert!(refused.contains(expected), "{refused}");
-    let log = service.log();
+    let log = service.daemon.log();
     // Behind each line's severity is its object.
     let object = |line: &str| serde_json::from_str::<Value>(line.get(line.find('{')?..)?).ok();
     let logged = |level: &str, message: &str| {
@@ -190,9 +191,9 @@ fn sighup_reloads_and_says_what_came_of_it() {
 fn a_daemon_that_does_not_start_is_never_ready() {
     // Only a TAP is held.
     let mut service = Service::start("hold", "127.79.0.2", "json");
-    assert_eq!(service.daemon.wait().unwrap().code(), Some(1));
+    assert_eq!(service.process.wait().code(), Some(1));
     assert_eq!(service.hear(Duration::ZERO), None);
-    let log = service.log();
+    let log = service.daemon.log();
     let line = log.strip_prefix("<3>").and_then(|line| serde_json::from_str::<Value>(line).ok());
     let line = line.unwrap_or_else(|| panic!("{log}"));
     assert_eq!(line["level"], "ERROR");

@@ -1,11 +1,12 @@
 //! Holds what programs say against the protocol's schema, by an independent judge: Python's
 //! jsonschema.
-#![allow(clippy::unwrap_used)]
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+
+use super::skipped;
 
 const SCHEMA: &str = include_str!("../../../docs/specification/control-protocol.schema.json");
 
@@ -41,9 +42,7 @@ pub fn assert_valid(documents: &[(String, Value)]) {
 /// What is wrong with documents; nothing when there is no judge.
 pub fn complaints(documents: &[(String, Value)]) -> Vec<String> {
     let Some(python) = judge() else {
-        // Not by a macro, whose words the test harness keeps to itself.
-        let skipped = b"********** SKIPPED: no python3 with jsonschema **********\n";
-        std::io::stderr().write_all(skipped).unwrap();
+        skipped("no python3 with jsonschema");
         return Vec::new();
     };
     let schema: Value = serde_json::from_str(SCHEMA).unwrap();
