@@ -5,12 +5,13 @@
 
 KERNEL_PACKAGE=linux-image-amd64
 # With modprobe's dependencies. The PF's driver and vfio-pci are for the guest to find and to load.
-MODULES=(virtio_pci virtio_console virtio_net igb igbvf vfio-pci vfio_iommu_type1 tun veth vhost_net inet_diag tcp_diag)
+MODULES=(virtio_pci virtio_console virtio_net igb igbvf vfio-pci vfio_iommu_type1 tun veth vhost_net inet_diag tcp_diag
+    9p 9pnet_virtio overlay 8021q)
 PROGRAMS=(
     bash sh cat chmod chown cp cut date df dirname basename env head id kill ln ls mkdir mkfifo mknod mktemp mv nproc
     od paste printf readlink realpath rm rmdir sed seq sleep sort stat stty sync tac tail tee timeout touch tr true false
     uname uniq wc base64 sha256sum grep find xargs awk ps free sysctl
-    mount umount setsid dmesg flock taskset lscpu login agetty
+    mount umount chroot setsid dmesg flock taskset lscpu login agetty
     ip ss ping ethtool tcpdump modprobe lsmod insmod depmod
 )
 # Drivers that holdfastd has use for in a guest. EAL loads all that lie there.

@@ -66,7 +66,11 @@ router_arguments() {
 # machine_arguments NAME [KERNEL_PARAMETER]: all but where its console and its monitor are.
 machine_arguments() {
     common_arguments "$@"
-    case $1 in server*) server_arguments "$1" ;; *) router_arguments ;; esac
+    case $1 in
+        server*) server_arguments "$1" ;;
+        router) router_arguments ;;
+        lab) lab_arguments ;;
+    esac
 }
 
 start_machine() { # NAME
