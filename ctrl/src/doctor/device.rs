@@ -128,11 +128,20 @@ fn examine_vf(machine: &Machine, config: &Config, address: &str) -> Option<Check
     let shown: Option<Value> = shown.and_then(|text| serde_json::from_str(&text).ok());
     let vfs = shown.as_ref().and_then(|shown| shown[0]["vfinfo_list"].as_array());
     let vf = vfs.and_then(|vfs| vfs.iter().find(|vf| vf["vf"].as_u64() == Some(number)));
+    let vlan = vf.and_then(|vf| vf["vlan_list"][0]["vlan"].as_u64()).unwrap_or(0);
     let set = |what: &str| format!("ip link set {interface} vf {number} {what}");
     Some(match vf {
         None => {
             let found = format!("{interface} does not say what VF {number} may do");
             Check::warn(name, found, format!("ip link show dev {interface}"))
+        }
+        Some(_) if vlan != config.uplink.port_vlan.map_or(0, u64::from) => {
+            let found = format!(
+                "VF {number} of {interface} is in VLAN {vlan}, and uplink.port_vlan is {}: some NICs \
+                 leave the tag on what the VF receives",
+                config.uplink.port_vlan.unwrap_or(0)
+            );
+            Check::fail(name, found, format!("port_vlan = {vlan} in [uplink]"))
         }
         Some(_) if is_switch => Check::ok(name, format!("{address} is VF {number} of {interface}")),
         Some(vf) if vf["spoofchk"] == true => {
