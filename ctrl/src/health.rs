@@ -7,7 +7,7 @@ mod server;
 pub mod state;
 mod thread;
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -27,12 +27,17 @@ use state::{Facts, State};
 pub use server::{Publishing, Server};
 pub use thread::HealthThread;
 
+/// Longest wait for the thread to follow an order; it looks at once, unless the machine is busy.
+const FOLLOW_MAX: Duration = Duration::from_millis(500);
+
 /// What is known of this server's health; commands read it, and order drains.
 #[derive(Debug)]
 pub struct Health {
     announce: Announce,
     checks: Vec<Arc<Checked>>,
     inner: Mutex<Inner>,
+    /// Told when the thread has followed an order.
+    followed: Condvar,
     thread: OnceLock<Thread>,
 }
 
@@ -40,6 +45,9 @@ pub struct Health {
 struct Inner {
     prefixes: Vec<Prefix>,
     drain: Option<Drain>,
+    /// Orders that were given, to drain or not to, and those of them that the thread has followed.
+    ordered: u64,
+    followed: u64,
     /// What holds all prefixes back; empty when nothing does.
     awaited: Vec<String>,
     announcer: Standing,
@@ -85,6 +93,8 @@ impl Health {
             inner: Mutex::new(Inner {
                 prefixes,
                 drain,
+                ordered: 0,
+                followed: 0,
                 awaited: Vec::new(),
                 announcer: Standing::default(),
                 transitions: 0,
@@ -92,6 +102,7 @@ impl Health {
                 state_file_failures: 0,
                 state_file_trouble: None,
             }),
+            followed: Condvar::new(),
             thread: OnceLock::new(),
         }
     }
@@ -120,7 +131,8 @@ impl Health {
         self.wake();
     }
 
-    /// Orders a drain; a further order takes the place of the one before.
+    /// Orders a drain; a further order takes the place of the one before. Waits a moment for the states
+    /// to follow.
     ///
     /// # Errors
     /// When it is to outlive the daemon and cannot; it is not ordered then.
@@ -128,12 +140,11 @@ impl Health {
         let mut inner = self.inner();
         drain::persist(&self.announce.state_directory, drain.persist)?;
         inner.drain = Some(drain);
-        drop(inner);
-        self.wake();
+        self.see_followed(inner);
         Ok(())
     }
 
-    /// Takes the order to drain back, if there is one.
+    /// Takes the order to drain back, if there is one, and waits as for an order.
     ///
     /// # Errors
     /// When it would outlive the daemon all the same; it is not taken back then.
@@ -141,9 +152,21 @@ impl Health {
         let mut inner = self.inner();
         drain::persist(&self.announce.state_directory, false)?;
         inner.drain = None;
-        drop(inner);
-        self.wake();
+        self.see_followed(inner);
         Ok(())
+    }
+
+    /// Has the thread look, and waits until it has: who asks next is told what follows.
+    fn see_followed(&self, mut inner: MutexGuard<'_, Inner>) {
+        inner.ordered += 1;
+        let order = inner.ordered;
+        drop(inner);
+        if self.thread.get().is_none() {
+            return;
+        }
+        self.wake();
+        let is_ahead = |inner: &mut Inner| inner.followed < order;
+        drop(self.followed.wait_timeout_while(self.inner(), FOLLOW_MAX, is_ahead));
     }
 
     /// All that is known, with the number of local sessions that are not over.

@@ -312,6 +312,13 @@ fn others(lab: &mut Lab) {
         (&json!("ready"), &json!("announced"))
     );
     lab.text("show health");
+    // The answer is of a server that has followed, to each of several orders.
+    for _ in 0..3 {
+        let answer = lab.json("drain", "drain --withdraw --timeout 1h");
+        assert_eq!(answer["state"], "draining");
+        let answer = lab.json("undrain", "undrain");
+        assert!(answer["state"] == "ready" || answer["state"] == "joining", "{answer}");
+    }
     lab.json("drain", "drain --withdraw --timeout 0s");
     lab.json("drain", "drain --timeout 0s --wait");
     let health = lab.json("show_health", "show health");

@@ -151,7 +151,10 @@ impl<S: Server + ?Sized> Driver<S> {
             false => vec!["another process has what is announced in hand".to_owned()],
         };
         let standing = self.announcer.standing();
-        let order = self.health.inner().drain;
+        let (order, ordered) = {
+            let inner = self.health.inner();
+            (inner.drain, inner.ordered)
+        };
         let drain = order.map(|order| self.look_at_drain(&order, &standing, now));
         let facts = Facts {
             kernel_read: has_begun && self.server.kernel_read(),
@@ -168,6 +171,8 @@ impl<S: Server + ?Sized> Driver<S> {
             self.announcer.want(&routes);
         }
         self.drain = order;
+        self.health.inner().followed = ordered;
+        self.health.followed.notify_all();
     }
 
     /// The end: what is announced stays.

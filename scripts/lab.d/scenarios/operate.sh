@@ -52,7 +52,7 @@ look_around() {
     # What this machine lacks, and how it is had: no fault of the package.
     operator server1 holdfastctl doctor || true
     answered "huge pages" "clock"
-    for server in $(servers); do until_health "$server" ready 30; done
+    for server in $(servers); do until_announced "$server" 30; done
     operator server1 holdfastctl show health || fault "show health"
     answered "ready" "announced" "up"
     operator server1 holdfastctl show peers || fault "show peers"
@@ -60,13 +60,14 @@ look_around() {
     operator server1 holdfastctl top --once --size 80x24 || fault "top"
 }
 
-until_health() { # SERVER STATE SECONDS
+# Ready, and routing was told so.
+until_announced() { # SERVER SECONDS
     local tries
-    for ((tries = 0; tries < $3 * 10; tries++)); do
-        if [[ $(health "$1" .state) == "$2" ]]; then return 0; fi
+    for ((tries = 0; tries < $2 * 10; tries++)); do
+        if [[ $(health "$1" '.state == "ready" and all(.prefixes[]; .route == "announced")') == true ]]; then return 0; fi
         sleep 0.1
     done
-    fault "$1 is not $2 after $3 s: $(health "$1" '"\(.state) \(.awaited) \([.prefixes[].because])"')"
+    fault "$1 is not ready and announced after $2 s: $(health "$1" '"\(.state) \(.awaited) \([.prefixes[] | .route, .because])"')"
 }
 
 health() { # SERVER JQ_EXPRESSION
@@ -103,7 +104,7 @@ drain_server1() { # FAMILY
     load_mark undrain
     operator server1 holdfastctl undrain || fault "undrain"
     rm "$LAB_DIR/withdrawn/server1"
-    until_health server1 ready 30
+    until_announced server1 30
     wait_until_sound 40 || fault "routing does not come back to server1"
 }
 
@@ -166,7 +167,7 @@ roll_restart() {
         load_mark "restart $server"
         save_stats_of "$server"
         operator "$server" systemctl restart holdfastd || fault "restart of $server"
-        until_health "$server" ready 30
+        until_announced "$server" 30
         wait_until_sound 40 || fault "the routes did not settle"
         sleep 2
     done
