@@ -219,6 +219,10 @@ const ROWS: &[Row] = &[
     }, "iommu", "fail", "shares group 7 with 0000:3b:02.0 (iavf)", "another slot"),
     row(|s| s.write("sys/class/net/ens1/operstate", "down"), "sr-iov", "fail", "VF 1 of ens1, which is down",
         "ip link set ens1 up"),
+    row(|s| {
+        s.configure("device = \"0000:3b:02.1\"", "device = \"0000:3b:02.1\"\npromiscuous = false\n[host_port]\nmac = \"02:00:00:00:00:01\"");
+        s.program("ip", &VF_TRUSTED.replace("\"vf\":1,", "\"vf\":1,\"address\":\"02:00:00:00:00:02\","));
+    }, "sr-iov", "fail", "has the address 02:00:00:00:00:02, and the host port another one", "mac = \"02:00:00:00:00:02\" in [host_port]"),
     row(|s| s.program("ip", &VF_TRUSTED.replace("\"vf\":1,", "\"vf\":1,\"vlan_list\":[{\"vlan\":7}],")), "sr-iov", "fail",
         "VF 1 of ens1 is in VLAN 7, and uplink.port_vlan is 0", "port_vlan = 7 in [uplink]"),
     row(|s| s.program("ip", &VF_TRUSTED.replace("\"spoofchk\":false", "\"spoofchk\":true")), "sr-iov", "fail",

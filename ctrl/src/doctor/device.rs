@@ -143,6 +143,14 @@ fn examine_vf(machine: &Machine, config: &Config, address: &str) -> Option<Check
             );
             Check::fail(name, found, format!("port_vlan = {vlan} in [uplink]"))
         }
+        Some(vf) if is_deaf(config, vf["address"].as_str()) => {
+            let address = vf["address"].as_str().unwrap_or_default();
+            let found = format!(
+                "VF {number} of {interface} has the address {address}, and the host port another \
+                 one: with uplink.promiscuous = false nothing for that arrives"
+            );
+            Check::fail(name, found, format!("mac = \"{address}\" in [host_port]"))
+        }
         Some(_) if is_switch => Check::ok(name, format!("{address} is VF {number} of {interface}")),
         Some(vf) if vf["spoofchk"] == true => {
             let found = format!(
@@ -158,6 +166,14 @@ fn examine_vf(machine: &Machine, config: &Config, address: &str) -> Option<Check
         }
         Some(_) => Check::ok(name, format!("{address} is VF {number} of {interface}, trusted")),
     })
+}
+
+/// Whether the host port has another address than the uplink's function, which takes nothing else.
+fn is_deaf(config: &Config, function: Option<&str>) -> bool {
+    // Without one it is made of the locator.
+    let host = config.host_port.mac.map(|mac| mac.to_string());
+    let is_interface = matches!(config.host_port.device, Device::Tap { .. } | Device::Vhost { .. });
+    is_interface && !config.uplink.promiscuous && function.is_some() && function != host.as_deref()
 }
 
 /// The kernel's interface of the PF is on the same link, and answers there for any address that the
