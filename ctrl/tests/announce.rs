@@ -235,11 +235,17 @@ impl Lab {
         self.ask(&Request::ShowHealth {})
     }
 
-    /// Waits until the server is in this state, and its prefixes are heard like this.
+    /// Waits until the server is in this state, and its prefixes are heard like this, and it knows.
     fn until_heard(&self, state: HealthState, heard: [char; 2]) {
+        let routes = heard.map(|heard| match heard {
+            '+' => "announced",
+            '~' => "graceful_shutdown",
+            _ => "withdrawn",
+        });
         let is = || {
-            self.health().is_some_and(|health| health.state == state)
-                && [self.heard(0), self.heard(1)] == heard
+            self.health().is_some_and(|health| {
+                health.state == state && health.prefixes.iter().map(|p| &p.route).eq(&routes)
+            }) && [self.heard(0), self.heard(1)] == heard
         };
         self.daemon.until(&format!("{state}, heard {heard:?}"), is);
     }
