@@ -53,9 +53,10 @@ give_interfaces_back() {
         server=$(basename "$(dirname "$file")")
         read -r leaf interface mtu <"$file"
         node_exists "$leaf" || continue
-        ip -n "$(ns "$leaf")" link set "$server" down &&
-            ip -n "$(ns "$leaf")" link set "$server" mtu "$mtu" name "$interface" netns "$$" ||
+        if ! ip -n "$(ns "$leaf")" link set "$server" down ||
+            ! ip -n "$(ns "$leaf")" link set "$server" mtu "$mtu" name "$interface" netns "$$"; then
             warn "$interface is not given back: it is in $(ns "$leaf") as $server"
+        fi
     done
 }
 
