@@ -755,7 +755,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             Some((_, Kind::Local(state))) if !state.is_lingering() => return true,
             _ => {}
         }
-        if self.shared.table.gauges().half_open >= self.shared.settings.half_open_max {
+        if self.shared.table.half_open() >= self.shared.settings.half_open_max {
             self.count(Counter::HalfOpenOverLimit);
             return false;
         }
@@ -980,8 +980,7 @@ impl<U: Port, H: Port<Frame = U::Frame>> Worker<U, H> {
             return self.shared.table.touch(&entry, now.tick());
         }
         self.count(Counter::SessionOpened);
-        let within_limit =
-            self.shared.table.gauges().half_open < self.shared.settings.half_open_max;
+        let within_limit = self.shared.table.half_open() < self.shared.settings.half_open_max;
         if !within_limit {
             self.count(Counter::HalfOpenOverLimit);
         }

@@ -29,6 +29,8 @@ check_uplinks() {
         [[ -e /sys/class/net/$interface ]] || die "--uplink: there is no interface $interface"
         [[ -z $(ip -json address show dev "$interface" scope global | jq -r '.[].addr_info[]?.local') ]] ||
             die "--uplink: $interface has an address: it is in use"
+        ! compgen -G "/sys/class/net/$interface/upper_*" >/dev/null ||
+            die "--uplink: $interface is in use: a bridge, a bond or a VLAN is above it"
     done
 }
 
@@ -55,7 +57,7 @@ give_interfaces_back() {
         node_exists "$leaf" || continue
         if ! ip -n "$(ns "$leaf")" link set "$server" down ||
             ! ip -n "$(ns "$leaf")" link set "$server" mtu "$mtu" name "$interface" netns "$$"; then
-            warn "$interface is not given back: it is in $(ns "$leaf") as $server"
+            warn "$interface is not given back under its name: look for $server (ip link)"
         fi
     done
 }
